@@ -1,1 +1,33 @@
-
+//! Wire types of Vestibule: what controller, runner, agent, image store and people's tools say to each other.
+//!
+//! One Rust type per wire type. JSON is camelCase. Requests refuse unknown fields; replies tolerate them, so that
+//! a newer peer can add one. Nothing here does I/O except the thin HTTP client behind the feature `client`.
+//!
+//! | module | who says it to whom |
+//! |---|---|
+//! | [`ids`] | everyone |
+//! | [`session`] | controller ⇄ people: what somebody asked for |
+//! | [`machine`] | runner ⇄ controller: one life of a VM, its specification and its events |
+//! | [`agent`] | agent ⇄ runner and controller: health, report, sign-in |
+//! | [`stream`] | host ⇄ guest: how each multiplexed stream begins, and the handshake before the first |
+//! | [`egress`] | runner: the policy of the way out and what it refused |
+//! | [`pack`] | provider packs, one TOML file each |
+//! | [`image`] | image store: manifest, views |
+//! | [`cause`], [`finding`] | the vocabulary of verdicts |
+//! | [`error`] | every HTTP error body |
+//! | [`secret`] | secrets, which have no wire form but a sealed one |
+pub mod agent;
+pub mod cause;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod egress;
+pub mod error;
+pub mod finding;
+pub mod ids;
+pub mod image;
+pub mod machine;
+pub mod pack;
+pub mod secret;
+pub mod session;
+pub mod stream;
+pub mod time;

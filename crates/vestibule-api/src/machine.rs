@@ -1,0 +1,241 @@
+//! One life of a VM: its specification, its states, and what its runner reports.
+//!
+//! The runner listens on a Unix socket (`vms/<id>/runner.sock`) and speaks HTTP/1.1:
+//!
+//! | route | what |
+//! |---|---|
+//! | `GET /machine` | [`MachineView`] |
+//! | `GET /events?after=N` | NDJSON of [`RunnerEvent`]: those after `N` so far, then as they happen; ends with the VM |
+//! | `GET /console?tail=BYTES&follow=BOOL` | serial console, text |
+//! | `POST /claim` | [`Claim`]: gives the VM to a session, once; sets the egress policy |
+//! | `GET /view` with `Upgrade: rfb` | after `101`, RFB byte for byte |
+//! | `* /agent/…` | the agent's HTTP API (see [`crate::agent`]), upgrades included |
+//! | `POST /stop` | [`StopRequest`]: evidence is written, then the VM ends; answers [`Disposal`] |
+use crate::{
+    agent::{AgentEvent, Health},
+    egress::{EgressPolicy, EgressReason},
+    finding::Finding,
+    ids::{ImageDigest, MachineId, SessionId},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// Everything that a VM is. The runner gets it once, as JSON on standard input; there are no setters afterwards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VmSpec {
+    pub machine_id: MachineId,
+    /// The session it is made for; none: it waits for `POST /claim`.
+    #[serde(default)]
+    pub session_id: Option<SessionId>,
+    pub image_digest: ImageDigest,
+    /// The directory of the image in the store; it holds `manifest.json` and the artifacts that it names.
+    pub image_dir: String,
+    pub driver: DriverChoice,
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    /// The runner's own directory: sockets, serial log, VMM log. Removed when the VM has ended.
+    pub vm_dir: String,
+    /// Where the evidence bundle goes before the VM is destroyed.
+    pub evidence_dir: String,
+    pub egress: EgressPolicy,
+    /// From the runner's start to the agent's *ready*, in seconds; then the VM is ended with a finding.
+    pub boot_deadline_s: u32,
+    /// The serial log keeps so many bytes from the beginning and as many from the end.
+    pub console_keep_bytes: u64,
+    /// End the VM when nobody has claimed it or asked for it for so long, in seconds; none: never.
+    #[serde(default)]
+    pub idle_deadline_s: Option<u32>,
+}
+
+/// Which driver runs the VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverChoice {
+    /// The best one that a probe found usable on this host.
+    #[default]
+    Auto,
+    Qemu,
+    Firecracker,
+}
+
+/// States of a machine. `Gone` and `Lost` are terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineState {
+    /// The runner prepares files and starts the VMM.
+    Creating,
+    /// The VMM runs; the agent has not yet said that it is ready.
+    Booting,
+    /// The agent is ready: units active, screen painted where the image has one.
+    Up,
+    Paused,
+    /// Evidence is being taken and the VM ended.
+    Stopping,
+    /// Ended; evidence is on disk, nothing else is left.
+    Gone,
+    /// The runner disappeared without a word. Only a controller says this of a machine.
+    Lost,
+}
+
+/// `GET /machine`.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineView {
+    pub machine_id: MachineId,
+    pub session_id: Option<SessionId>,
+    pub state: MachineState,
+    /// Raised by the runner, and by nobody else, with every change of state.
+    pub generation: u64,
+    pub image_digest: ImageDigest,
+    /// `qemu` or `firecracker`, with accelerator: `qemu/tcg`, `qemu/kvm`, `firecracker/kvm`.
+    pub driver: String,
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    pub runner_pid: u32,
+    #[serde(default)]
+    pub vmm_pid: Option<u32>,
+    pub started_at: Timestamp,
+    #[serde(default)]
+    pub ready_at: Option<Timestamp>,
+    /// What the agent said when it became ready.
+    #[serde(default)]
+    pub health: Option<Health>,
+    /// Open view streams.
+    pub viewers: u32,
+    pub egress: EgressCounters,
+    /// Why the VM failed, where it did.
+    #[serde(default)]
+    pub failure: Option<Finding>,
+}
+
+/// Counters of the way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressCounters {
+    pub connections: u64,
+    pub refused: u64,
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+}
+
+/// One line of `GET /events`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunnerEvent {
+    /// From 1, without gaps.
+    pub seq: u64,
+    pub at: Timestamp,
+    pub event: RunnerEventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    tag = "type",
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase"
+)]
+pub enum RunnerEventKind {
+    State {
+        state: MachineState,
+        generation: u64,
+    },
+    /// A milestone on the way to *ready*.
+    Phase {
+        phase: Phase,
+    },
+    Agent {
+        event: AgentEvent,
+    },
+    /// A destination was refused or not reached. At most one event per host, port and reason a minute; `count` says
+    /// how many attempts it stands for.
+    Egress {
+        host: String,
+        port: u16,
+        reason: EgressReason,
+        count: u64,
+    },
+    /// How many view streams are open now.
+    Viewers {
+        count: u32,
+    },
+    /// The VM failed; `State` events follow.
+    Failed {
+        finding: Finding,
+    },
+    /// The last event.
+    Ended {
+        exit: Exit,
+    },
+}
+
+/// Milestones of a start, in order.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    VmmStarted,
+    /// The first byte of the serial console.
+    KernelOutput,
+    /// Guest and host have authenticated each other.
+    StreamUp,
+    /// The agent answered `GET /health` with the build that the image declares.
+    AgentUp,
+    /// The screen is painted and the browser's window is there (images with a browser only).
+    Painted,
+    Ready,
+}
+
+/// How the VMM ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Exit {
+    /// Exit code of the VMM, where it ended by itself.
+    #[serde(default)]
+    pub code: Option<i32>,
+    /// Signal that ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// Whether the runner ended it (then code and signal say nothing about the guest).
+    pub asked: bool,
+}
+
+/// `POST /claim`: gives a VM without a session to one. A second claim is refused with 409.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Claim {
+    pub session_id: SessionId,
+    pub egress: EgressPolicy,
+}
+
+/// `POST /stop`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StopRequest {
+    /// Why, for the evidence.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// What existed of a VM, and whether it is gone: written to the evidence as `disposal.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disposal {
+    pub machine_id: MachineId,
+    pub at: Timestamp,
+    pub items: Vec<DisposedItem>,
+    /// Whether every item is gone.
+    pub complete: bool,
+}
+
+/// One thing that the VM had on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DisposedItem {
+    /// `process`, `socket`, `directory`, `memory`, `file`.
+    pub kind: String,
+    pub name: String,
+    pub gone: bool,
+}

@@ -1,0 +1,297 @@
+//! What somebody asked for: one sign-in, from *Connect* to a sealed credential.
+use crate::{
+    egress::EgressReason,
+    finding::{Finding, Verdict},
+    ids::{CredentialId, ImageDigest, MachineId, ProviderId, SessionId},
+    machine::{MachineState, Phase},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// States of a session. The last four are terminal; every other one has a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionState {
+    /// The row exists.
+    Requested,
+    /// A place for the VM is looked for.
+    Placing,
+    /// The VM starts.
+    Starting,
+    /// Agent and screen are ready; the login is about to start.
+    Ready,
+    /// The tool runs and the person is at work.
+    AwaitingUser,
+    /// The tool wrote a complete credential; it is being sealed.
+    Capturing,
+    Completed,
+    Failed,
+    Cancelled,
+    Expired,
+}
+
+impl SessionState {
+    /// Every state, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Requested,
+        Self::Placing,
+        Self::Starting,
+        Self::Ready,
+        Self::AwaitingUser,
+        Self::Capturing,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
+    /// Whether nothing can follow.
+    pub const fn is_terminal(self) -> bool {
+        matches!(
+            self,
+            Self::Completed | Self::Failed | Self::Cancelled | Self::Expired
+        )
+    }
+
+    /// The id on the wire and in the database.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Placing => "placing",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::AwaitingUser => "awaiting-user",
+            Self::Capturing => "capturing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// The state with this id.
+    pub fn from_id(id: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.id() == id)
+    }
+}
+
+/// `POST /api/auth/start`.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartRequest {
+    pub provider: ProviderId,
+    /// For whom; `local` where nobody is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// Id of the pack's flow; none: its first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<String>,
+    /// Image alias; none: the configured one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+/// `201` of `POST /api/auth/start`.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StartReply {
+    pub session_id: SessionId,
+    pub provider: ProviderId,
+    pub state: SessionState,
+}
+
+/// `GET /api/auth/session/{id}`.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionView {
+    pub session_id: SessionId,
+    pub provider: ProviderId,
+    pub flow: String,
+    pub user_id: String,
+    pub state: SessionState,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    #[serde(default)]
+    pub deadline_at: Option<Timestamp>,
+    #[serde(default)]
+    pub machine_id: Option<MachineId>,
+    #[serde(default)]
+    pub machine_state: Option<MachineState>,
+    #[serde(default)]
+    pub image_digest: Option<ImageDigest>,
+    /// Whether the alias points to another image by now.
+    pub made_from_older_image: bool,
+    /// The credential in the vault, once captured. Survives the VM.
+    #[serde(default)]
+    pub credential_id: Option<CredentialId>,
+    #[serde(default)]
+    pub account: Option<String>,
+    /// A code that the person compares or types.
+    #[serde(default)]
+    pub user_code: Option<String>,
+    /// Why it failed.
+    #[serde(default)]
+    pub failure: Option<Verdict>,
+    /// Whether a view can be opened now.
+    pub viewable: bool,
+}
+
+/// One event of `GET /api/auth/session/{id}/events`; the SSE `id` is `seq`, its `event` the `type`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionEvent {
+    /// From 1 in each session, without gaps.
+    pub seq: u64,
+    pub at: Timestamp,
+    pub event: SessionEventKind,
+}
+
+/// What happened in a session, in the words that the timeline shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(
+    tag = "type",
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase"
+)]
+pub enum SessionEventKind {
+    State {
+        state: SessionState,
+    },
+    /// The VM passed a milestone.
+    Phase {
+        phase: Phase,
+    },
+    /// What the start waits for, and since when.
+    Waiting {
+        waiting_for: Vec<String>,
+    },
+    /// The tool asked for this page.
+    UrlOpened {
+        host: String,
+        path: String,
+    },
+    UrlRefused {
+        host: String,
+        why: String,
+    },
+    UserCode {
+        code: String,
+    },
+    CredentialPartial {
+        rule: String,
+        why: String,
+    },
+    EgressRefused {
+        host: String,
+        port: u16,
+        reason: EgressReason,
+        count: u64,
+    },
+    Viewers {
+        count: u32,
+    },
+    /// The browser was closed and started again.
+    BrowserRestarted,
+    Captured {
+        account: Option<String>,
+    },
+    Failure {
+        finding: Finding,
+    },
+}
+
+/// `POST /api/auth/session/{id}/tickets`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TicketRequest {
+    pub right: Right,
+}
+
+/// What a view may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Right {
+    Control,
+    View,
+}
+
+/// A ticket opens one WebSocket, once, within 30 seconds.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TicketReply {
+    pub ticket: String,
+    pub expires_at: Timestamp,
+    pub right: Right,
+}
+
+/// Close codes of `…/view` and `…/terminal` (RFC 6455 section 7.4.2, private use), always with a reason in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum CloseCode {
+    /// The ticket is missing, used, expired or for another session.
+    BadTicket = 4001,
+    /// The session has ended.
+    SessionEnded = 4002,
+    /// The VM is not ready to be viewed yet.
+    NotReady = 4003,
+    /// The runner or its VM is gone.
+    MachineGone = 4004,
+    /// Nobody in the guest answers on the other end.
+    NobodyListens = 4005,
+    /// As many viewers as one session may have.
+    TooManyViewers = 4006,
+    /// The client sent something that is not the protocol.
+    Protocol = 4007,
+    /// The client reads too slowly.
+    TooSlow = 4008,
+    /// The controller stops.
+    GoingAway = 4009,
+}
+
+/// A provider, as the dashboard shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProviderView {
+    pub id: ProviderId,
+    pub name: String,
+    pub vendor: String,
+    pub homepage: String,
+    /// What the provider's terms say of such a sign-in, in one or two sentences.
+    pub terms_note: String,
+    pub terms_url: String,
+    pub flows: Vec<FlowView>,
+    /// Why it can't be used now (a missing parameter, a tool the image lacks); none: it can.
+    #[serde(default)]
+    pub unavailable: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowView {
+    pub id: String,
+    pub title: String,
+}
+
+/// A credential's metadata. Its content is only in the vault.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialView {
+    pub credential_id: CredentialId,
+    pub provider: ProviderId,
+    pub user_id: String,
+    #[serde(default)]
+    pub account: Option<String>,
+    pub session_id: SessionId,
+    pub created_at: Timestamp,
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    pub files: Vec<CredentialFileView>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialFileView {
+    /// Path relative to the home directory.
+    pub path: String,
+    pub bytes: u64,
+}

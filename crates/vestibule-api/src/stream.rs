@@ -1,0 +1,77 @@
+//! How host and guest talk over the one stream: first a handshake, then a multiplexer (yamux), then each multiplexed
+//! stream begins with one [`Open`] header.
+//!
+//! The handshake proves to each side that the other holds the key made for this VM; it is HMAC-SHA256 over both
+//! nonces, with a label for each direction so that an answer cannot be reflected:
+//!
+//! ```text
+//! guest → host   MAGIC, 32 bytes nonce G
+//! host  → guest  MAGIC, 32 bytes nonce H, HMAC(key, "vestibule host v1"  | G | H)
+//! guest → host   HMAC(key, "vestibule guest v1" | G | H)
+//! ```
+//! A virtio-serial port has no notion of a connection: after a restore or a restart of one side, stale bytes may
+//! stand in it. The host therefore skips up to [`RESYNC_LIMIT`] bytes until it sees [`MAGIC`]; the guest sends its
+//! hello again whenever it reopens the port.
+use serde::{Deserialize, Serialize};
+
+/// Begins each side's hello. Contains bytes that no yamux header begins with.
+pub const MAGIC: [u8; 8] = *b"\xf5VSTBL1\n";
+/// Bytes in a nonce, in the key and in a tag.
+pub const KEY_LEN: usize = 32;
+/// Label of the host's tag.
+pub const HOST_LABEL: &[u8] = b"vestibule host v1";
+/// Label of the guest's tag.
+pub const GUEST_LABEL: &[u8] = b"vestibule guest v1";
+/// At most so many bytes are skipped in search of [`MAGIC`].
+pub const RESYNC_LIMIT: usize = 1 << 20;
+/// Name of the virtio-serial port (`/dev/virtio-ports/<name>`, `/sys/class/virtio-ports/*/name`).
+pub const PORT_NAME: &str = "vestibule.stream";
+/// An [`Open`] header is one line of JSON of at most so many bytes, newline included.
+pub const OPEN_LIMIT: usize = 4096;
+
+/// The first line of a multiplexed stream: what the rest of it is. The opener writes it; there is no reply line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "service", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Open {
+    /// host → guest: HTTP/1.1 to the agent's API.
+    Http,
+    /// host → guest: RFB (RFC 6143) to the guest's X server, byte for byte.
+    Rfb,
+    /// guest → host: one client connection to the egress proxy; HTTP/1.1, `CONNECT` or absolute form.
+    Proxy,
+}
+
+/// What the config drive holds: 4096 bytes, JSON padded with NUL, readable by root in the guest.
+///
+/// It is a second read-only virtio-blk disk with serial [`CONFIG_DRIVE_SERIAL`]; the host keeps it in a memfd, so the
+/// key never reaches a disk of the host's. After a restore the guest reads it again, past its cache.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigDrive {
+    pub machine_id: crate::ids::MachineId,
+    /// Raised with each boot or restore of the same machine.
+    pub generation: u64,
+    /// The stream key, base64 of [`KEY_LEN`] bytes.
+    pub stream_key: String,
+    /// The host's clock in µs since the epoch when the drive was written.
+    pub now_micros: i64,
+    /// 64 bytes for the guest kernel's generator, base64.
+    pub entropy: String,
+    /// Host name for the guest.
+    pub hostname: String,
+}
+
+impl std::fmt::Debug for ConfigDrive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigDrive")
+            .field("machine_id", &self.machine_id)
+            .field("generation", &self.generation)
+            .field("hostname", &self.hostname)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serial number of the config drive (`/sys/block/*/serial`).
+pub const CONFIG_DRIVE_SERIAL: &str = "vestibule-config";
+/// Its size in bytes.
+pub const CONFIG_DRIVE_LEN: usize = 4096;
