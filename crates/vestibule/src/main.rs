@@ -1,1 +1,117 @@
-fn main() {}
+//! `vestibule`: the host binary. Each role is one file and holds no logic of its own: it reads arguments, calls a room,
+//! and prints what came of it.
+mod api;
+mod credential;
+mod diagnose;
+mod doctor;
+mod home;
+mod image;
+mod output;
+mod provider;
+mod serve;
+mod session;
+mod vm;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Sign in with a provider's own tool in a disposable VM, and keep what the sign-in produced.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    home: home::HomeArgs,
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve API, events, viewer and dashboard.
+    Serve(serve::ServeArgs),
+    /// Print a one-time link to the dashboard of the running controller.
+    Link,
+    /// Own one VM; its specification is JSON on standard input. Started by the controller.
+    #[command(hide = true)]
+    RunVm,
+    /// Build, verify, publish and remove golden images.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Run VMs and look into them.
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+    /// Start sign-ins and follow them.
+    #[command(subcommand)]
+    Session(session::SessionCommand),
+    /// List, fetch and remove sealed credentials.
+    #[command(subcommand)]
+    Credential(credential::CredentialCommand),
+    /// Look at provider packs and check them.
+    #[command(subcommand)]
+    Provider(provider::ProviderCommand),
+    /// Say what is wrong with an image or a VM, from its evidence.
+    Diagnose(diagnose::DiagnoseArgs),
+    /// Say what this host can run, and what to install.
+    Doctor,
+    /// Print a completion script for a shell.
+    Completion {
+        /// The shell to complete for.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff).
+    #[command(hide = true)]
+    Man,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = output::Output { json: cli.json };
+    match run(cli, out) {
+        Ok(code) => code,
+        Err(error) => {
+            output::print_error(out, &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
+    let home = cli.home.resolve()?;
+    match cli.command {
+        Command::Serve(args) => runtime()?.block_on(serve::serve(home, args)),
+        Command::Link => runtime()?.block_on(serve::link(&home, out)),
+        Command::RunVm => runtime()?.block_on(vm::run_vm()),
+        Command::Image(command) => image::run(&home, command, out),
+        Command::Vm(command) => runtime()?.block_on(vm::run(&home, command, out)),
+        Command::Session(command) => runtime()?.block_on(session::run(&home, command, out)),
+        Command::Credential(command) => runtime()?.block_on(credential::run(&home, command, out)),
+        Command::Provider(command) => provider::run(&home, command, out),
+        Command::Diagnose(args) => diagnose::run(&args, out),
+        Command::Doctor => doctor::run(&home, out),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

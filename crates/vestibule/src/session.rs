@@ -1,0 +1,171 @@
+//! `vestibule session`: sign-ins by way of the controller's API.
+use crate::{
+    api::Controller,
+    home::Home,
+    output::{self, Output},
+};
+use http_body_util::BodyExt as _;
+use hyper::Method;
+use std::process::ExitCode;
+use vestibule_api::{
+    ids::{ProviderId, SessionId},
+    session::{SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest},
+};
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum SessionCommand {
+    /// Start a sign-in; prints its id and where to see it.
+    Start {
+        provider: ProviderId,
+        /// One of the pack's flows [default: its first].
+        #[arg(long)]
+        flow: Option<String>,
+        /// For whom.
+        #[arg(long)]
+        user: Option<String>,
+        /// Stay and print what happens until it ends.
+        #[arg(long)]
+        follow: bool,
+    },
+    /// List sessions, newest first.
+    List,
+    /// Show one session, with why it failed where it did.
+    Show { session: SessionId },
+    /// Print a session's events as they happen, until it ends.
+    Follow { session: SessionId },
+    /// Cancel a session and destroy its VM.
+    Cancel { session: SessionId },
+}
+
+pub(crate) async fn run(home: &Home, command: SessionCommand, out: Output) -> anyhow::Result<ExitCode> {
+    let controller = Controller::of(home)?;
+    match command {
+        SessionCommand::Start { provider, flow, user, follow: stay } => {
+            let request = StartRequest { provider, user_id: user, flow, image: None };
+            let reply: StartReply = controller.call(Method::POST, "/api/auth/start", Some(&request)).await?;
+            out.print(&reply, |reply| {
+                format!("{}\nsee it at {}/#/session/{}", reply.session_id, controller.base(), reply.session_id)
+            })?;
+            if stay { follow(&controller, reply.session_id, out).await } else { Ok(ExitCode::SUCCESS) }
+        }
+        SessionCommand::List => {
+            let sessions: Vec<SessionView> = controller.get("/api/sessions").await?;
+            out.print(&sessions, |sessions| {
+                let row = |s: &SessionView| {
+                    vec![
+                        s.session_id.to_string(),
+                        s.provider.to_string(),
+                        s.state.id().to_owned(),
+                        s.account.clone().unwrap_or_default(),
+                        s.created_at.to_string(),
+                    ]
+                };
+                output::table(
+                    &["SESSION", "PROVIDER", "STATE", "ACCOUNT", "STARTED"],
+                    &sessions.iter().map(row).collect::<Vec<_>>(),
+                )
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        SessionCommand::Show { session } => {
+            let view: SessionView = controller.get(&format!("/api/auth/session/{session}")).await?;
+            out.print(&view, show)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        SessionCommand::Follow { session } => follow(&controller, session, out).await,
+        SessionCommand::Cancel { session } => {
+            let path = format!("/api/auth/session/{session}/cancel");
+            let view: SessionView = controller.call(Method::POST, &path, None::<&()>).await?;
+            out.print(&view, show)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn show(view: &SessionView) -> String {
+    let mut text = format!(
+        "session   {}\nprovider  {} ({})\nstate     {}\nstarted   {}",
+        view.session_id,
+        view.provider,
+        view.flow,
+        view.state.id(),
+        view.created_at,
+    );
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            text.push_str(&format!("\n{name:<9} {value}"));
+        }
+    };
+    add("vm", view.machine_id.map(|id| id.to_string()));
+    add("image", view.image_digest.as_ref().map(|d| d.short().to_owned()));
+    add("account", view.account.clone());
+    add("sealed as", view.credential_id.map(|id| id.to_string()));
+    if let Some(finding) = view.failure.as_ref().and_then(|v| v.finding.as_ref()) {
+        text.push_str(&format!("\n\n{}", output::finding(finding)));
+    }
+    text
+}
+
+/// Prints events until the session is terminal. Exit status 0 only for *completed*.
+async fn follow(controller: &Controller, session: SessionId, out: Output) -> anyhow::Result<ExitCode> {
+    let path = format!("/api/auth/session/{session}/events");
+    let mut body = controller.open(Method::GET, &path, None::<&()>).await?.into_body();
+    let mut buffer = String::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        buffer.push_str(&String::from_utf8_lossy(&data));
+        while let Some(end) = buffer.find("\n\n") {
+            let block: String = buffer.drain(..end + 2).collect();
+            let Some(event) = parse_sse(&block) else { continue };
+            out.print(&event, describe)?;
+            if let SessionEventKind::State { state } = event.event
+                && state.is_terminal()
+            {
+                let done = state == SessionState::Completed;
+                return Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+        }
+    }
+    anyhow::bail!("the controller ended the event stream before session {session} ended; follow it again")
+}
+
+/// One block of an event stream (HTML Living Standard section 9.2.6).
+fn parse_sse(block: &str) -> Option<SessionEvent> {
+    let data: String = block.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
+    serde_json::from_str(&data).ok()
+}
+
+fn describe(event: &SessionEvent) -> String {
+    let what = match &event.event {
+        SessionEventKind::State { state } => state.id().to_owned(),
+        SessionEventKind::Phase { phase } => format!("  {phase:?}"),
+        SessionEventKind::Waiting { waiting_for } => format!("  waits for {}", waiting_for.join(", ")),
+        SessionEventKind::UrlOpened { host, path } => format!("  opened {host}{path}"),
+        SessionEventKind::UrlRefused { host, why } => format!("  did not open {host}: {why}"),
+        SessionEventKind::UserCode { code } => format!("  code {code}"),
+        SessionEventKind::CredentialPartial { rule, why } => format!("  {rule} is not complete: {why}"),
+        SessionEventKind::EgressRefused { host, port, reason, count } => {
+            format!("  way out: {host}:{port} {reason:?} ({count})")
+        }
+        SessionEventKind::Viewers { count } => format!("  {count} viewing"),
+        SessionEventKind::BrowserRestarted => "  browser was closed and started again".to_owned(),
+        SessionEventKind::Captured { account } => {
+            format!("  captured {}", account.as_deref().unwrap_or("a credential"))
+        }
+        SessionEventKind::Failure { finding } => output::finding(finding),
+    };
+    format!("{}  {what}", event.at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn event_blocks_parse() {
+        let block = "id: 3\nevent: state\ndata: {\"seq\":3,\"at\":\"2026-11-23T08:00:00Z\",\"event\":{\"type\":\"state\",\"state\":\"ready\"}}\n\n";
+        let event = parse_sse(block).unwrap();
+        assert_eq!(event.event, SessionEventKind::State { state: SessionState::Ready });
+        assert!(parse_sse(": keep-alive\n\n").is_none());
+    }
+}
