@@ -1,15 +1,18 @@
 //! Wire types of Vestibule: what controller, runner, agent, image store and people's tools say to each other.
 //!
 //! One Rust type per wire type. JSON is camelCase. Requests refuse unknown fields; replies tolerate them, so that
-//! a newer peer can add one. Nothing here does I/O except the thin HTTP client behind the feature `client`.
+//! a newer peer can add one. Nothing here does I/O except the thin HTTP client behind the feature `client`
+//! and the one stream behind the feature `stream`.
 //!
 //! | module | who says it to whom |
 //! |---|---|
 //! | [`ids`] | everyone |
 //! | [`session`] | controller ⇄ people: what somebody asked for |
+//! | [`control`] | controller ⇄ people: VMs, evidence, readiness, sign-in to the dashboard |
 //! | [`machine`] | runner ⇄ controller: one life of a VM, its specification and its events |
 //! | [`agent`] | agent ⇄ runner and controller: health, report, sign-in |
 //! | [`stream`] | host ⇄ guest: how each multiplexed stream begins, and the handshake before the first |
+//! | `mux` | the handshake and the multiplexer themselves, behind the feature `stream` |
 //! | [`egress`] | runner: the policy of the way out and what it refused |
 //! | [`pack`] | provider packs, one TOML file each |
 //! | [`image`] | image store: manifest, views |
@@ -20,12 +23,15 @@ pub mod agent;
 pub mod cause;
 #[cfg(feature = "client")]
 pub mod client;
+pub mod control;
 pub mod egress;
 pub mod error;
 pub mod finding;
 pub mod ids;
 pub mod image;
 pub mod machine;
+#[cfg(feature = "stream")]
+pub mod mux;
 pub mod pack;
 pub mod secret;
 pub mod session;

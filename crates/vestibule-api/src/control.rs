@@ -1,0 +1,173 @@
+//! What the controller shows and takes besides sessions: VMs, evidence, readiness, reconcilers, sign-in to the dashboard.
+use crate::{
+    ids::{ImageDigest, MachineId, SessionId},
+    machine::{MachineState, MachineView},
+    session::SessionView,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// A VM, as the controller knows it: alive or long gone.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VmView {
+    pub machine_id: MachineId,
+    #[serde(default)]
+    pub session_id: Option<SessionId>,
+    pub state: MachineState,
+    pub image_digest: ImageDigest,
+    pub created_at: Timestamp,
+    #[serde(default)]
+    pub ready_at: Option<Timestamp>,
+    #[serde(default)]
+    pub gone_at: Option<Timestamp>,
+    /// What its runner says of it now; none where it is gone or does not answer.
+    #[serde(default)]
+    pub machine: Option<MachineView>,
+    /// Whether an evidence bundle is there.
+    pub has_evidence: bool,
+}
+
+/// One file of an evidence bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EvidenceFile {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// A page of sessions, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionList {
+    pub sessions: Vec<SessionView>,
+    /// Pass as `before` for the next page; none: this is the last one.
+    #[serde(default)]
+    pub next: Option<SessionId>,
+}
+
+/// `GET /health`: the process lives. Says nothing about whether it can work; that is `GET /ready`.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Liveness {
+    /// Always `ok`.
+    pub status: String,
+    pub version: String,
+}
+
+/// `GET /ready`: whether a sign-in can be started now, and if not, what is missing.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    pub ready: bool,
+    pub checks: Vec<ReadyCheck>,
+}
+
+/// One thing that a sign-in needs.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadyCheck {
+    /// `database`, `vault`, `image`, `driver`, `disk-space`, `providers`.
+    pub name: String,
+    pub ok: bool,
+    /// What was observed.
+    pub observed: String,
+    /// What to do, where it is missing.
+    #[serde(default)]
+    pub fix: Option<String>,
+}
+
+/// A background task that carries out what the rows say.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReconcilerView {
+    pub name: String,
+    /// Times it ran since the controller started.
+    pub runs: u64,
+    pub failures: u64,
+    #[serde(default)]
+    pub last_run_at: Option<Timestamp>,
+    #[serde(default)]
+    pub last_duration_ms: Option<u64>,
+    /// Things that its last run did.
+    pub last_count: u64,
+    /// The chain of its last error, if its last run failed.
+    #[serde(default)]
+    pub last_error: Option<String>,
+}
+
+/// `201` of `POST /api/login-codes`: opens the dashboard once, within ten minutes.
+#[derive(Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LoginCodeReply {
+    pub code: String,
+    /// Path and fragment of the link: `/#/login/<code>`.
+    pub path: String,
+    pub expires_at: Timestamp,
+}
+
+impl std::fmt::Debug for LoginCodeReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoginCodeReply")
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `POST /api/login`: exchanges the code for the dashboard's cookie.
+#[derive(Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoginCodeRequest {
+    pub code: String,
+}
+
+impl std::fmt::Debug for LoginCodeRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LoginCodeRequest([secret])")
+    }
+}
+
+/// `POST /api/credentials/{id}/content`. The purpose stands in the audit log.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ContentRequest {
+    /// For what the credential leaves the vault, 1 to 200 characters.
+    pub purpose: String,
+}
+
+/// The bytes that the tool wrote. The only reply that carries a secret; `Cache-Control: no-store`.
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ContentReply {
+    pub files: Vec<ContentFile>,
+}
+
+impl std::fmt::Debug for ContentReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ContentReply({} files, [secret])", self.files.len())
+    }
+}
+
+/// One file of a [`ContentReply`].
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ContentFile {
+    /// Relative to the home directory.
+    pub path: String,
+    /// Permission bits that the tool gave it.
+    pub mode: u32,
+    /// Base64 of the bytes.
+    pub content: String,
+}
+
+impl std::fmt::Debug for ContentFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ContentFile({}, [secret])", self.path)
+    }
+}
+
+impl Drop for ContentFile {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.content);
+    }
+}
