@@ -1,13 +1,14 @@
 //! What the controller shows and takes besides sessions: VMs, evidence, readiness, reconcilers, sign-in to the dashboard.
 use crate::{
+    agent::Health,
+    finding::Finding,
     ids::{ImageDigest, MachineId, SessionId},
-    machine::{MachineState, MachineView},
-    session::SessionView,
+    machine::{EgressCounters, MachineState},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
-/// A VM, as the controller knows it: alive or long gone.
+/// A VM, as the controller knows it: alive or long gone. What only its runner knows is absent when that does not answer.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VmView {
@@ -15,15 +16,33 @@ pub struct VmView {
     #[serde(default)]
     pub session_id: Option<SessionId>,
     pub state: MachineState,
+    pub generation: u64,
     pub image_digest: ImageDigest,
+    /// Whether the alias that it was made from points to another image by now.
+    pub made_from_older_image: bool,
+    /// `qemu/tcg`, `qemu/kvm`, `firecracker/kvm`.
+    #[serde(default)]
+    pub driver: Option<String>,
+    pub memory_mib: u32,
+    pub vcpus: u32,
     pub created_at: Timestamp,
     #[serde(default)]
     pub ready_at: Option<Timestamp>,
     #[serde(default)]
     pub gone_at: Option<Timestamp>,
-    /// What its runner says of it now; none where it is gone or does not answer.
     #[serde(default)]
-    pub machine: Option<MachineView>,
+    pub runner_pid: Option<u32>,
+    #[serde(default)]
+    pub vmm_pid: Option<u32>,
+    /// What the agent said when it became ready.
+    #[serde(default)]
+    pub health: Option<Health>,
+    /// Open view streams.
+    pub viewers: u32,
+    pub egress: EgressCounters,
+    /// Why the VM failed, where it did.
+    #[serde(default)]
+    pub failure: Option<Finding>,
     /// Whether an evidence bundle is there.
     pub has_evidence: bool,
 }
@@ -34,16 +53,6 @@ pub struct VmView {
 pub struct EvidenceFile {
     pub name: String,
     pub bytes: u64,
-}
-
-/// A page of sessions, newest first.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SessionList {
-    pub sessions: Vec<SessionView>,
-    /// Pass as `before` for the next page; none: this is the last one.
-    #[serde(default)]
-    pub next: Option<SessionId>,
 }
 
 /// `GET /health`: the process lives. Says nothing about whether it can work; that is `GET /ready`.
@@ -60,6 +69,7 @@ pub struct Liveness {
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
     pub ready: bool,
+    pub version: String,
     pub checks: Vec<ReadyCheck>,
 }
 
@@ -101,8 +111,8 @@ pub struct ReconcilerView {
 #[serde(rename_all = "camelCase")]
 pub struct LoginCodeReply {
     pub code: String,
-    /// Path and fragment of the link: `/#/login/<code>`.
-    pub path: String,
+    /// The whole link: `http://127.0.0.1:4000/#/login/<code>`.
+    pub link: String,
     pub expires_at: Timestamp,
 }
 
