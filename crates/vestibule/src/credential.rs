@@ -9,7 +9,11 @@ use base64::Engine as _;
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 use hyper::Method;
 use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _, process::ExitCode};
-use vestibule_api::{agent::CapturedFile, ids::CredentialId, session::CredentialView};
+use vestibule_api::{
+    control::{ContentFile, ContentReply, ContentRequest},
+    ids::CredentialId,
+    session::CredentialView,
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum CredentialCommand {
@@ -32,14 +36,12 @@ pub(crate) enum CredentialCommand {
         /// Replace files that exist.
         #[arg(long)]
         force: bool,
+        /// For what, in the audit log.
+        #[arg(long, default_value = "vestibule credential get")]
+        purpose: String,
     },
     /// Remove a credential from the vault. The provider may still accept copies: revoke it there.
     Rm { credential: CredentialId },
-}
-
-#[derive(serde::Deserialize)]
-struct Content {
-    files: Vec<CapturedFile>,
 }
 
 pub(crate) async fn run(home: &Home, command: CredentialCommand, out: Output) -> anyhow::Result<ExitCode> {
@@ -67,9 +69,10 @@ pub(crate) async fn run(home: &Home, command: CredentialCommand, out: Output) ->
             let view: CredentialView = controller.get(&format!("/api/credentials/{credential}")).await?;
             out.print(&view, show)?;
         }
-        CredentialCommand::Get { credential, into, output, stdout, force } => {
+        CredentialCommand::Get { credential, into, output, stdout, force, purpose } => {
             let path = format!("/api/credentials/{credential}/content");
-            let content: Content = controller.call(Method::POST, &path, None::<&()>).await?;
+            let request = ContentRequest { purpose };
+            let content: ContentReply = controller.call(Method::POST, &path, Some(&request)).await?;
             hand_over(&content.files, into.as_deref(), output.as_deref(), stdout, force)?;
         }
         CredentialCommand::Rm { credential } => {
@@ -99,7 +102,7 @@ fn show(view: &CredentialView) -> String {
 }
 
 fn hand_over(
-    files: &[CapturedFile],
+    files: &[ContentFile],
     into: Option<&Utf8Path>,
     output: Option<&Utf8Path>,
     stdout: bool,
@@ -129,14 +132,14 @@ fn hand_over(
     }
 }
 
-fn only(files: &[CapturedFile]) -> anyhow::Result<&CapturedFile> {
+fn only(files: &[ContentFile]) -> anyhow::Result<&ContentFile> {
     match files {
         [file] => Ok(file),
         _ => bail!("this credential has {} files; use --into DIR", files.len()),
     }
 }
 
-fn decode(file: &CapturedFile) -> anyhow::Result<Vec<u8>> {
+fn decode(file: &ContentFile) -> anyhow::Result<Vec<u8>> {
     base64::engine::general_purpose::STANDARD
         .decode(&file.content)
         .with_context(|| format!("decode the content of `{}`", file.path))

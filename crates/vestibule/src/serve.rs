@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use hyper::Method;
 use std::{net::SocketAddr, process::ExitCode};
+use vestibule_api::control::LoginCodeReply;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ServeArgs {
@@ -55,17 +56,20 @@ async fn ended() {
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
 }
 
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(serde::Serialize)]
 struct Link {
     link: String,
+    #[serde(rename = "expiresAt")]
+    expires_at: vestibule_api::time::Timestamp,
 }
 
 pub(crate) async fn link(home: &Home, out: Output) -> anyhow::Result<ExitCode> {
     let controller = Controller::of(home)?;
-    let link: Link = controller
+    let reply: LoginCodeReply = controller
         .call(Method::POST, "/api/login-codes", None::<&()>)
         .await
         .context("ask the controller for a one-time link")?;
+    let link = Link { link: format!("{}{}", controller.base(), reply.path), expires_at: reply.expires_at };
     out.print(&link, |link| link.link.clone())?;
     Ok(ExitCode::SUCCESS)
 }

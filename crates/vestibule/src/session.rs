@@ -8,6 +8,7 @@ use http_body_util::BodyExt as _;
 use hyper::Method;
 use std::process::ExitCode;
 use vestibule_api::{
+    control::SessionList,
     ids::{ProviderId, SessionId},
     session::{SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest},
 };
@@ -49,8 +50,8 @@ pub(crate) async fn run(home: &Home, command: SessionCommand, out: Output) -> an
             if stay { follow(&controller, reply.session_id, out).await } else { Ok(ExitCode::SUCCESS) }
         }
         SessionCommand::List => {
-            let sessions: Vec<SessionView> = controller.get("/api/sessions").await?;
-            out.print(&sessions, |sessions| {
+            let list: SessionList = controller.get("/api/sessions?limit=100").await?;
+            out.print(&list, |list| {
                 let row = |s: &SessionView| {
                     vec![
                         s.session_id.to_string(),
@@ -62,7 +63,7 @@ pub(crate) async fn run(home: &Home, command: SessionCommand, out: Output) -> an
                 };
                 output::table(
                     &["SESSION", "PROVIDER", "STATE", "ACCOUNT", "STARTED"],
-                    &sessions.iter().map(row).collect::<Vec<_>>(),
+                    &list.sessions.iter().map(row).collect::<Vec<_>>(),
                 )
             })?;
             Ok(ExitCode::SUCCESS)
