@@ -71,7 +71,79 @@ impl std::fmt::Debug for ConfigDrive {
     }
 }
 
+/// Why a config drive could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    #[error("the config drive does not fit into {CONFIG_DRIVE_LEN} bytes")]
+    TooLong,
+    /// The source names a position, never the content.
+    #[error("the config drive holds no configuration (line {line}, column {column})")]
+    NotJson { line: usize, column: usize },
+}
+
+impl ConfigDrive {
+    /// The drive's bytes, [`CONFIG_DRIVE_LEN`] of them, padded with NUL and zeroed when dropped.
+    ///
+    /// # Errors
+    /// When the host name is so long that the whole does not fit.
+    pub fn to_bytes(&self) -> Result<zeroize::Zeroizing<Vec<u8>>, DriveError> {
+        // Room for the whole at once: a vector that grows leaves copies of the key behind.
+        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(CONFIG_DRIVE_LEN));
+        serde_json::to_writer(&mut *bytes, self).map_err(|_| DriveError::TooLong)?;
+        if bytes.len() > CONFIG_DRIVE_LEN {
+            return Err(DriveError::TooLong);
+        }
+        bytes.resize(CONFIG_DRIVE_LEN, 0);
+        Ok(bytes)
+    }
+
+    /// Reads what [`ConfigDrive::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// When the bytes before the first NUL are not such JSON; the error says where, and never what.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DriveError> {
+        let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+        serde_json::from_slice(&bytes[..end]).map_err(|err| DriveError::NotJson {
+            line: err.line(),
+            column: err.column(),
+        })
+    }
+}
+
+impl Drop for ConfigDrive {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.stream_key);
+        zeroize::Zeroize::zeroize(&mut self.entropy);
+    }
+}
+
 /// Serial number of the config drive (`/sys/block/*/serial`).
 pub const CONFIG_DRIVE_SERIAL: &str = "vestibule-config";
 /// Its size in bytes.
 pub const CONFIG_DRIVE_LEN: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_config_drive_is_read_as_it_was_written() {
+        let mut drive = ConfigDrive {
+            machine_id: crate::ids::MachineId::generate(),
+            generation: 1,
+            stream_key: "a".repeat(44),
+            now_micros: 1_763_888_400_000_000,
+            entropy: "b".repeat(88),
+            hostname: String::from("vestibule"),
+        };
+        let bytes = drive.to_bytes().unwrap();
+        assert_eq!(bytes.len(), CONFIG_DRIVE_LEN);
+        let read = ConfigDrive::from_bytes(&bytes).unwrap();
+        assert_eq!(read.stream_key, drive.stream_key);
+        assert!(!format!("{read:?}").contains("aaaa"));
+        assert!(ConfigDrive::from_bytes(&bytes[..40]).is_err());
+        assert!(ConfigDrive::from_bytes(&[0; CONFIG_DRIVE_LEN]).is_err());
+        drive.hostname = "h".repeat(CONFIG_DRIVE_LEN);
+        assert!(matches!(drive.to_bytes(), Err(DriveError::TooLong)));
+    }
+}
