@@ -1,0 +1,114 @@
+//! The stream to the host: opened, authenticated, multiplexed, and opened again whenever it ends.
+use crate::{
+    agent::Agent,
+    api, config_drive,
+    config_drive::DriveError,
+    port::{self, Port, PortError},
+    readiness::Condition,
+};
+use std::{io, sync::Arc, time::Duration};
+use tokio::{io::AsyncWriteExt as _, net::UnixStream, task::JoinError};
+use tracing::{info, warn};
+use vestibule_api::{
+    error::Chain,
+    mux::{
+        BadKey, HandshakeError, Incoming, Mux, MuxStream, Side, StreamKey, guest_handshake, start,
+    },
+    stream::{Open, PORT_NAME},
+};
+
+/// How long devices may take to appear.
+const DEVICE_WAIT: Duration = Duration::from_secs(60);
+/// The host has so long to answer the hello.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
+/// Between two attempts, so that a host with the wrong key costs no processor.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Bytes in flight each way of one screen stream.
+const RELAY_BUFFER: usize = 64 * 1024;
+
+/// Why one attempt at the stream ended.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    #[error(transparent)]
+    Key(#[from] BadKey),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    #[error("authenticate the host")]
+    Handshake(#[source] HandshakeError),
+    #[error("authenticate the host: no answer within {HANDSHAKE_LIMIT:?}")]
+    Silent,
+    #[error("look for devices")]
+    Task(#[source] JoinError),
+}
+
+/// Keeps the stream up for as long as the agent runs.
+pub(crate) async fn keep(agent: Arc<Agent>) {
+    loop {
+        match connect().await {
+            Ok((mux, incoming)) => {
+                info!("the host is on the stream");
+                agent.link.send_replace(Some(mux.clone()));
+                agent.readiness.set(Condition::Stream, Vec::new());
+                serve(&agent, incoming).await;
+                agent.link.send_replace(None);
+                agent
+                    .readiness
+                    .set(Condition::Stream, vec!["the host on the stream".to_owned()]);
+                warn!(why = %Chain(&mux.ended().await), "the stream ended");
+            }
+            Err(err) => warn!(error = %Chain(&err), "no stream to the host"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn connect() -> Result<(Mux, Incoming), LinkError> {
+    let found = tokio::task::spawn_blocking(|| {
+        let key = StreamKey::of(&config_drive::read(DEVICE_WAIT)?)?;
+        Ok::<_, LinkError>((key, port::find(PORT_NAME, DEVICE_WAIT)?))
+    });
+    let (key, path) = found.await.map_err(LinkError::Task)??;
+    let mut port = Port::open(&path)?;
+    port.connected().await?;
+    tokio::time::timeout(HANDSHAKE_LIMIT, guest_handshake(&mut port, &key))
+        .await
+        .map_err(|_| LinkError::Silent)?
+        .map_err(LinkError::Handshake)?;
+    Ok(start(port, Side::Guest))
+}
+
+/// Serves what the host opens until the stream ends.
+pub(crate) async fn serve(agent: &Arc<Agent>, mut incoming: Incoming) {
+    let api = api::for_host(agent);
+    while let Some(opened) = incoming.accept().await {
+        match opened {
+            Ok((Open::Http, stream)) => {
+                drop(tokio::spawn(api::serve_connection(stream, api.clone())))
+            }
+            Ok((Open::Rfb, stream)) => {
+                drop(tokio::spawn(relay_screen(stream, agent.guest.rfb.clone())))
+            }
+            Ok((Open::Proxy, _)) => {
+                warn!("the host opened a proxy stream; only the guest does that")
+            }
+            Err(err) => warn!(error = %Chain(&err), "a stream of the host's was dropped"),
+        }
+    }
+}
+
+async fn relay_screen(mut stream: MuxStream, socket: std::path::PathBuf) {
+    if let Err(err) = try_relay(&mut stream, &socket).await {
+        warn!(error = %err, socket = %socket.display(), "a view of the screen ended");
+    }
+    // End of file rather than a reset: the viewer tells "no screen" from "no guest".
+    let _ = stream.shutdown().await;
+}
+
+async fn try_relay(stream: &mut MuxStream, socket: &std::path::Path) -> io::Result<()> {
+    let mut screen = UnixStream::connect(socket).await?;
+    tokio::io::copy_bidirectional_with_sizes(stream, &mut screen, RELAY_BUFFER, RELAY_BUFFER)
+        .await?;
+    Ok(())
+}
