@@ -6,6 +6,17 @@ use crate::{cause::Cause, ids::ProviderId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+mod check;
+mod overrides;
+mod parameters;
+mod parse;
+mod problem;
+mod rules;
+
+pub use check::PACK_SCHEMA;
+pub use parse::PACK_LIMIT;
+pub use problem::{PackErrors, Problem};
+
 /// One pack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,7 +30,8 @@ pub struct ProviderPack {
     #[serde(default)]
     pub detect: Option<Detect>,
     /// Values that the operator's configuration must give (`[providers.<id>.parameters]`); `${param.NAME}` stands for
-    /// one in `oidc`, `url.hosts`, `env.set` and `argv`.
+    /// one, and `${param.NAME.host}` for the host of one that is a URL, in `oidc`, `url.hosts`, `browser.allow_hosts`,
+    /// `env.set` and `argv`.
     #[serde(default)]
     pub parameter: Vec<Parameter>,
     /// In order of preference; the first is the default.
@@ -341,6 +353,24 @@ pub struct Verify {
 pub struct Cleanup {
     pub logout_argv: Vec<String>,
     pub leftovers: Vec<String>,
+}
+
+/// What an operator's configuration changes of a pack: `[providers.<id>]`. Applied by [`ProviderPack::apply`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Override {
+    /// Further environment of the tool, in every flow.
+    pub env: BTreeMap<String, String>,
+    /// Further hosts (names or addresses) that an authorization URL may have and that the browser may reach.
+    pub hosts: Vec<String>,
+    /// Arguments appended to every flow's `argv`.
+    pub args: Vec<String>,
+    /// Files, path below the home directory → content, laid before the tool starts.
+    pub files: BTreeMap<String, String>,
+    /// Authorization URLs and the issuer may be `http:`.
+    pub allow_http: bool,
+    /// Values of the pack's parameters.
+    pub parameters: BTreeMap<String, String>,
 }
 
 /// How the unmodified tool is pointed at a test server. Used by tests through the operator's override, never by itself.
