@@ -1,0 +1,402 @@
+//! The vault from outside: what it gives back, and everything that it must refuse.
+use camino::{Utf8Path, Utf8PathBuf};
+use camino_tempfile::Utf8TempDir;
+use vestibule_api::{
+    ids::{CredentialId, SessionId},
+    secret::Secret,
+};
+use vestibule_vault::{
+    Access, AuditError, ContentFile, KeyError, KeySource, NewCredential, OpenError, PutError,
+    ReadError, RecordError, RemoveError, Vault,
+};
+
+const SECRET: &[u8] = b"{\"token\":\"sk-very-secret-0123456789\"}\n\0\xff binary too";
+
+struct Room {
+    home: Utf8TempDir,
+    vault: Vault,
+}
+
+impl Room {
+    fn new() -> Self {
+        let home = camino_tempfile::tempdir().unwrap();
+        let vault = Vault::open(home.path(), &KeySource::Own).unwrap();
+        Self { home, vault }
+    }
+
+    fn put(&self, user: &str) -> CredentialId {
+        let new = credential(user, SECRET);
+        self.vault.put(&new, &access()).unwrap().credential_id
+    }
+
+    fn record(&self, id: CredentialId) -> Utf8PathBuf {
+        self.home.path().join("records").join(id.to_string())
+    }
+
+    fn log(&self) -> Utf8PathBuf {
+        self.home.path().join("audit.log")
+    }
+
+    fn reopen(&self) -> Result<Vault, OpenError> {
+        Vault::open(self.home.path(), &KeySource::Own)
+    }
+}
+
+fn access() -> Access {
+    Access {
+        actor: "test".to_owned(),
+        purpose: "proof".to_owned(),
+    }
+}
+
+fn credential(user: &str, bytes: &[u8]) -> NewCredential {
+    NewCredential {
+        credential_id: CredentialId::generate(),
+        provider: "codex".parse().unwrap(),
+        user_id: user.to_owned(),
+        session_id: SessionId::generate(),
+        account: Some("ada@example.org".to_owned()),
+        expires_at: None,
+        files: vec![
+            ContentFile {
+                path: ".codex/auth.json".to_owned(),
+                mode: 0o600,
+                bytes: Secret::new(bytes.to_vec()),
+            },
+            ContentFile {
+                path: ".empty".to_owned(),
+                mode: 0o644,
+                bytes: Secret::new(Vec::new()),
+            },
+        ],
+    }
+}
+
+fn every_file(dir: &Utf8Path) -> Vec<(Utf8PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in dir.read_dir_utf8().unwrap() {
+        let path = entry.unwrap().path().to_owned();
+        if path.is_dir() {
+            found.extend(every_file(&path));
+        } else {
+            found.push((path.clone(), std::fs::read(&path).unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn gives_back_exactly_the_bytes_also_after_reopening() {
+    let room = Room::new();
+    let id = room.put("ada");
+    for vault in [&room.vault, &room.reopen().unwrap()] {
+        let content = vault.get(id, &access()).unwrap();
+        assert_eq!(content.files[0].bytes.expose(), SECRET);
+        assert_eq!(
+            (content.files[0].path.as_str(), content.files[0].mode),
+            (".codex/auth.json", 0o600)
+        );
+        assert_eq!(
+            (content.files[1].bytes.expose().len(), content.files[1].mode),
+            (0, 0o644)
+        );
+        assert!(!format!("{content:?}").contains("sk-very"));
+    }
+    let listing = room.vault.list().unwrap();
+    assert_eq!(listing.credentials.len(), 1);
+    assert_eq!(listing.credentials[0], room.vault.show(id).unwrap());
+    assert_eq!(listing.credentials[0].files[0].bytes, SECRET.len());
+    let summary = room.vault.audit_check().unwrap();
+    assert_eq!(
+        (summary.lines, summary.released),
+        (4, 2),
+        "created, stored, two releases"
+    );
+}
+
+#[test]
+fn nothing_on_disk_is_the_secret_and_nothing_is_for_others() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let room = Room::new();
+    room.put("ada");
+    for (path, bytes) in every_file(room.home.path()) {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{path}");
+        assert!(
+            !bytes
+                .windows(16)
+                .any(|w| SECRET.windows(16).any(|s| s == w)),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn sealing_again_for_the_same_session_changes_nothing() {
+    let room = Room::new();
+    let new = credential("ada", SECRET);
+    let first = room.vault.put(&new, &access()).unwrap();
+    let before = std::fs::read(room.record(first.credential_id)).unwrap();
+    assert_eq!(room.vault.put(&new, &access()).unwrap(), first);
+    assert_eq!(
+        std::fs::read(room.record(first.credential_id)).unwrap(),
+        before
+    );
+    let other = NewCredential {
+        session_id: SessionId::generate(),
+        ..credential("eve", b"x")
+    };
+    let other = NewCredential {
+        credential_id: first.credential_id,
+        ..other
+    };
+    assert!(matches!(
+        room.vault.put(&other, &access()),
+        Err(PutError::Taken(_))
+    ));
+}
+
+#[test]
+fn every_bit_counts() {
+    let room = Room::new();
+    let id = room.put("ada");
+    let good = std::fs::read(room.record(id)).unwrap();
+    for at in (0..good.len()).step_by(7) {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        std::fs::write(room.record(id), &bad).unwrap();
+        let err = room.vault.get(id, &access()).unwrap_err();
+        assert!(matches!(err, ReadError::NotCurrent(_)), "byte {at}: {err}");
+    }
+    for len in [0, 1, good.len() / 2, good.len() - 1] {
+        std::fs::write(room.record(id), &good[..len]).unwrap();
+        assert!(room.vault.get(id, &access()).is_err(), "cut to {len}");
+    }
+    assert_eq!(room.vault.list().unwrap().damaged.len(), 1);
+    assert_eq!(
+        room.vault.audit_check().unwrap().released,
+        0,
+        "nothing left"
+    );
+    std::fs::write(room.record(id), &good).unwrap();
+    assert_eq!(
+        room.vault.get(id, &access()).unwrap().files[0]
+            .bytes
+            .expose(),
+        SECRET
+    );
+}
+
+#[test]
+fn a_record_under_another_name_is_refused() {
+    let room = Room::new();
+    let (ada, eve) = (room.put("ada"), room.put("eve"));
+    let (a, e) = (
+        std::fs::read(room.record(ada)).unwrap(),
+        std::fs::read(room.record(eve)).unwrap(),
+    );
+    std::fs::write(room.record(ada), &e).unwrap();
+    std::fs::write(room.record(eve), &a).unwrap();
+    for id in [ada, eve] {
+        assert!(matches!(
+            room.vault.get(id, &access()),
+            Err(ReadError::NotCurrent(_))
+        ));
+    }
+    let stranger = CredentialId::generate();
+    std::fs::write(room.record(stranger), &a).unwrap();
+    assert!(matches!(
+        room.vault.get(stranger, &access()),
+        Err(ReadError::NotCurrent(_))
+    ));
+}
+
+#[test]
+fn a_removed_record_can_not_be_put_back() {
+    let room = Room::new();
+    let id = room.put("ada");
+    let old = std::fs::read(room.record(id)).unwrap();
+    room.vault.remove(id, &access()).unwrap();
+    assert!(matches!(
+        room.vault.get(id, &access()),
+        Err(ReadError::NotFound(_))
+    ));
+    assert!(matches!(
+        room.vault.remove(id, &access()),
+        Err(RemoveError::NotFound(_))
+    ));
+    std::fs::write(room.record(id), &old).unwrap();
+    for vault in [&room.vault, &room.reopen().unwrap()] {
+        assert!(matches!(
+            vault.get(id, &access()),
+            Err(ReadError::NotCurrent(_))
+        ));
+    }
+}
+
+#[test]
+fn an_older_version_under_the_same_id_is_refused() {
+    let room = Room::new();
+    let new = credential("ada", b"old token");
+    let id = room.vault.put(&new, &access()).unwrap().credential_id;
+    let old = std::fs::read(room.record(id)).unwrap();
+    room.vault.remove(id, &access()).unwrap();
+    let newer = NewCredential {
+        credential_id: id,
+        ..credential("ada", b"new token")
+    };
+    room.vault.put(&newer, &access()).unwrap();
+    assert_eq!(
+        room.vault.get(id, &access()).unwrap().files[0]
+            .bytes
+            .expose(),
+        b"new token"
+    );
+    std::fs::write(room.record(id), &old).unwrap();
+    assert!(matches!(
+        room.vault.get(id, &access()),
+        Err(ReadError::NotCurrent(_))
+    ));
+}
+
+#[test]
+fn a_changed_audit_log_is_refused() {
+    let room = Room::new();
+    let id = room.put("ada");
+    drop(room.vault.get(id, &access()).unwrap());
+    let good = std::fs::read_to_string(room.log()).unwrap();
+    let lines: Vec<&str> = good.lines().collect();
+    let dropped = [lines[0], lines[2], ""].join("\n");
+    let swapped = [lines[0], lines[2], lines[1], ""].join("\n");
+    for bad in [good.replacen("proof", "prowl", 1), dropped, swapped] {
+        std::fs::write(room.log(), bad).unwrap();
+        let err = room.reopen().unwrap_err();
+        assert!(
+            matches!(err, OpenError::Audit(AuditError::Broken { .. })),
+            "{err}"
+        );
+    }
+    std::fs::write(room.log(), [lines[0], lines[1], ""].join("\n")).unwrap();
+    let err = room.vault.get(id, &access()).unwrap_err();
+    assert!(
+        matches!(
+            err,
+            ReadError::Audit {
+                err: AuditError::Shrunk,
+                ..
+            }
+        ),
+        "{err}"
+    );
+}
+
+#[test]
+fn a_torn_line_is_cut_off() {
+    let room = Room::new();
+    let id = room.put("ada");
+    let mut log = std::fs::read(room.log()).unwrap();
+    log.extend_from_slice(b"0000 {\"seq\":3,\"at");
+    std::fs::write(room.log(), &log).unwrap();
+    let vault = room.reopen().unwrap();
+    drop(vault.get(id, &access()).unwrap());
+    assert_eq!(vault.audit_check().unwrap().lines, 3);
+    assert_eq!(room.reopen().unwrap().audit_check().unwrap().released, 1);
+}
+
+#[test]
+fn no_line_no_secret() {
+    let room = Room::new();
+    let id = room.put("ada");
+    std::fs::remove_file(room.log()).unwrap();
+    std::fs::create_dir(room.log()).unwrap();
+    let err = room.vault.get(id, &access()).unwrap_err();
+    assert!(matches!(err, ReadError::Audit { .. }), "{err}");
+    let err = room
+        .vault
+        .put(&credential("eve", b"x"), &access())
+        .unwrap_err();
+    assert!(matches!(err, PutError::Audit { .. }), "{err}");
+    assert_eq!(
+        every_file(&room.home.path().join("records")).len(),
+        1,
+        "only the first record"
+    );
+}
+
+#[test]
+fn another_master_key_is_refused_at_once() {
+    let room = Room::new();
+    room.put("ada");
+    let key = room.home.path().join("master.key");
+    let other = Room::new();
+    std::fs::write(
+        &key,
+        std::fs::read(other.home.path().join("master.key")).unwrap(),
+    )
+    .unwrap();
+    assert!(matches!(
+        room.reopen(),
+        Err(OpenError::Audit(AuditError::Broken { line: 1 }))
+    ));
+    std::fs::remove_file(&key).unwrap();
+    assert!(matches!(
+        room.reopen(),
+        Err(OpenError::Key(KeyError::Missing { .. }))
+    ));
+}
+
+#[test]
+fn paths_that_lead_out_and_sizes_without_bound_are_refused() {
+    let room = Room::new();
+    for path in ["/etc/passwd", "../x", "a/../b", "a//b", "", "a\nb", "."] {
+        let mut new = credential("ada", SECRET);
+        new.files[0].path = path.to_owned();
+        let err = room.vault.put(&new, &access()).unwrap_err();
+        assert!(
+            matches!(
+                err,
+                PutError::Record {
+                    err: RecordError::BadPath { .. },
+                    ..
+                }
+            ),
+            "{path:?}: {err}"
+        );
+    }
+    let huge = credential("ada", &vec![0; (4 << 20) + 1]);
+    let none = NewCredential {
+        files: Vec::new(),
+        ..credential("ada", SECRET)
+    };
+    for new in [huge, none] {
+        let err = room.vault.put(&new, &access()).unwrap_err();
+        assert!(
+            matches!(
+                err,
+                PutError::Record {
+                    err: RecordError::BadSize,
+                    ..
+                }
+            ),
+            "{err}"
+        );
+    }
+    assert!(room.vault.list().unwrap().credentials.is_empty());
+}
+
+#[test]
+fn two_vaults_on_one_directory_keep_one_chain() {
+    let room = Room::new();
+    let id = room.put("ada");
+    let other = room.reopen().unwrap();
+    std::thread::scope(|scope| {
+        for vault in [&room.vault, &other] {
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    drop(vault.get(id, &access()).unwrap());
+                }
+            });
+        }
+    });
+    assert_eq!(room.vault.audit_check().unwrap().released, 40);
+}
