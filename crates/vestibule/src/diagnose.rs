@@ -96,12 +96,27 @@ fn explain(id: &str) -> ExitCode {
 
 /// Prints a verdict and gives its exit status.
 pub(crate) fn print(verdict: &Verdict, out: Output) -> anyhow::Result<ExitCode> {
-    out.print(verdict, text)?;
+    if out.json {
+        output::line(&serde_json::to_string_pretty(&flat(verdict)?)?);
+    } else {
+        output::line(&text(verdict));
+    }
     Ok(match verdict.verdict {
         VerdictKind::Healthy => ExitCode::SUCCESS,
         VerdictKind::Cause => ExitCode::from(1),
         VerdictKind::Unknown => ExitCode::from(2),
     })
+}
+
+/// The verdict as one flat object: the finding's fields stand beside `verdict`, which is what scripts expect.
+fn flat(verdict: &Verdict) -> anyhow::Result<serde_json::Value> {
+    let mut value = serde_json::to_value(verdict)?;
+    if let Some(object) = value.as_object_mut()
+        && let Some(serde_json::Value::Object(finding)) = object.remove("finding")
+    {
+        object.extend(finding);
+    }
+    Ok(value)
 }
 
 fn text(verdict: &Verdict) -> String {

@@ -56,20 +56,12 @@ async fn ended() {
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
 }
 
-#[derive(serde::Serialize)]
-struct Link {
-    link: String,
-    #[serde(rename = "expiresAt")]
-    expires_at: vestibule_api::time::Timestamp,
-}
-
 pub(crate) async fn link(home: &Home, out: Output) -> anyhow::Result<ExitCode> {
     let controller = Controller::of(home)?;
     let reply: LoginCodeReply = controller
         .call(Method::POST, "/api/login-codes", None::<&()>)
         .await
         .context("ask the controller for a one-time link")?;
-    let link = Link { link: format!("{}{}", controller.base(), reply.path), expires_at: reply.expires_at };
-    out.print(&link, |link| link.link.clone())?;
+    out.print(&reply, |reply| reply.link.clone())?;
     Ok(ExitCode::SUCCESS)
 }

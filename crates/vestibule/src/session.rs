@@ -8,7 +8,6 @@ use http_body_util::BodyExt as _;
 use hyper::Method;
 use std::process::ExitCode;
 use vestibule_api::{
-    control::SessionList,
     ids::{ProviderId, SessionId},
     session::{SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest},
 };
@@ -50,7 +49,7 @@ pub(crate) async fn run(home: &Home, command: SessionCommand, out: Output) -> an
             if stay { follow(&controller, reply.session_id, out).await } else { Ok(ExitCode::SUCCESS) }
         }
         SessionCommand::List => {
-            let list: SessionList = controller.get("/api/sessions?limit=100").await?;
+            let list: Vec<SessionView> = controller.get("/api/sessions?limit=100").await?;
             out.print(&list, |list| {
                 let row = |s: &SessionView| {
                     vec![
@@ -63,7 +62,7 @@ pub(crate) async fn run(home: &Home, command: SessionCommand, out: Output) -> an
                 };
                 output::table(
                     &["SESSION", "PROVIDER", "STATE", "ACCOUNT", "STARTED"],
-                    &list.sessions.iter().map(row).collect::<Vec<_>>(),
+                    &list.iter().map(row).collect::<Vec<_>>(),
                 )
             })?;
             Ok(ExitCode::SUCCESS)
