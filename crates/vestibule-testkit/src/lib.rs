@@ -1,1 +1,17 @@
-
+//! Real fakes that speak the protocol. Each is a server or client that the real parts cannot tell from the real thing:
+//! tests of Vestibule use no mock of our own code.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`ca`] | a certificate authority of a test's own |
+//! | [`vendor`] | the servers of OpenAI, Anthropic, Google and GitHub, as far as their tools need them to sign in |
+//! | [`idp`] | starts the real identity provider (`tests/idp`, npm `oidc-provider`) |
+//! | [`rfb`] | an RFB client (RFC 6143) that sees and types like a person |
+//! | [`api`] | a client of the controller's API |
+//! | [`wait`] | bounded waits on conditions |
+pub mod api;
+pub mod ca;
+pub mod idp;
+pub mod rfb;
+pub mod vendor;
+pub mod wait;

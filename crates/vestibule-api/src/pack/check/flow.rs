@@ -1,5 +1,5 @@
 //! The rules of one `[[flow]]`: what runs, what it may open, and how its end is told.
-use super::{TEXT_LIMIT, argv, env_values, files, list, not_env, not_host, regex, text};
+use super::{argv, env_values, files, list, not_env, not_host, regex, text};
 use crate::{
     cause::Stage,
     pack::{

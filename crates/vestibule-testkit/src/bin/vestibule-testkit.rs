@@ -1,0 +1,65 @@
+//! The testkit's servers as processes, for scripts. Each prints one line of JSON when it listens and runs until it gets
+//! SIGTERM or SIGINT.
+use anyhow::{Context, Result, bail};
+use camino::Utf8PathBuf;
+use std::io::Write as _;
+use vestibule_testkit::{
+    ca::TestCa,
+    vendor::{HOSTS, Vendor},
+};
+
+const USAGE: &str = "vestibule-testkit ca --ca DIR
+vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]";
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    let options: std::collections::BTreeMap<String, String> = pairs(words)?;
+    let option = |name: &str| options.get(name).cloned();
+    let ca = || -> Result<TestCa> {
+        let dir = option("ca").context("`--ca DIR` is missing")?;
+        TestCa::in_dir(&Utf8PathBuf::from(dir))
+    };
+    match command.as_str() {
+        "ca" => say(&serde_json::json!({ "ca": ca()?.path() })),
+        "vendor" => {
+            let ca = ca()?;
+            let any = || "127.0.0.1:0".to_owned();
+            let https = option("https").unwrap_or_else(any);
+            let http = option("http").unwrap_or_else(any);
+            let vendor = Vendor::start_on(&ca, &https, &http).await?;
+            say(&serde_json::json!({
+                "https": vendor.https(), "http": vendor.http(), "ca": ca.path(), "hosts": HOSTS,
+            }))?;
+            ended().await
+        }
+        _ => bail!("usage:\n{USAGE}"),
+    }
+}
+
+fn pairs(mut words: impl Iterator<Item = String>) -> Result<std::collections::BTreeMap<String, String>> {
+    let mut pairs = std::collections::BTreeMap::new();
+    while let Some(word) = words.next() {
+        let name = word.strip_prefix("--").with_context(|| format!("`{word}` is no option\n{USAGE}"))?;
+        let value = words.next().with_context(|| format!("`--{name}` has no value"))?;
+        pairs.insert(name.to_owned(), value);
+    }
+    Ok(pairs)
+}
+
+fn say(value: &serde_json::Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}").and_then(|()| out.flush()).context("print where it listens")
+}
+
+async fn ended() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

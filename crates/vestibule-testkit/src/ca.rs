@@ -1,0 +1,103 @@
+//! A certificate authority of a test's own, and the leaf certificates it issues. The key never leaves the test's folder
+//! and the authority is trusted only by the image `browser-test`.
+use anyhow::{Context, Result};
+use camino::{Utf8Path, Utf8PathBuf};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::{os::unix::fs::OpenOptionsExt, sync::Arc};
+
+/// A certificate authority, kept in a folder as `ca.pem` and `ca.key`.
+#[derive(Debug)]
+pub struct TestCa {
+    pem: String,
+    path: Utf8PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl TestCa {
+    /// The authority kept in `dir`; made, with the folder, where there is none yet.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or written, or holds something else.
+    pub fn in_dir(dir: &Utf8Path) -> Result<Self> {
+        let (path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
+        if !path.exists() {
+            std::fs::create_dir_all(dir).with_context(|| format!("make `{dir}`"))?;
+            make(&path, &key_path).with_context(|| format!("make a test CA in `{dir}`"))?;
+        }
+        let pem = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+        let key = std::fs::read_to_string(&key_path).with_context(|| format!("read `{key_path}`"))?;
+        let key = KeyPair::from_pem(&key).with_context(|| format!("understand `{key_path}`"))?;
+        // The subject must be the one in the certificate: both come from `subject()`.
+        let issuer = Issuer::new(subject(), key);
+        Ok(Self { pem, path, issuer })
+    }
+
+    /// The certificate, PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Where the certificate lies.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// A TLS server for these names, good for 30 days.
+    ///
+    /// # Errors
+    /// When a name is not one.
+    pub fn server(&self, names: &[&str]) -> Result<Arc<rustls::ServerConfig>> {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let mut params = CertificateParams::new(names).context("name the certificate")?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        validity(&mut params, 30);
+        let key = KeyPair::generate().context("make a key")?;
+        let cert = params.signed_by(&key, &self.issuer).context("sign the certificate")?;
+        let chain: Vec<CertificateDer<'static>> = vec![cert.der().clone()];
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .context("choose TLS versions")?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .context("use the certificate")?;
+        Ok(Arc::new(config))
+    }
+}
+
+fn subject() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "Vestibule test CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    validity(&mut params, 365);
+    params
+}
+
+/// From yesterday, because a guest's clock may be behind.
+fn validity(params: &mut CertificateParams, days: u64) {
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let now = std::time::SystemTime::now();
+    params.not_before = (now - day).into();
+    params.not_after = (now + day * u32::try_from(days).unwrap_or(30)).into();
+}
+
+fn make(path: &Utf8Path, key_path: &Utf8Path) -> Result<()> {
+    let key = KeyPair::generate()?;
+    let cert = subject().self_signed(&key)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(key_path)?;
+    std::io::Write::write_all(&mut file, key.serialize_pem().as_bytes())?;
+    std::fs::write(path, cert.pem())?;
+    Ok(())
+}
