@@ -1,0 +1,18 @@
+/** What the whole page knows: where it is, what time it is, and whether this browser is signed in. */
+import { whenSignedOut } from "./api/client";
+import { parse, type Route } from "./router";
+
+class Shell {
+  route: Route = $state(parse(location.hash));
+  signedIn = $state(true);
+  /** Ticks every second, for everything that shows how long ago something was. */
+  now = $state(Date.now());
+
+  constructor() {
+    addEventListener("hashchange", () => (this.route = parse(location.hash)));
+    setInterval(() => (this.now = Date.now()), 1000);
+    whenSignedOut(() => (this.signedIn = false));
+  }
+}
+
+export const shell = new Shell();

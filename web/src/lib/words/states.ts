@@ -1,0 +1,48 @@
+/** States, phases and refusals in words for the person who signs in. */
+import type { EgressReason, MachineState, Phase, SessionState } from "../api/types";
+
+export const SESSION_STATES: Record<SessionState, string> = {
+  requested: "Preparing",
+  placing: "Preparing",
+  starting: "Starting",
+  ready: "Ready",
+  "awaiting-user": "Waiting for you",
+  capturing: "Finishing",
+  completed: "Completed",
+  failed: "Failed",
+  cancelled: "Cancelled",
+  expired: "Ran out of time",
+};
+
+export const MACHINE_STATES: Record<MachineState, string> = {
+  creating: "Being made",
+  booting: "Starting",
+  up: "Running",
+  paused: "Paused",
+  stopping: "Ending",
+  gone: "Gone",
+  lost: "Lost",
+};
+
+export const PHASES: Record<Phase, string> = {
+  "vmm-started": "Private computer switched on",
+  "kernel-output": "It is starting up",
+  "stream-up": "Secure line established",
+  "agent-up": "Its software answers and is the right one",
+  painted: "Browser is open on its screen",
+  ready: "Everything is in place",
+};
+
+/** Reads after "… was not opened:". */
+export const EGRESS: Record<EgressReason, string> = {
+  loopback: "it is an address of this server itself",
+  private: "it is inside a private network",
+  "link-local": "it is a local network address",
+  "not-global": "it is not a public address",
+  policy: "this sign-in may not go there",
+  "bad-request": "the request was malformed",
+  "name-not-found": "no such name exists",
+  unreachable: "it did not answer",
+  tls: "its certificate could not be trusted",
+  "too-many": "too many connections were open",
+};
