@@ -3,7 +3,8 @@
 use anyhow::{Context, Result};
 use camino::{Utf8Path, Utf8PathBuf};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::{os::unix::fs::OpenOptionsExt, sync::Arc};
@@ -28,7 +29,8 @@ impl TestCa {
             make(&path, &key_path).with_context(|| format!("make a test CA in `{dir}`"))?;
         }
         let pem = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
-        let key = std::fs::read_to_string(&key_path).with_context(|| format!("read `{key_path}`"))?;
+        let key =
+            std::fs::read_to_string(&key_path).with_context(|| format!("read `{key_path}`"))?;
         let key = KeyPair::from_pem(&key).with_context(|| format!("understand `{key_path}`"))?;
         // The subject must be the one in the certificate: both come from `subject()`.
         let issuer = Issuer::new(subject(), key);
@@ -57,7 +59,9 @@ impl TestCa {
         params.use_authority_key_identifier_extension = true;
         validity(&mut params, 30);
         let key = KeyPair::generate().context("make a key")?;
-        let cert = params.signed_by(&key, &self.issuer).context("sign the certificate")?;
+        let cert = params
+            .signed_by(&key, &self.issuer)
+            .context("sign the certificate")?;
         let chain: Vec<CertificateDer<'static>> = vec![cert.der().clone()];
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -73,7 +77,9 @@ impl TestCa {
 
 fn subject() -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Vestibule test CA");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "Vestibule test CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     validity(&mut params, 365);

@@ -67,7 +67,10 @@ impl Shared {
     }
 
     fn misbehave(&self) -> Misbehave {
-        *self.misbehave.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .misbehave
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,7 +106,9 @@ impl Vendor {
         let (secure, plain) = (bind(https).await?, bind(http).await?);
         let (https, http) = (secure.local_addr()?, plain.local_addr()?);
         let shared = Arc::new(Shared::default());
-        let app = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let app = Router::new()
+            .fallback(answer)
+            .with_state(Arc::clone(&shared));
         let mut tasks = JoinSet::new();
         let secure_app = app.clone();
         tasks.spawn(async move {

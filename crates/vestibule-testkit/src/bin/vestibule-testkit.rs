@@ -38,11 +38,17 @@ async fn main() -> Result<()> {
     }
 }
 
-fn pairs(mut words: impl Iterator<Item = String>) -> Result<std::collections::BTreeMap<String, String>> {
+fn pairs(
+    mut words: impl Iterator<Item = String>,
+) -> Result<std::collections::BTreeMap<String, String>> {
     let mut pairs = std::collections::BTreeMap::new();
     while let Some(word) = words.next() {
-        let name = word.strip_prefix("--").with_context(|| format!("`{word}` is no option\n{USAGE}"))?;
-        let value = words.next().with_context(|| format!("`--{name}` has no value"))?;
+        let name = word
+            .strip_prefix("--")
+            .with_context(|| format!("`{word}` is no option\n{USAGE}"))?;
+        let value = words
+            .next()
+            .with_context(|| format!("`--{name}` has no value"))?;
         pairs.insert(name.to_owned(), value);
     }
     Ok(pairs)
@@ -50,7 +56,9 @@ fn pairs(mut words: impl Iterator<Item = String>) -> Result<std::collections::BT
 
 fn say(value: &serde_json::Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}").and_then(|()| out.flush()).context("print where it listens")
+    writeln!(out, "{value}")
+        .and_then(|()| out.flush())
+        .context("print where it listens")
 }
 
 async fn ended() -> Result<()> {

@@ -17,7 +17,9 @@ const ORGANISATION: &str = "bbbbbbbb-1111-4222-8333-444444444444";
 
 pub(super) async fn answer(shared: &Shared, call: &Call) -> Response {
     match (&call.method, call.path.as_str()) {
-        (&Method::GET, "/cai/oauth/authorize" | "/oauth/authorize") => authorize(shared, call, "Anthropic"),
+        (&Method::GET, "/cai/oauth/authorize" | "/oauth/authorize") => {
+            authorize(shared, call, "Anthropic")
+        }
         (&Method::POST, "/v1/oauth/token") => tokens(shared, call).await,
         (&Method::GET, "/api/oauth/profile") => signed_in(shared, call, &profile()),
         (&Method::GET, "/api/oauth/claude_cli/roles") => signed_in(
@@ -55,12 +57,18 @@ async fn tokens(shared: &Shared, call: &Call) -> Response {
 fn signed_in(shared: &Shared, call: &Call, value: &serde_json::Value) -> Response {
     let known = call.bearer.as_ref().is_some_and(|token| {
         let grants = shared.grants();
-        grants.issued.iter().any(|issued| issued.access_token == *token)
+        grants
+            .issued
+            .iter()
+            .any(|issued| issued.access_token == *token)
     });
     if known {
         ok(value)
     } else {
-        json(StatusCode::UNAUTHORIZED, &json!({ "error": { "type": "authentication_error" } }))
+        json(
+            StatusCode::UNAUTHORIZED,
+            &json!({ "error": { "type": "authentication_error" } }),
+        )
     }
 }
 

@@ -25,7 +25,11 @@ pub(super) fn authorize(shared: &Shared, call: &Call, vendor: &str) -> Response 
         device: None,
     };
     if Url::parse(&pending.redirect_uri).is_err() || pending.client_id.is_empty() {
-        return (StatusCode::BAD_REQUEST, html(pages::message("No client or redirect"))).into_response();
+        return (
+            StatusCode::BAD_REQUEST,
+            html(pages::message("No client or redirect")),
+        )
+            .into_response();
     }
     consent(shared, vendor, pending)
 }
@@ -43,12 +47,24 @@ pub(super) fn decided(shared: &Shared, call: &Call) -> Response {
     let allowed = call.field("decision") == "allow" && how != Misbehave::Denied;
     let mut grants = shared.grants();
     let Some(pending) = grants.pending.remove(call.field("id")) else {
-        return (StatusCode::BAD_REQUEST, html(pages::message("This page is too old"))).into_response();
+        return (
+            StatusCode::BAD_REQUEST,
+            html(pages::message("This page is too old")),
+        )
+            .into_response();
     };
     if let Some(code) = pending.device {
-        let state = if allowed { Device::Approved } else { Device::Denied };
+        let state = if allowed {
+            Device::Approved
+        } else {
+            Device::Denied
+        };
         grants.devices.insert(code, state);
-        let said = if allowed { "You are signed in" } else { "You denied it" };
+        let said = if allowed {
+            "You are signed in"
+        } else {
+            "You denied it"
+        };
         return html(pages::message(said));
     }
     let Ok(mut to) = Url::parse(&pending.redirect_uri) else {
@@ -93,10 +109,18 @@ pub(super) async fn before_token(shared: &Shared) -> Option<Response> {
 }
 
 /// Redeems the code of the call for tokens that begin with `prefix`; else the refusal that the vendor would send.
-pub(super) fn redeem(shared: &Shared, call: &Call, prefix: &str) -> Result<(Pending, Issued), Response> {
+pub(super) fn redeem(
+    shared: &Shared,
+    call: &Call,
+    prefix: &str,
+) -> Result<(Pending, Issued), Response> {
     match shared.misbehave() {
-        Misbehave::CodeExpired => return Err(oauth_error("invalid_grant", "authorization code expired")),
-        Misbehave::VerifierRefused => return Err(oauth_error("invalid_grant", "code_verifier does not match")),
+        Misbehave::CodeExpired => {
+            return Err(oauth_error("invalid_grant", "authorization code expired"));
+        }
+        Misbehave::VerifierRefused => {
+            return Err(oauth_error("invalid_grant", "code_verifier does not match"));
+        }
         Misbehave::Not
         | Misbehave::WrongState
         | Misbehave::Denied
@@ -123,7 +147,9 @@ pub(super) fn redeem(shared: &Shared, call: &Call, prefix: &str) -> Result<(Pend
 /// A new device code and its user code (RFC 8628 section 3.2).
 pub(super) fn new_device(shared: &Shared) -> (String, String) {
     let (device, user) = (token("device-"), user_code());
-    let waiting = Device::Waiting { user_code: user.clone() };
+    let waiting = Device::Waiting {
+        user_code: user.clone(),
+    };
     shared.grants().devices.insert(device.clone(), waiting);
     (device, user)
 }
@@ -132,12 +158,22 @@ pub(super) fn new_device(shared: &Shared) -> (String, String) {
 pub(super) fn device_page(shared: &Shared, call: &Call, vendor: &str) -> Response {
     let typed = call.param("user_code").trim().to_ascii_uppercase();
     if typed.is_empty() {
-        return html(pages::device(vendor, &call.path, "Type the code that the tool shows"));
+        return html(pages::device(
+            vendor,
+            &call.path,
+            "Type the code that the tool shows",
+        ));
     }
-    let known = shared.grants().devices.iter().find_map(|(device, state)| match state {
-        Device::Waiting { user_code } if plain(user_code) == plain(&typed) => Some(device.clone()),
-        Device::Waiting { .. } | Device::Approved | Device::Denied => None,
-    });
+    let known = shared
+        .grants()
+        .devices
+        .iter()
+        .find_map(|(device, state)| match state {
+            Device::Waiting { user_code } if plain(user_code) == plain(&typed) => {
+                Some(device.clone())
+            }
+            Device::Waiting { .. } | Device::Approved | Device::Denied => None,
+        });
     let Some(device) = known else {
         return html(pages::device(vendor, &call.path, "That code is not known"));
     };

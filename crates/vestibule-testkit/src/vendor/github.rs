@@ -48,18 +48,24 @@ async fn tokens(shared: &Shared, call: &Call) -> Response {
     if let Some(instead) = before_token(shared).await {
         return instead;
     }
-    let error = |code: &str, description: &str| ok(&json!({ "error": code, "error_description": description }));
+    let error = |code: &str, description: &str| {
+        ok(&json!({ "error": code, "error_description": description }))
+    };
     let device = call.field("device_code");
     if device.is_empty() {
         return match redeem(shared, call, "gho_") {
             Ok((_, issued)) => granted(&issued),
-            Err(_) => error("bad_verification_code", "The code passed is incorrect or expired."),
+            Err(_) => error(
+                "bad_verification_code",
+                "The code passed is incorrect or expired.",
+            ),
         };
     }
     match poll_device(shared, device) {
-        Some(Device::Approved) if shared.misbehave() == Misbehave::VerifierRefused => {
-            error("incorrect_device_code", "The device_code provided is not valid.")
-        }
+        Some(Device::Approved) if shared.misbehave() == Misbehave::VerifierRefused => error(
+            "incorrect_device_code",
+            "The device_code provided is not valid.",
+        ),
         Some(Device::Approved) => {
             let issued = Issued {
                 host: call.host.clone(),
@@ -70,12 +76,17 @@ async fn tokens(shared: &Shared, call: &Call) -> Response {
             shared.grants().issued.push(issued.clone());
             granted(&issued)
         }
-        Some(Device::Waiting { .. }) => error("authorization_pending", "The authorization request is still pending."),
+        Some(Device::Waiting { .. }) => error(
+            "authorization_pending",
+            "The authorization request is still pending.",
+        ),
         Some(Device::Denied) => error("access_denied", "The authorization request was denied."),
         None => error("expired_token", "The device_code has expired."),
     }
 }
 
 fn granted(issued: &Issued) -> Response {
-    ok(&json!({ "access_token": issued.access_token, "token_type": "bearer", "scope": "gist,read:org,repo,workflow" }))
+    ok(
+        &json!({ "access_token": issued.access_token, "token_type": "bearer", "scope": "gist,read:org,repo,workflow" }),
+    )
 }

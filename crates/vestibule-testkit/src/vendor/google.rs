@@ -17,9 +17,9 @@ pub(super) async fn answer(shared: &Shared, call: &Call) -> Response {
         (&Method::POST, "/tokeninfo") | (&Method::GET, "/tokeninfo") => {
             ok(&json!({ "email": EMAIL, "exp": EXP.to_string(), "scope": "openid" }))
         }
-        (&Method::GET, "/oauth2/v2/userinfo" | "/oauth2/v3/userinfo") => {
-            ok(&json!({ "id": "1", "sub": "1", "email": EMAIL, "verified_email": true, "name": "Alice" }))
-        }
+        (&Method::GET, "/oauth2/v2/userinfo" | "/oauth2/v3/userinfo") => ok(
+            &json!({ "id": "1", "sub": "1", "email": EMAIL, "verified_email": true, "name": "Alice" }),
+        ),
         (&Method::POST, "/v1internal:loadCodeAssist") => ok(&json!({
             "currentTier": { "id": "free-tier", "name": "Test", "isDefault": true },
             "allowedTiers": [{ "id": "free-tier", "name": "Test", "isDefault": true }],

@@ -68,7 +68,10 @@ pub(crate) enum Refusal {
 impl Grants {
     /// Redeems a code, once.
     pub(crate) fn redeem(&mut self, call: &Call) -> Result<Pending, Refusal> {
-        let grant = self.codes.remove(call.field("code")).ok_or(Refusal::UnknownCode)?;
+        let grant = self
+            .codes
+            .remove(call.field("code"))
+            .ok_or(Refusal::UnknownCode)?;
         if grant.client_id != call.field("client_id") {
             return Err(Refusal::OtherClient);
         }
@@ -76,7 +79,9 @@ impl Grants {
             return Err(Refusal::OtherRedirect);
         }
         match &grant.challenge {
-            Some(challenge) if *challenge != s256(call.field("code_verifier")) => Err(Refusal::Verifier),
+            Some(challenge) if *challenge != s256(call.field("code_verifier")) => {
+                Err(Refusal::Verifier)
+            }
             Some(_) | None => Ok(grant),
         }
     }

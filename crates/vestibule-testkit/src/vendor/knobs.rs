@@ -43,11 +43,17 @@ pub(super) fn control(shared: &Shared, call: &Call) -> Response {
             let ms = call.field("ms").parse().unwrap_or(0);
             match serde_json::from_value(json!({ "how": call.field("how"), "ms": ms })) {
                 Ok(how) => {
-                    let mut knob = shared.misbehave.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut knob = shared
+                        .misbehave
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
                     *knob = how;
                     ok(&json!({ "set": how }))
                 }
-                Err(err) => json(StatusCode::BAD_REQUEST, &json!({ "error": err.to_string() })),
+                Err(err) => json(
+                    StatusCode::BAD_REQUEST,
+                    &json!({ "error": err.to_string() }),
+                ),
             }
         }
         _ => not_found(call),

@@ -22,7 +22,9 @@ pub(super) async fn answer(shared: &Shared, call: &Call) -> Response {
         (&Method::POST, "/oauth/token") => tokens(shared, call).await,
         (&Method::POST, "/api/accounts/deviceauth/usercode") => {
             let (device, user) = new_device(shared);
-            ok(&json!({ "device_auth_id": device, "user_code": user, "interval": "1", "expires_in": 900 }))
+            ok(
+                &json!({ "device_auth_id": device, "user_code": user, "interval": "1", "expires_in": 900 }),
+            )
         }
         (&Method::POST, "/api/accounts/deviceauth/token") => device(shared, call),
         (&Method::GET, "/codex/device") => device_page(shared, call, "OpenAI"),
@@ -79,10 +81,21 @@ fn device(shared: &Shared, call: &Call) -> Response {
                 device: None,
             };
             shared.grants().codes.insert(code.clone(), grant);
-            ok(&json!({ "authorization_code": code, "code_challenge": s256(&verifier), "code_verifier": verifier }))
+            ok(
+                &json!({ "authorization_code": code, "code_challenge": s256(&verifier), "code_verifier": verifier }),
+            )
         }
-        Some(Device::Waiting { .. }) => json(StatusCode::FORBIDDEN, &json!({ "error": "authorization_pending" })),
-        Some(Device::Denied) => json(StatusCode::BAD_REQUEST, &json!({ "error": "access_denied" })),
-        None => json(StatusCode::BAD_REQUEST, &json!({ "error": "expired_token" })),
+        Some(Device::Waiting { .. }) => json(
+            StatusCode::FORBIDDEN,
+            &json!({ "error": "authorization_pending" }),
+        ),
+        Some(Device::Denied) => json(
+            StatusCode::BAD_REQUEST,
+            &json!({ "error": "access_denied" }),
+        ),
+        None => json(
+            StatusCode::BAD_REQUEST,
+            &json!({ "error": "expired_token" }),
+        ),
     }
 }

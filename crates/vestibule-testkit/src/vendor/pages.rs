@@ -15,7 +15,10 @@ const STYLE: &str = "html{background:#f4efe1;color:#222;font:24px sans-serif}bod
     .allow{background:#127a3c}.deny{background:#a3222d}input{font:32px monospace;padding:12px}";
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn page(title: &str, body: &str) -> String {

@@ -26,12 +26,17 @@ pub(crate) struct Call {
 }
 
 fn pairs(text: &str) -> BTreeMap<String, String> {
-    url::form_urlencoded::parse(text.as_bytes()).into_owned().collect()
+    url::form_urlencoded::parse(text.as_bytes())
+        .into_owned()
+        .collect()
 }
 
 fn header_text(request: &Request<Body>, name: header::HeaderName) -> String {
     let value = request.headers().get(name);
-    value.and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned()
+    value
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 impl Call {
@@ -97,7 +102,10 @@ pub(crate) fn oauth_error(code: &str, description: &str) -> Response {
 }
 
 pub(crate) fn html(page: String) -> Response {
-    let kind = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
+    let kind = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
     (kind, page).into_response()
 }
 
@@ -106,6 +114,9 @@ pub(crate) fn redirect(to: &str) -> Response {
 }
 
 pub(crate) fn not_found(call: &Call) -> Response {
-    let what = format!("the fake vendor has no {} https://{}{}", call.method, call.host, call.path);
+    let what = format!(
+        "the fake vendor has no {} https://{}{}",
+        call.method, call.host, call.path
+    );
     (StatusCode::NOT_FOUND, what).into_response()
 }
