@@ -68,6 +68,7 @@ kebab_enum! {
         GuestNotExecuting = "guest-not-executing",
         VmmMissing = "vmm-missing",
         HostDiskFull = "host-disk-full",
+        LaunchRefused = "launch-refused",
         StreamRefused = "stream-refused",
         StreamLost = "stream-lost",
         NetworkDriverMissing = "network-driver-missing",
@@ -193,7 +194,8 @@ impl Cause {
             | Self::VmmExited
             | Self::GuestNotExecuting
             | Self::VmmMissing
-            | Self::HostDiskFull => Stage::NoBoot,
+            | Self::HostDiskFull
+            | Self::LaunchRefused => Stage::NoBoot,
             Self::StreamRefused
             | Self::StreamLost
             | Self::NetworkDriverMissing
@@ -308,6 +310,9 @@ impl Cause {
             }
             Self::VmmMissing => "no VMM that can run the image is installed",
             Self::HostDiskFull => "the host has no room left for the VM or its evidence",
+            Self::LaunchRefused => {
+                "the host refused a file, directory or process that the VM's runner needs"
+            }
             Self::StreamRefused => "the guest is up, the stream to the agent was never there",
             Self::StreamLost => "the stream to the agent broke",
             Self::NetworkDriverMissing => "an image that relies on a NIC has no driver for it",
