@@ -272,8 +272,16 @@ pub struct Done {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailRule {
+    /// A regular expression on the terminal's screen text, or on the text of `file`.
     pub when: String,
     pub cause: Cause,
+    /// A log of the tool's, path below the home directory, for what it does not say on the terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Seconds for which the expression must match without a pause: for a tool that says what it waits for, and waits
+    /// for ever.
+    #[serde(default)]
+    pub for_s: u32,
 }
 
 /// For [`FlowKind::Oidc`].

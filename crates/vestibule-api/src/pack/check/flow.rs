@@ -1,12 +1,12 @@
 //! The rules of one `[[flow]]`: what runs, what it may open, and how its end is told.
-use super::{argv, env_values, files, list, not_env, not_host, regex, text};
+use super::{argv, env_values, files, list, not_env, not_host, not_path, regex, text};
 use crate::{
     cause::Stage,
     pack::{
         Callback, FailRule, Flow, FlowKind, Oidc, Prompt, UrlRule,
         parameters::has_reference,
         problem::{Problems, show},
-        rules::{self, is_env_name, is_host, is_host_pattern, is_slug},
+        rules::{self, is_env_name, is_host, is_host_pattern, is_relative_path, is_slug},
     },
 };
 
@@ -225,13 +225,28 @@ fn outcome(key: &str, flow: &Flow, problems: &mut Problems) {
         regex(&format!("{key}.done.screen_regex"), screen, 0, problems);
     }
     list(&format!("{key}.fail"), flow.fail.len(), problems);
-    for (i, FailRule { when, cause }) in flow.fail.iter().enumerate() {
-        regex(&format!("{key}.fail[{i}].when"), when, 0, problems);
-        let fits = matches!(cause.stage(), Stage::Provider | Stage::ContractMismatch);
-        problems.unless(fits, &format!("{key}.fail[{i}].cause"), || {
-            format!("`{cause}` is no cause that a tool's words can prove; expected one of stage `provider`")
+    for (i, rule) in flow.fail.iter().enumerate() {
+        check_fail(&format!("{key}.fail[{i}]"), flow.timeout_s, rule, problems);
+    }
+}
+
+fn check_fail(key: &str, timeout_s: u32, rule: &FailRule, problems: &mut Problems) {
+    regex(&format!("{key}.when"), &rule.when, 0, problems);
+    let cause = rule.cause;
+    let fits = matches!(cause.stage(), Stage::Provider | Stage::ContractMismatch);
+    problems.unless(fits, &format!("{key}.cause"), || {
+        format!(
+            "`{cause}` is no cause that a tool's words can prove; expected one of stage `provider`"
+        )
+    });
+    if let Some(path) = &rule.file {
+        problems.unless(is_relative_path(path), &format!("{key}.file"), || {
+            not_path(path)
         });
     }
+    problems.unless(rule.for_s < timeout_s, &format!("{key}.for_s"), || {
+        format!("{}; expected less than the flow's `timeout_s`", rule.for_s)
+    });
 }
 
 fn check_oidc(key: &str, oidc: &Oidc, allow_http: bool, problems: &mut Problems) {
