@@ -17,10 +17,14 @@ export class Session {
   live = $state(false);
   #events: SessionEvent[] = $state.raw([]);
   readonly timeline = $derived(timeline(this.#events));
-  /** The events know first, the row is there from the first moment. */
-  readonly state = $derived(
-    this.#events.length > 0 ? this.timeline.state : (this.view?.state ?? "requested"),
-  );
+  /**
+   * The events know first; but the row is there before them, and an end is an end: while the events of a finished
+   * session are replayed, the page does not live through it again.
+   */
+  readonly state = $derived.by(() => {
+    const row = this.view?.state ?? "requested";
+    return this.#events.length === 0 || TERMINAL_STATES.has(row) ? row : this.timeline.state;
+  });
   readonly over = $derived(TERMINAL_STATES.has(this.state));
 
   constructor(id: string) {

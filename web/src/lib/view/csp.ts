@@ -1,9 +1,10 @@
 /**
- * Lets xterm.js live under `style-src 'self'`. It writes `<style>` elements and `style` attributes, which that policy
- * refuses; what it means by them is kept with constructed style sheets and the CSSOM, which the policy allows.
+ * Lets xterm.js live without `style-src 'unsafe-inline'`. When it opens it makes three `<style>` elements, which that policy
+ * would empty; here each becomes a constructed style sheet, which the policy allows. The `style` attributes that it gives
+ * to true-colour text need `style-src-attr 'unsafe-inline'`, which can't hold a selector and so can't read a page.
  */
 
-/** Stands in for a `<style>` element: takes the text, holds a constructed sheet. */
+/** Stands in for a `<style>` element: takes its text into a sheet, and takes the sheet along when it goes. */
 function sheetElement(create: typeof document.createElement): HTMLElement {
   const element = create("span");
   element.hidden = true;
@@ -19,38 +20,15 @@ function sheetElement(create: typeof document.createElement): HTMLElement {
   return element;
 }
 
-/** `setAttribute` that sends `style` through the CSSOM. */
-function setAttribute(this: HTMLElement, name: string, value: string): void {
-  if (name === "style") this.style.cssText = value;
-  else Element.prototype.setAttribute.call(this, name, value);
-}
-
-const create = document.createElement.bind(document);
-
-function createElement(name: string, options?: ElementCreationOptions): HTMLElement {
-  if (name === "style") return sheetElement(create);
-  const element = create(name, options);
-  if (name === "span") element.setAttribute = setAttribute;
-  return element;
-}
-
-/** The document as xterm shall see it (its option `documentOverride`). */
-export const gentleDocument: Document = new Proxy(document, {
-  get(target, name) {
-    if (name === "createElement") return createElement;
-    const value: unknown = Reflect.get(target, name, target);
-    return typeof value === "function" ? value.bind(target) : value;
-  },
-});
-
-/** Runs `open`, during which also the real document makes gentle elements: xterm 6.0 asks it for one of its three styles. */
-export function opening(open: () => void): void {
-  const own = Object.getOwnPropertyDescriptor(document, "createElement");
-  document.createElement = createElement as typeof document.createElement;
+/** Runs `open`, during which the document answers a request for `<style>` with a stand-in. */
+export function withoutStyleElements(open: () => void): void {
+  const create = document.createElement.bind(document);
+  document.createElement = ((name: string, options?: ElementCreationOptions) =>
+    name === "style" ? sheetElement(create) : create(name, options)) as typeof create;
   try {
     open();
   } finally {
-    if (own) Object.defineProperty(document, "createElement", own);
-    else Reflect.deleteProperty(document, "createElement");
+    // What was set is a property of this document; without it, the prototype's method is back.
+    Reflect.deleteProperty(document, "createElement");
   }
 }

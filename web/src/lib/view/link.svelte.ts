@@ -10,7 +10,10 @@ import { closed, type Closed } from "../words/close";
 
 export type LinkPhase = "waiting" | "connecting" | "connected" | "reconnecting" | "ended";
 
-/** Attaches to a fresh socket; returns what lets go of it. `up` says that the far end answers. */
+/**
+ * Attaches to a fresh socket at once (an RFB server speaks first, and what nobody listens to is lost); returns what lets
+ * go of it. `up` says that the far end answers.
+ */
 export type Attach = (socket: WebSocket, right: Right, up: () => void) => () => void;
 
 export class Link {
@@ -20,13 +23,14 @@ export class Link {
 
   readonly #session: string;
   readonly #what: "view" | "terminal";
-  readonly #attach: Attach;
+  readonly #prepare: () => Promise<Attach>;
   #running: AbortController | null = null;
 
-  constructor(session: string, what: "view" | "terminal", attach: Attach) {
+  /** `prepare` loads what will attach, before there is a socket. */
+  constructor(session: string, what: "view" | "terminal", prepare: () => Promise<Attach>) {
     this.#session = session;
     this.#what = what;
-    this.#attach = attach;
+    this.#prepare = prepare;
   }
 
   /** Opens the socket, or opens it anew with another right. */
@@ -64,8 +68,10 @@ export class Link {
 
   /** One ticket, one socket, to its end. */
   async #once(right: Right, signal: AbortSignal, up: () => void): Promise<Closed> {
+    let attach: Attach;
     let ticket: string;
     try {
+      attach = await this.#prepare();
       ({ ticket } = await api.ticket(this.#session, right));
     } catch (error) {
       const problem = problemFrom(error);
@@ -76,7 +82,7 @@ export class Link {
     const path = `${sessionPath(this.#session)}/${this.#what}?ticket=${encodeURIComponent(ticket)}`;
     const socket = new WebSocket(path);
     socket.binaryType = "arraybuffer";
-    const detach = this.#attach(socket, right, up);
+    const detach = attach(socket, right, up);
     return new Promise((resolve) => {
       socket.addEventListener("close", (event) => {
         detach();

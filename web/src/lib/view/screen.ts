@@ -47,6 +47,7 @@ export interface ScreenEvents {
 export class Screen {
   readonly #rfb: RFB;
   #typed = "";
+  #open = true;
 
   constructor(host: HTMLElement, socket: WebSocket, right: Right, events: ScreenEvents) {
     const rfb = new WideRfb(host, socket, { shared: true });
@@ -56,12 +57,13 @@ export class Screen {
     rfb.focusOnClick = true;
     rfb.background = "transparent";
     rfb.addEventListener("connect", events.up);
+    rfb.addEventListener("disconnect", () => (this.#open = false));
     rfb.addEventListener("clipboard", (event) => events.copied(event.detail.text));
     this.#rfb = rfb;
   }
 
   close(): void {
-    this.#rfb.disconnect();
+    if (this.#open) this.#rfb.disconnect();
   }
 
   focus(): void {

@@ -3,7 +3,7 @@ import { FitAddon } from "@xterm/addon-fit";
 import { Terminal as Xterm } from "@xterm/xterm";
 import "@xterm/xterm/css/xterm.css";
 import type { Right } from "../api/types";
-import { gentleDocument, opening } from "./csp";
+import { withoutStyleElements } from "./csp";
 import { leaves } from "./keys";
 
 const THEME = {
@@ -24,7 +24,6 @@ export class Terminal {
 
   constructor(host: HTMLElement, leave: () => void) {
     this.#xterm = new Xterm({
-      documentOverride: gentleDocument,
       fontFamily: 'ui-monospace, "Cascadia Mono", "DejaVu Sans Mono", Menlo, Consolas, monospace',
       fontSize: 14,
       scrollback: 5000,
@@ -33,7 +32,7 @@ export class Terminal {
       theme: THEME,
     });
     this.#xterm.loadAddon(this.#fit);
-    opening(() => this.#xterm.open(host));
+    withoutStyleElements(() => this.#xterm.open(host));
     // Tab must not fall into a trap: the terminal is entered by a click or by its button.
     this.#xterm.textarea?.setAttribute("tabindex", "-1");
     this.#xterm.attachCustomKeyEventHandler((event) => {
