@@ -2,6 +2,7 @@
 // pixels finds them, and the focus where a person would type first.
 const style = `html{background:#f4efe1;color:#222;font:24px sans-serif}body{margin:24px}h1{font-size:32px;margin:0 0 16px}
 label{display:block;margin:8px 0}input{font:28px monospace;padding:8px;width:420px;display:block}
+.login{background:#b8d8ff}.password{background:#ffd9a0}
 button{font:28px sans-serif;color:#fff;border:0;padding:16px 56px;margin:16px 24px 0 0}
 .allow{background:#127a3c}.deny{background:#a3222d}.problem{color:#a3222d;font-weight:bold}`;
 
@@ -15,8 +16,8 @@ export const messagePage = (text) => page(text, '');
 export const loginPage = (uid, problem) => page('Sign in', `
 <form method="post" action="/interaction/${escape(uid)}" autocomplete="off">
 ${problem ? `<p class="problem" role="alert">${escape(problem)}</p>` : ''}
-<label>Login<input name="login" autofocus autocapitalize="none" spellcheck="false"></label>
-<label>Password<input name="password" type="password"></label>
+<label>Login<input class="login" name="login" autofocus autocapitalize="none" spellcheck="false"></label>
+<label>Password<input class="password" name="password" type="password"></label>
 <button class="allow">Sign in</button></form>`);
 
 export const consentPage = (uid, params) => page('Allow access?', `

@@ -25,7 +25,7 @@ fn pack(id: &str) -> ProviderPack {
     let (name, text) = PACKS
         .into_iter()
         .find(|(name, _)| name.strip_suffix(".toml") == Some(id))
-        .unwrap();
+        .expect("no such pack");
     ProviderPack::parse(name, text).unwrap_or_else(|err| panic!("{err}"))
 }
 
@@ -34,9 +34,9 @@ fn broken(id: &str, old: &str, new: &str) -> Vec<String> {
     let (name, text) = PACKS
         .into_iter()
         .find(|(name, _)| name.strip_suffix(".toml") == Some(id))
-        .unwrap();
+        .expect("no such pack");
     assert!(text.contains(old), "`{old}` stands in {name}");
-    let errors = ProviderPack::parse(name, &text.replacen(old, new, 1)).unwrap_err();
+    let errors = ProviderPack::parse(name, &text.replacen(old, new, 1)).expect_err("it is broken");
     errors.to_string().lines().map(str::to_owned).collect()
 }
 

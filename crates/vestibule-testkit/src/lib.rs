@@ -8,10 +8,13 @@
 //! | [`idp`] | starts the real identity provider (`tests/idp`, npm `oidc-provider`) |
 //! | [`rfb`] | an RFB client (RFC 6143) that sees and types like a person |
 //! | [`api`] | a client of the controller's API |
+//! | [`stage`] | a controller with a home of its own, and what it must not leave behind |
 //! | [`wait`] | bounded waits on conditions |
 pub mod api;
 pub mod ca;
 pub mod idp;
+pub mod process;
 pub mod rfb;
+pub mod stage;
 pub mod vendor;
 pub mod wait;

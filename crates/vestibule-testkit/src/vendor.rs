@@ -16,7 +16,7 @@ mod reply;
 
 pub use grants::{Issued, Seen};
 pub use knobs::Misbehave;
-pub use pages::{ALLOW_RGB, DENY_RGB, PAGE_RGB};
+pub use pages::{ALLOW_RGB, DENY_RGB, FIELD_RGB, PAGE_RGB};
 
 use crate::ca::TestCa;
 use anyhow::{Context, Result};

@@ -7,12 +7,14 @@ pub const PAGE_RGB: [u8; 3] = [0xf4, 0xef, 0xe1];
 pub const ALLOW_RGB: [u8; 3] = [0x12, 0x7a, 0x3c];
 /// Background of *Deny*.
 pub const DENY_RGB: [u8; 3] = [0xa3, 0x22, 0x2d];
+/// Background of the field for a device code.
+pub const FIELD_RGB: [u8; 3] = [0xb8, 0xd8, 0xff];
 /// Where the forms of the pages go.
 pub(crate) const CONSENT_PATH: &str = "/__consent";
 
 const STYLE: &str = "html{background:#f4efe1;color:#222;font:24px sans-serif}body{margin:32px}\
     button{font:32px sans-serif;color:#fff;border:0;padding:24px 64px;margin:16px 24px 0 0;cursor:pointer}\
-    .allow{background:#127a3c}.deny{background:#a3222d}input{font:32px monospace;padding:12px}";
+    .allow{background:#127a3c}.deny{background:#a3222d}input{font:32px monospace;padding:12px;background:#b8d8ff}";
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;")

@@ -1,0 +1,242 @@
+//! A controller as an operator runs it, in a home of its own that shares the built images, and the count of what it must
+//! not leave behind.
+mod residue;
+
+pub use residue::residue;
+
+use crate::{
+    api::Api,
+    process::{self, Process, workspace},
+};
+use anyhow::{Context, Result, bail, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use camino_tempfile::Utf8TempDir;
+use std::{fmt::Write as _, net::SocketAddr, time::Duration};
+use tokio::process::Command;
+
+/// How long the controller may take until it listens.
+const LISTEN: Duration = Duration::from_secs(60);
+
+/// Where the built images are: `$VESTIBULE_TEST_HOME`, else `target/test-home`.
+pub fn image_home() -> Utf8PathBuf {
+    std::env::var("VESTIBULE_TEST_HOME")
+        .map_or_else(|_| workspace().join("target/test-home"), Utf8PathBuf::from)
+}
+
+/// The configuration of a stage, as lines of TOML.
+#[derive(Debug)]
+pub struct Setting {
+    image: String,
+    pins: Vec<(String, Option<u16>, SocketAddr)>,
+    extra_ca: Vec<Utf8PathBuf>,
+    more: String,
+}
+
+impl Setting {
+    /// Sessions run in the image with this alias; nothing else is changed.
+    pub fn image(alias: &str) -> Self {
+        Self {
+            image: alias.to_owned(),
+            pins: Vec::new(),
+            extra_ca: Vec::new(),
+            more: String::new(),
+        }
+    }
+
+    /// Guests that ask for `host` (and `port`, if given) reach `to`.
+    #[must_use]
+    pub fn pin(mut self, host: &str, port: Option<u16>, to: SocketAddr) -> Self {
+        self.pins.push((host.to_owned(), port, to));
+        self
+    }
+
+    /// The way out trusts this authority when it speaks TLS itself.
+    #[must_use]
+    pub fn trust(mut self, ca: &Utf8Path) -> Self {
+        self.extra_ca.push(ca.to_owned());
+        self
+    }
+
+    /// Further TOML: tables only.
+    #[must_use]
+    pub fn with(mut self, toml: &str) -> Self {
+        self.more.push_str(toml);
+        self.more.push('\n');
+        self
+    }
+
+    fn toml(&self) -> String {
+        let mut text = format!(
+            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
+            self.image,
+            self.extra_ca.iter().map(|p| p.as_str()).collect::<Vec<_>>(),
+        );
+        for (host, port, to) in &self.pins {
+            let port = port.map_or_else(String::new, |port| format!("port = {port}\n"));
+            let _ = write!(
+                text,
+                "[[egress.pins]]\nhost = \"{host}\"\n{port}to = \"{to}\"\n"
+            );
+        }
+        text.push_str(&self.more);
+        text
+    }
+}
+
+/// A running controller with its home, which is removed with it.
+#[derive(Debug)]
+pub struct Stage {
+    home: Utf8TempDir,
+    process: Process,
+    api: Api,
+}
+
+impl Stage {
+    /// Starts `vestibule serve` and waits until it listens.
+    ///
+    /// # Errors
+    /// When the binary or the image is missing, or it does not come up; with the end of its log.
+    pub async fn start(setting: &Setting) -> Result<Self> {
+        let images = image_home();
+        ensure!(
+            images.join("aliases").join(&setting.image).exists(),
+            "no image `{}` in `{images}`: `script/test images` builds it",
+            setting.image
+        );
+        let home = camino_tempfile::Builder::new()
+            .prefix("vt-")
+            .tempdir()
+            .context("make a home")?;
+        for shared in ["images", "aliases"] {
+            std::os::unix::fs::symlink(images.join(shared), home.path().join(shared))
+                .context("share the images")?;
+        }
+        std::fs::write(home.path().join("vestibule.toml"), setting.toml())
+            .context("write the configuration")?;
+        Self::serve(home).await
+    }
+
+    async fn serve(home: Utf8TempDir) -> Result<Self> {
+        std::fs::remove_file(home.path().join("address")).ok();
+        let log = home.path().join("serve.log");
+        let mut command = Command::new(binary()?);
+        command
+            .arg("--home")
+            .arg(home.path())
+            .arg("serve")
+            .arg("--config")
+            .arg(home.path().join("vestibule.toml"));
+        let process = Process::start("vestibule serve", command, &log)?;
+        let listening = async {
+            let address = process::content(&home.path().join("address"), LISTEN).await?;
+            let token = process::content(&home.path().join("token"), LISTEN).await?;
+            Api::new(
+                address
+                    .parse()
+                    .with_context(|| format!("understand the address `{address}`"))?,
+                &token,
+            )
+        };
+        match listening.await {
+            Ok(api) => Ok(Self { home, process, api }),
+            Err(err) => Err(err.context(format!("vestibule serve said: {}", tail(&log)))),
+        }
+    }
+
+    /// Its API, with the operator's token.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Its home.
+    pub fn home(&self) -> &Utf8Path {
+        self.home.path()
+    }
+
+    /// Runs `vestibule` with these words on the same home and gives its standard output.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub async fn vestibule(&self, words: &[&str]) -> Result<Vec<u8>> {
+        let output = Command::new(binary()?)
+            .arg("--home")
+            .arg(self.home.path())
+            .args(words)
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        if !output.status.success() {
+            bail!(
+                "`vestibule {}`: {}",
+                words.join(" "),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(output.stdout)
+    }
+
+    /// Kills the controller without warning and starts it again on the same home.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub async fn crash_and_restart(self) -> Result<Self> {
+        self.process.crash().await?;
+        Self::serve(self.home).await
+    }
+
+    /// Everything of this stage that still runs or lies about, except controller and database.
+    pub fn residue(&self) -> Vec<String> {
+        residue(self.home.path(), self.process.pid())
+    }
+
+    /// Ends the controller.
+    ///
+    /// # Errors
+    /// When it does not end, or not with success.
+    pub async fn end(self) -> Result<()> {
+        let status = self.process.end().await?;
+        ensure!(status.success(), "vestibule serve ended with {status}");
+        Ok(())
+    }
+
+    /// Keeps evidence and logs of a failed test under `target/evidence/<test>`.
+    pub fn keep(&self, test: &str) -> Utf8PathBuf {
+        let to = workspace().join("target/evidence").join(test);
+        std::fs::create_dir_all(&to).ok();
+        for name in ["serve.log", "evidence"] {
+            let from = self.home.path().join(name);
+            // A test that failed reports its own error; evidence that cannot be kept must not hide it.
+            let copied = std::process::Command::new("cp")
+                .arg("-a")
+                .arg(&from)
+                .arg(&to)
+                .status();
+            if !copied.is_ok_and(|status| status.success()) {
+                tracing::warn!(%from, "not kept");
+            }
+        }
+        to
+    }
+}
+
+/// The program under test: `$VESTIBULE_BIN`, else the debug build.
+///
+/// # Errors
+/// When it is not there.
+pub fn binary() -> Result<Utf8PathBuf> {
+    let path = std::env::var("VESTIBULE_BIN").map_or_else(
+        |_| workspace().join("target/debug/vestibule"),
+        Utf8PathBuf::from,
+    );
+    ensure!(
+        path.exists(),
+        "`{path}` is not built: cargo build -p vestibule"
+    );
+    Ok(path)
+}
+
+fn tail(log: &Utf8Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
