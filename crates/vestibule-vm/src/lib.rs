@@ -1,1 +1,29 @@
+//! The runner: one process that owns one VM. It starts the VMM, keeps its console, relays screen and agent, is the guest's
+//! way out, and writes the evidence bundle when the VM ends. It knows nothing of other VMs or of providers.
+//!
+//! Entry points: [`run`] (the role `run-vm`) and [`doctor`].
+//!
+//! ```text
+//! VmSpec ─▶ runner::run ─▶ driver (QEMU) ─▶ guest
+//!              │  ▲                            │ one virtio-serial port
+//!   runner.sock│  └── link: handshake, yamux ◀─┘
+//!              ▼            │ Open::Proxy
+//!          controller       ▼
+//!                        egress ─▶ the world
+//! ```
+pub mod config_drive;
+pub mod doctor;
+pub mod driver;
+pub mod egress;
+pub mod events;
+pub mod evidence;
+pub mod image;
+pub mod kvm;
+pub mod log;
+pub mod process;
+pub mod qemu;
+mod runner;
+mod socket;
 
+pub use doctor::doctor;
+pub use runner::{RunError, SOCKET, run};

@@ -1,0 +1,241 @@
+//! What this host can run: VMM, acceleration, memory, and the programs that building an image needs.
+//!
+//! The report says what was observed; a program counts as found when it ran and named its version.
+use crate::{
+    driver::ProbeError,
+    kvm::{self, KvmVerdict},
+    qemu,
+};
+use camino::{Utf8Path, Utf8PathBuf};
+use std::{fmt, path::Path, process::Stdio};
+
+/// A VM with a browser needs so much, and the host something besides.
+const MEMORY_WANTED_MIB: u64 = 2048;
+/// Where programs are looked for besides `PATH`: `mke2fs` is not in an ordinary user's.
+const ALSO: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/bin"];
+
+/// What `vestibule doctor` prints.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// The driver that a VM gets with `driver = "auto"`, and why; none: no VM can run.
+    pub driver: Option<String>,
+    pub because: String,
+    pub kvm: KvmVerdict,
+    pub programs: Vec<ProgramFound>,
+    pub memory_available_mib: Option<u64>,
+    /// Free room where Vestibule keeps its files, in MiB.
+    pub disk_free_mib: Option<u64>,
+    /// What to do, most important first.
+    pub advice: Vec<String>,
+}
+
+/// One program that Vestibule starts.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgramFound {
+    pub name: &'static str,
+    /// What it is for: `vm` or `image build`.
+    pub needed_for: &'static str,
+    pub path: Option<Utf8PathBuf>,
+    pub version: Option<String>,
+    /// Debian's package.
+    pub package: &'static str,
+}
+
+impl Report {
+    /// Whether a VM can run here.
+    pub fn usable(&self) -> bool {
+        self.driver.is_some()
+    }
+}
+
+/// Looks at this host. Blocks for as long as the programs take to print their versions.
+pub fn doctor(home: impl AsRef<Path>) -> Report {
+    let kvm = kvm::probe();
+    let programs: Vec<_> = [
+        (qemu::PROGRAM, "vm", "qemu-system-x86"),
+        ("mmdebstrap", "image build", "mmdebstrap"),
+        ("mke2fs", "image build", "e2fsprogs"),
+    ]
+    .map(|(name, needed_for, package)| look(name, needed_for, package))
+    .into();
+    let runs = programs
+        .iter()
+        .any(|p| p.name == qemu::PROGRAM && p.version.is_some());
+    let driver = runs.then(|| String::from(if kvm.usable() { "qemu/kvm" } else { "qemu/tcg" }));
+    let memory_available_mib = memory_available_mib();
+    let because = if runs {
+        kvm.to_string()
+    } else {
+        format!("no `{}` that runs was found", qemu::PROGRAM)
+    };
+    let advice = advice(&programs, &kvm, memory_available_mib);
+    Report {
+        driver,
+        because,
+        kvm,
+        programs,
+        memory_available_mib,
+        disk_free_mib: disk_free_mib(home.as_ref()),
+        advice,
+    }
+}
+
+fn advice(programs: &[ProgramFound], kvm: &KvmVerdict, memory: Option<u64>) -> Vec<String> {
+    let mut advice: Vec<_> = programs
+        .iter()
+        .filter(|p| p.version.is_none())
+        .map(|p| match &p.path {
+            None => format!("install `{}`: apt-get install {}", p.name, p.package),
+            Some(path) => format!(
+                "`{path}` does not run; reinstall it: apt-get install --reinstall {}",
+                p.package
+            ),
+        })
+        .collect();
+    if let Some(mib) = memory.filter(|mib| *mib < MEMORY_WANTED_MIB) {
+        advice.push(format!(
+            "free some memory: {mib} MiB are available, a browser VM wants {MEMORY_WANTED_MIB} MiB"
+        ));
+    }
+    advice.extend(kvm.fix().map(str::to_owned));
+    advice
+}
+
+fn look(name: &'static str, needed_for: &'static str, package: &'static str) -> ProgramFound {
+    let path = find_program(name).ok();
+    let version = path.as_ref().and_then(|path| program_version(path).ok());
+    ProgramFound {
+        name,
+        needed_for,
+        path,
+        version,
+        package,
+    }
+}
+
+/// Finds an executable by name in `PATH` and where system programs are.
+///
+/// # Errors
+/// [`ProbeError::Missing`] with the directories that were searched.
+pub fn find_program(name: &str) -> Result<Utf8PathBuf, ProbeError> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let directories: Vec<&str> = path
+        .split(':')
+        .filter(|d| !d.is_empty())
+        .chain(ALSO)
+        .collect();
+    directories
+        .iter()
+        .map(|directory| Utf8Path::new(directory).join(name))
+        .find(|path| {
+            path.is_file()
+                && rustix::fs::access(path.as_std_path(), rustix::fs::Access::EXEC_OK).is_ok()
+        })
+        .ok_or_else(|| ProbeError::Missing {
+            program: name.to_owned(),
+            searched: directories.join(":"),
+        })
+}
+
+/// Runs `program --version` (`-V` for e2fsprogs) and takes the first word that looks like a version.
+///
+/// # Errors
+/// When it does not run, or says nothing that looks like a version.
+pub fn program_version(program: &Utf8Path) -> Result<String, ProbeError> {
+    let flag = if program.file_name() == Some("mke2fs") {
+        "-V"
+    } else {
+        "--version"
+    };
+    let output = std::process::Command::new(program)
+        .arg(flag)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|err| ProbeError::Version {
+            program: program.to_owned(),
+            err,
+        })?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    said.split_whitespace()
+        .map(|word| word.trim_end_matches([',', ')']))
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
+        .map(str::to_owned)
+        .ok_or_else(|| ProbeError::NoVersion {
+            program: program.to_owned(),
+            said: crate::log::printable(said.lines().next().unwrap_or_default()),
+        })
+}
+
+/// `MemAvailable` of proc(5).
+fn memory_available_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+/// Of the file system that `home` is on, or will be.
+fn disk_free_mib(home: &Path) -> Option<u64> {
+    let existing = home.ancestors().find(|path| path.exists())?;
+    let stat = rustix::fs::statvfs(existing).ok()?;
+    Some(stat.f_bavail * stat.f_frsize >> 20)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.driver {
+            Some(driver) => writeln!(f, "driver        {driver}")?,
+            None => writeln!(f, "driver        none: no VM can run here")?,
+        }
+        writeln!(f, "because       {}", self.because)?;
+        for program in &self.programs {
+            let found = match (&program.path, &program.version) {
+                (Some(path), Some(version)) => format!("{version}  {path}"),
+                (Some(path), None) => format!("does not run  {path}"),
+                (None, _) => format!("not found (needed for: {})", program.needed_for),
+            };
+            writeln!(f, "{:<13} {found}", short(program.name))?;
+        }
+        let amount = |mib: Option<u64>| {
+            mib.map_or_else(|| String::from("unknown"), |mib| format!("{mib} MiB"))
+        };
+        writeln!(f, "memory free   {}", amount(self.memory_available_mib))?;
+        write!(f, "disk free     {}", amount(self.disk_free_mib))?;
+        for advice in &self.advice {
+            write!(f, "\n→ {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+fn short(name: &str) -> &str {
+    name.strip_suffix("-system-x86_64").unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_said_with_where_it_was_looked_for() {
+        let err = find_program("vestibule-no-such-program").unwrap_err();
+        assert!(err.to_string().contains("/usr/sbin"), "{err}");
+    }
+
+    #[test]
+    fn the_report_names_what_it_saw() {
+        let report = doctor("/tmp/vestibule-no-such-home/deeper");
+        println!("{report}");
+        assert_eq!(report.usable(), report.driver.is_some());
+        assert!(report.disk_free_mib.is_some());
+        let json = serde_json::to_value(&report).unwrap();
+        assert!(json["programs"].as_array().unwrap().len() == 3, "{json}");
+    }
+}

@@ -1,0 +1,133 @@
+//! What a VMM must be able to do. What a VM *is* stands in its [`Launch`]; there are no setters.
+//!
+//! What a driver cannot do is absent from its [`Capabilities`], which come from a probe and never from a belief. Memory
+//! snapshots are in no driver's capabilities yet, so the trait has no method for them.
+use crate::{
+    config_drive::DriveFd, evidence::Bundle, log::BoundedLog, process::SpawnError,
+    qemu::qmp::QmpError,
+};
+use camino::Utf8PathBuf;
+use futures_util::future::BoxFuture;
+use std::{io, sync::Arc};
+use tokio::io::{AsyncRead, AsyncWrite};
+use vestibule_api::{ids::MachineId, machine::Exit};
+
+/// A byte stream to the guest's end of the one stream.
+pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Transport for T {}
+
+/// What a probe found.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Capabilities {
+    /// VMM and accelerator: `qemu/tcg`, `qemu/kvm`.
+    pub driver: String,
+    /// The VMM's own version.
+    pub version: String,
+    /// Why this accelerator and no other.
+    pub because: String,
+    pub pause: bool,
+    pub snapshot: bool,
+}
+
+/// Why a probe found nothing usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("no `{program}` in {searched}")]
+    Missing { program: String, searched: String },
+    #[error("run `{program} --version`")]
+    Version {
+        program: Utf8PathBuf,
+        #[source]
+        err: io::Error,
+    },
+    #[error("`{program} --version` says `{said}`, which names no version")]
+    NoVersion { program: Utf8PathBuf, said: String },
+}
+
+/// Everything a driver needs to start a VM.
+#[derive(Debug)]
+pub struct Launch {
+    pub machine_id: MachineId,
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    /// The runner's own directory: sockets go here.
+    pub vm_dir: Utf8PathBuf,
+    /// The shared root image; opened read-only.
+    pub root: Utf8PathBuf,
+    pub kernel: Utf8PathBuf,
+    pub initrd: Utf8PathBuf,
+    /// The image's part of the kernel command line.
+    pub cmdline: String,
+    pub config: DriveFd,
+    pub console: Arc<BoundedLog>,
+    pub vmm_log: Arc<BoundedLog>,
+}
+
+/// Why no VM came of a [`Launch`].
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("{step}")]
+    Prepare {
+        step: &'static str,
+        #[source]
+        err: io::Error,
+    },
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The VMM ended before it answered; its own words are in the VMM log.
+    #[error("the VMM ended at once")]
+    Died { exit: Exit },
+    #[error("speak with the VMM")]
+    Control(#[source] QmpError),
+}
+
+/// Why a running VM did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("{what} the VM")]
+    Control {
+        what: &'static str,
+        #[source]
+        err: QmpError,
+    },
+    #[error("connect to the guest's stream")]
+    Dial(#[source] io::Error),
+}
+
+/// A kind of VMM.
+pub trait Driver: Send + Sync {
+    /// Looks what is installed and what really works here.
+    fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>>;
+
+    /// Starts a VM. When it fails, nothing of the VM is left but what the logs hold.
+    fn launch(
+        &self,
+        capabilities: &Capabilities,
+        launch: Launch,
+    ) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>>;
+}
+
+/// One running VM. Dropping it ends the VMM by force.
+pub trait Machine: Send + Sync {
+    /// The VMM's process.
+    fn pid(&self) -> u32;
+
+    /// The VMM's command line as started, for the evidence.
+    fn command_line(&self) -> &[String];
+
+    /// Connects to the guest's end of the stream. The connection reads end of file when the guest closes its end.
+    fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>>;
+
+    /// Stops the virtual CPUs.
+    fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>>;
+
+    /// Lets them run again.
+    fn resume(&self) -> BoxFuture<'_, Result<(), MachineError>>;
+
+    /// Waits until the VMM has ended.
+    fn wait(&self) -> BoxFuture<'static, Exit>;
+
+    /// Ends the VMM. Takes the evidence by value: nothing can be destroyed before its evidence was taken.
+    fn stop(self: Arc<Self>, evidence: Bundle) -> BoxFuture<'static, (Exit, Bundle)>;
+}

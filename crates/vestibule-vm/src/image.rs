@@ -1,0 +1,105 @@
+//! What the runner needs of an image: its manifest, checked against the specification, and the paths of its artifacts.
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{FlockOperation, flock};
+use std::{
+    fs::File,
+    io::{self, Read},
+};
+use vestibule_api::{image::Manifest, machine::VmSpec};
+
+/// A manifest lists every file of a root: some MiB at most.
+const MANIFEST_LIMIT: u64 = 64 << 20;
+
+/// Why an image cannot be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("read the image's manifest `{path}`")]
+    Read {
+        path: Utf8PathBuf,
+        #[source]
+        err: io::Error,
+    },
+    #[error("understand the image's manifest `{path}`")]
+    Parse {
+        path: Utf8PathBuf,
+        #[source]
+        err: serde_json::Error,
+    },
+    #[error("the image has no `{name}` in `{directory}`")]
+    Artifact {
+        name: &'static str,
+        directory: Utf8PathBuf,
+    },
+    #[error("the image needs {needed} MiB of memory, the VM would have {given} MiB")]
+    Memory { needed: u32, given: u32 },
+}
+
+/// An image that is held: while this exists, the store does not remove it.
+#[derive(Debug)]
+pub struct Image {
+    /// The manifest without its list of files, which only a build needs.
+    pub manifest: Manifest,
+    pub root: Utf8PathBuf,
+    pub kernel: Utf8PathBuf,
+    pub initrd: Utf8PathBuf,
+    /// Locked shared (flock(2)); the store locks it exclusively before it removes an image.
+    _hold: File,
+}
+
+impl Image {
+    /// Opens and holds the image that `spec` names. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When manifest or artifacts are missing, or the VM is too small for the image.
+    pub fn open(spec: &VmSpec) -> Result<Self, ImageError> {
+        let directory = Utf8Path::new(&spec.image_dir);
+        let path = directory.join("manifest.json");
+        let read = |path: &Utf8Path| -> io::Result<(File, Vec<u8>)> {
+            let hold = File::open(path)?;
+            flock(&hold, FlockOperation::NonBlockingLockShared)?;
+            let mut bytes = Vec::new();
+            (&hold).take(MANIFEST_LIMIT).read_to_end(&mut bytes)?;
+            Ok((hold, bytes))
+        };
+        let (hold, bytes) = read(&path).map_err(|err| ImageError::Read {
+            path: path.clone(),
+            err,
+        })?;
+        let mut manifest: Manifest =
+            serde_json::from_slice(&bytes).map_err(|err| ImageError::Parse { path, err })?;
+        drop((
+            std::mem::take(&mut manifest.files),
+            std::mem::take(&mut manifest.packages),
+        ));
+        if spec.memory_mib < manifest.min_memory_mib {
+            return Err(ImageError::Memory {
+                needed: manifest.min_memory_mib,
+                given: spec.memory_mib,
+            });
+        }
+        Ok(Self {
+            root: artifact(directory, "root.ext4")?,
+            kernel: artifact(directory, "vmlinuz")?,
+            initrd: artifact(directory, "initrd")?,
+            manifest,
+            _hold: hold,
+        })
+    }
+
+    /// Whether the image has a screen.
+    pub fn has_display(&self) -> bool {
+        self.manifest.features.iter().any(|f| f == "display")
+    }
+}
+
+fn artifact(directory: &Utf8Path, name: &'static str) -> Result<Utf8PathBuf, ImageError> {
+    let path = directory.join(name);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(ImageError::Artifact {
+            name,
+            directory: directory.to_owned(),
+        })
+    }
+}

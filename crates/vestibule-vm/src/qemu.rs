@@ -1,0 +1,323 @@
+//! The QEMU driver: Debian's `qemu-system-x86_64` 7.2 or newer, with KVM where it works and TCG elsewhere.
+//!
+//! The machine has two read-only disks (root image and config drive), a serial console, an entropy source and one
+//! virtio-serial port, which carries the stream. It has no network card, no display and no USB. QEMU gets its sockets
+//! and pipes as descriptors; the only path it opens in the VM's directory is none.
+mod argv;
+pub mod qmp;
+
+use crate::{
+    driver::{
+        Capabilities, Driver, Launch, LaunchError, Machine, MachineError, ProbeError, Transport,
+    },
+    evidence::Bundle,
+    kvm,
+    log::pump,
+    process::{Child, Program},
+};
+use argv::{Accel, Descriptors};
+use camino::{Utf8Path, Utf8PathBuf};
+use futures_util::{FutureExt, future::BoxFuture};
+use qmp::{Qmp, QmpEvent};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+    sync::{broadcast, watch},
+};
+use vestibule_api::machine::Exit;
+
+/// The program's name.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// QEMU may take so long to end by itself before it is killed.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// QEMU on this host.
+#[derive(Debug)]
+pub struct QemuDriver {
+    program: Utf8PathBuf,
+}
+
+impl QemuDriver {
+    /// Finds QEMU in `PATH`.
+    ///
+    /// # Errors
+    /// [`ProbeError::Missing`] with the directories that were searched.
+    pub fn find() -> Result<Self, ProbeError> {
+        let program = crate::doctor::find_program(PROGRAM)?;
+        Ok(Self { program })
+    }
+
+    /// Where QEMU is.
+    pub fn program(&self) -> &Utf8Path {
+        &self.program
+    }
+}
+
+impl Driver for QemuDriver {
+    fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>> {
+        async {
+            let program = self.program.clone();
+            let look = move || (crate::doctor::program_version(&program), kvm::probe());
+            let (version, verdict) = match tokio::task::spawn_blocking(look).await {
+                Ok((version, verdict)) => (version?, verdict),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            };
+            let accel = if verdict.usable() {
+                Accel::Kvm
+            } else {
+                Accel::Tcg
+            };
+            Ok(Capabilities {
+                driver: accel.name().to_owned(),
+                version,
+                because: verdict.to_string(),
+                pause: true,
+                snapshot: false,
+            })
+        }
+        .boxed()
+    }
+
+    fn launch(
+        &self,
+        capabilities: &Capabilities,
+        launch: Launch,
+    ) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
+        let accel = if capabilities.driver == Accel::Kvm.name() {
+            Accel::Kvm
+        } else {
+            Accel::Tcg
+        };
+        async move {
+            let machine = start(&self.program, accel, launch).await?;
+            Ok(Arc::new(machine) as Arc<dyn Machine>)
+        }
+        .boxed()
+    }
+}
+
+struct QemuMachine {
+    child: Child,
+    qmp: Qmp,
+    command_line: Vec<String>,
+    stream_socket: Utf8PathBuf,
+    /// Counts how often the guest closed its end of the stream.
+    closed: watch::Receiver<u64>,
+}
+
+fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
+    move |err| LaunchError::Prepare { step, err }
+}
+
+async fn start(
+    program: &Utf8Path,
+    accel: Accel,
+    launch: Launch,
+) -> Result<QemuMachine, LaunchError> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
+    let (serial_out, serial) = pipe().map_err(prepare("make a pipe for the console"))?;
+    let (stderr_out, stderr) = pipe().map_err(prepare("make a pipe for the VMM's log"))?;
+    pump("console", File::from(serial_out), launch.console.clone())
+        .and_then(|()| pump("vmm log", File::from(stderr_out), launch.vmm_log.clone()))
+        .map_err(prepare("read the VMM's output"))?;
+    let stream_socket = launch.vm_dir.join("stream.sock");
+    let listener =
+        crate::socket::listen(&stream_socket).map_err(prepare("listen for the stream"))?;
+    let (ours, theirs) = control_pair().map_err(prepare("make the VMM's control socket"))?;
+    let fds = Descriptors {
+        qmp: theirs,
+        stream: listener.into(),
+        serial,
+        config: launch
+            .config
+            .0
+            .try_clone()
+            .map_err(prepare("keep the config drive"))?,
+    };
+    let args = argv::argv(accel, &launch, &fds);
+    let command_line = std::iter::once(program.to_string()).chain(args.iter().cloned());
+    let command_line = command_line.collect();
+    let child = Program {
+        path: program.to_owned(),
+        args,
+        directory: launch.vm_dir.clone(),
+        stderr,
+        inherit: vec![fds.qmp, fds.stream, fds.serial, fds.config],
+    }
+    .spawn()
+    .await?;
+    let (qmp, _version, events) = tokio::select! {
+        connected = Qmp::connect(ours) => connected.map_err(LaunchError::Control),
+        exit = child.wait() => Err(LaunchError::Died { exit }),
+    }
+    .or_else_died(&child)
+    .await?;
+    let (closings, closed) = watch::channel(0);
+    tokio::spawn(watch_port(events, closings));
+    Ok(QemuMachine {
+        child,
+        qmp,
+        command_line,
+        stream_socket,
+        closed,
+    })
+}
+
+/// A control socket that closes usually means that QEMU is about to be gone: its exit says more than the socket.
+trait OrDied<T> {
+    async fn or_else_died(self, child: &Child) -> Result<T, LaunchError>;
+}
+
+impl<T> OrDied<T> for Result<T, LaunchError> {
+    async fn or_else_died(self, child: &Child) -> Self {
+        match self {
+            Err(LaunchError::Control(err)) => {
+                match tokio::time::timeout(QUIT_TIMEOUT, child.wait()).await {
+                    Ok(exit) => Err(LaunchError::Died { exit }),
+                    Err(_) => Err(LaunchError::Control(err)),
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+fn control_pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs.into()))
+}
+
+/// Counts the times that the guest closed its port, until QEMU ends.
+async fn watch_port(mut events: broadcast::Receiver<QmpEvent>, closings: watch::Sender<u64>) {
+    loop {
+        match events.recv().await {
+            Ok(event) if event.event == "VSERPORT_CHANGE" => {
+                if event.data.get("open").and_then(serde_json::Value::as_bool) == Some(false) {
+                    closings.send_modify(|n| *n += 1);
+                }
+            }
+            Ok(event) => tracing::debug!(event = event.event, data = %event.data, "the VMM says"),
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+impl QemuMachine {
+    async fn command(&self, what: &'static str, command: &str) -> Result<(), MachineError> {
+        self.qmp
+            .execute(command, serde_json::json!({}))
+            .await
+            .map(drop)
+            .map_err(|err| MachineError::Control { what, err })
+    }
+}
+
+impl Machine for QemuMachine {
+    fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    fn command_line(&self) -> &[String] {
+        &self.command_line
+    }
+
+    fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>> {
+        async {
+            let mut closed = self.closed.clone();
+            closed.mark_unchanged();
+            let socket = crate::socket::connect(&self.stream_socket)
+                .await
+                .map_err(MachineError::Dial)?;
+            let until = async move { closed.changed().await.map_or((), drop) };
+            Ok(Box::new(UntilClosed {
+                socket,
+                closed: until.boxed(),
+                ended: false,
+            }) as Box<dyn Transport>)
+        }
+        .boxed()
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>> {
+        self.command("pause", "stop").boxed()
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), MachineError>> {
+        self.command("resume", "cont").boxed()
+    }
+
+    fn wait(&self) -> BoxFuture<'static, Exit> {
+        self.child.watch().boxed()
+    }
+
+    fn stop(self: Arc<Self>, evidence: Bundle) -> BoxFuture<'static, (Exit, Bundle)> {
+        async move {
+            let quit = async {
+                // A QEMU that does not answer is killed below.
+                let _ = self.command("end", "quit").await;
+                self.child.wait().await
+            };
+            let exit = match tokio::time::timeout(QUIT_TIMEOUT, quit).await {
+                Ok(exit) => exit,
+                Err(_) => {
+                    self.child.kill();
+                    self.child.wait().await
+                }
+            };
+            (exit, evidence)
+        }
+        .boxed()
+    }
+}
+
+/// A connection to the virtio-serial port that ends when the guest closes its end. QEMU keeps its socket open then, as
+/// a serial line has no end; the event on the control socket is all that tells.
+struct UntilClosed {
+    socket: UnixStream,
+    closed: BoxFuture<'static, ()>,
+    ended: bool,
+}
+
+impl AsyncRead for UntilClosed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ended || self.closed.poll_unpin(cx).is_ready() {
+            self.ended = true;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for UntilClosed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

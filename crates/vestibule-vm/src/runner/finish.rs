@@ -1,0 +1,226 @@
+//! The end of a VM, the same on every path: evidence, then the VMM, then everything else it had on the host, then the
+//! receipt.
+use super::{
+    life::{End, Life},
+    link,
+    shared::{Input, Shared},
+};
+use crate::evidence::Bundle;
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::process::{Pid, test_kill_process_group};
+use std::{sync::Arc, time::Duration};
+use vestibule_api::{
+    error::Chain,
+    machine::{Disposal, DisposedItem, Exit, MachineState, RunnerEventKind},
+    time::Timestamp,
+};
+
+/// The agent may take so long for its last report.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Tasks that serve connections may take so long to notice the end.
+const TASKS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Ends the VM. Returns how the VMM ended.
+pub(super) async fn finish(mut life: Life, end: End) -> Exit {
+    let shared = Arc::clone(&life.shared);
+    let (reason, mut exit, asked) = match end {
+        End::Asked(reason) => (reason, Exit::default(), true),
+        End::Failed { finding, exit } => {
+            let reason = format!("{}: {}", finding.cause, finding.why);
+            shared.update(|view| view.failure = Some((*finding).clone()));
+            life.publish(RunnerEventKind::Failed { finding: *finding });
+            (reason, exit, false)
+        }
+    };
+    tracing::info!(machine.id = %shared.spec.machine_id, reason, "the VM ends");
+    life.enter(MachineState::Stopping);
+    let mut bundle = take(&life, &reason).await;
+    let pid = life.machine.as_ref().map(|machine| machine.pid());
+    if let Some(machine) = life.machine.take() {
+        (exit, bundle) = machine.stop(bundle).await;
+    }
+    exit.asked = asked;
+    shared.over.cancel();
+    shared.tasks.close();
+    if tokio::time::timeout(TASKS_TIMEOUT, shared.tasks.wait())
+        .await
+        .is_err()
+    {
+        bundle.missing("tasks", "some did not end in time");
+    }
+    shared.egress.flush();
+    shared.logs_ended().await;
+    let disposal = dispose(&shared, bundle, pid, &exit, &life).await;
+    for stop in drain(&mut life) {
+        // Who asked may have gone away.
+        let _ = stop.send(disposal.clone());
+    }
+    exit
+}
+
+/// What `machine.json` holds: the effective configuration.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MachineRecord<'a> {
+    spec: &'a vestibule_api::machine::VmSpec,
+    view: vestibule_api::machine::MachineView,
+    capabilities: Option<&'a crate::driver::Capabilities>,
+    command_line: &'a [String],
+    reason: &'a str,
+    missing: Vec<String>,
+}
+
+/// Takes the evidence while the VM still exists.
+async fn take(life: &Life, reason: &str) -> Bundle {
+    let shared = &life.shared;
+    let report = report(shared).await;
+    let mut record = MachineRecord {
+        spec: &shared.spec,
+        view: shared.view(),
+        capabilities: life.capabilities.as_ref(),
+        command_line: life.machine.as_ref().map_or(&[], |m| m.command_line()),
+        reason,
+        missing: Vec::new(),
+    };
+    // The last act of a VM that ends: nothing else of this process waits for the disk meanwhile.
+    tokio::task::block_in_place(|| {
+        let mut bundle = Bundle::open(Utf8Path::new(&shared.spec.evidence_dir));
+        match report {
+            Ok(bytes) => bundle.write("report.json", &bytes),
+            Err(why) => bundle.missing("report.json", &why),
+        }
+        write_logs(shared, &mut bundle);
+        record.missing = bundle.gaps().to_vec();
+        bundle.write_json("machine.json", &record);
+        bundle
+    })
+}
+
+fn write_logs(shared: &Shared, bundle: &mut Bundle) {
+    bundle.write_log("serial.log", &shared.console);
+    bundle.write_log("vmm.log", &shared.vmm_log);
+    bundle.write("events.ndjson", &shared.events.lines());
+}
+
+async fn report(shared: &Shared) -> Result<bytes::Bytes, String> {
+    let Some(mux) = shared.mux.borrow().clone() else {
+        return Err(String::from("there was no stream to the agent"));
+    };
+    match tokio::time::timeout(REPORT_TIMEOUT, link::get(&mux, "/report")).await {
+        Ok(report) => report.map_err(|err| Chain(&err).to_string()),
+        Err(_) => Err(format!(
+            "the agent did not answer within {REPORT_TIMEOUT:?}"
+        )),
+    }
+}
+
+/// Removes what the VM had on the host and looks whether it is gone; writes the rest of the bundle; publishes the end.
+async fn dispose(
+    shared: &Arc<Shared>,
+    mut bundle: Bundle,
+    pid: Option<u32>,
+    exit: &Exit,
+    life: &Life,
+) -> Disposal {
+    let directory = Utf8PathBuf::from(&shared.spec.vm_dir);
+    tokio::task::block_in_place(|| {
+        // Read before the directory is removed: the last lines came after the VMM's end.
+        write_logs(shared, &mut bundle);
+        bundle.write_json("exit.json", exit);
+        let sockets = sockets(&directory);
+        if let Err(err) = std::fs::remove_dir_all(&directory) {
+            bundle.missing("disposal", &err.to_string());
+        }
+        let items = items(pid, &sockets, &directory);
+        let disposal = Disposal {
+            machine_id: shared.spec.machine_id,
+            at: Timestamp::now(),
+            complete: items.iter().all(|item| item.gone),
+            items,
+        };
+        bundle.write_json("disposal.json", &disposal);
+        life.enter(MachineState::Gone);
+        life.publish(RunnerEventKind::Ended { exit: exit.clone() });
+        bundle.write("events.ndjson", &shared.events.lines());
+        shared.events.end();
+        for gap in bundle.gaps() {
+            tracing::warn!(machine.id = %shared.spec.machine_id, gap, "the evidence is not whole");
+        }
+        disposal
+    })
+}
+
+fn sockets(directory: &Utf8Path) -> Vec<Utf8PathBuf> {
+    let entries = directory.read_dir_utf8().into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.path().extension() == Some("sock"))
+        .map(camino::Utf8DirEntry::into_path)
+        .collect()
+}
+
+fn items(pid: Option<u32>, sockets: &[Utf8PathBuf], directory: &Utf8Path) -> Vec<DisposedItem> {
+    let item = |kind: &str, name: String, gone: bool| DisposedItem {
+        kind: kind.to_owned(),
+        name,
+        gone,
+    };
+    let process = pid.map(|pid| {
+        item(
+            "process",
+            format!("process group {pid}"),
+            group_is_gone(pid),
+        )
+    });
+    let sockets = sockets
+        .iter()
+        .map(|path| item("socket", path.to_string(), !path.exists()));
+    process
+        .into_iter()
+        .chain(sockets)
+        .chain([
+            item("directory", directory.to_string(), !directory.exists()),
+            item(
+                "memory",
+                String::from("config drive"),
+                config_drive_is_gone(),
+            ),
+        ])
+        .collect()
+}
+
+/// Whether no process is left in the VMM's group.
+fn group_is_gone(pid: u32) -> bool {
+    i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .is_some_and(|group| test_kill_process_group(group) == Err(rustix::io::Errno::SRCH))
+}
+
+/// Whether this process, the only one left that had it, has no descriptor of the config drive open.
+fn config_drive_is_gone() -> bool {
+    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else {
+        return false;
+    };
+    !descriptors
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .any(|link| link.to_string_lossy().contains("memfd:vestibule-config"))
+}
+
+/// Everybody who asked for the end, also while it was under way.
+fn drain(life: &mut Life) -> Vec<tokio::sync::oneshot::Sender<Disposal>> {
+    life.inbox.close();
+    let mut stops = std::mem::take(&mut life.stops);
+    while let Ok(input) = life.inbox.try_recv() {
+        match input {
+            Input::Stop { reply, .. } => stops.extend(reply),
+            Input::Claim { reply, .. } => drop(reply.send(Err(super::shared::ClaimError::Ending))),
+            Input::StreamUp
+            | Input::AgentUp(_)
+            | Input::Agent(_)
+            | Input::StreamDown(_)
+            | Input::AgentRefused(_) => {}
+        }
+    }
+    stops
+}

@@ -1,0 +1,224 @@
+//! The runner's end of the one stream: dials the guest, authenticates, runs the multiplexer, checks the agent, reads its
+//! events, and hands the guest's own streams to the egress proxy. When the stream ends it dials again, for as long as
+//! the VM lives: an agent that was restarted opens its port anew.
+use super::{
+    findings,
+    shared::{Input, Shared},
+};
+use crate::driver::Machine;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use hyper::{Method, Response, body};
+use std::{sync::Arc, time::Duration};
+use tokio_util::{
+    codec::{FramedRead, LinesCodec},
+    io::StreamReader,
+};
+use vestibule_api::{
+    agent::{AgentEventLine, Health},
+    client::{self, CallError, json_request},
+    error::Chain,
+    mux::{Incoming, Mux, MuxError, Side, StreamKey, host_handshake, start},
+    stream::Open,
+    time::Timestamp,
+};
+
+/// Between two attempts, so that a port that closes at once does not keep a processor busy.
+const REDIAL: Duration = Duration::from_millis(250);
+/// The agent answers `GET /health` without work; a guest under load may take its time all the same.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(60);
+/// A line of the agent's events is at most so long.
+const EVENT_LIMIT: usize = 256 << 10;
+
+/// See the module.
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    machine: Arc<dyn Machine>,
+    key: StreamKey,
+    agent_build: String,
+    /// The last event of the agent's that was passed on: when, and its number.
+    last: Option<(Timestamp, u64)>,
+}
+
+impl Link {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        machine: Arc<dyn Machine>,
+        key: StreamKey,
+        agent_build: String,
+    ) -> Self {
+        Self {
+            shared,
+            machine,
+            key,
+            agent_build,
+            last: None,
+        }
+    }
+
+    /// Keeps the stream up until the VM is over.
+    pub(super) async fn run(mut self) {
+        let over = self.shared.over.clone();
+        let work = async {
+            loop {
+                let words = match self.connect().await {
+                    Ok((mux, incoming)) => self.serve(&mux, incoming).await,
+                    Err(words) => words,
+                };
+                self.shared.mux.send_replace(None);
+                self.tell(Input::StreamDown(words)).await;
+                tokio::time::sleep(REDIAL).await;
+            }
+        };
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    async fn tell(&self, input: Input) {
+        // The state driver is gone when the VM is; `over` ends this task then.
+        let _ = self.shared.inputs.send(input).await;
+    }
+
+    /// Dials and waits for the guest's hello, for as long as the guest takes to boot.
+    async fn connect(&self) -> Result<(Mux, Incoming), String> {
+        let mut io = self
+            .machine
+            .dial()
+            .await
+            .map_err(|err| Chain(&err).to_string())?;
+        host_handshake(&mut io, &self.key)
+            .await
+            .map_err(|err| Chain(&err).to_string())?;
+        Ok(start(io, Side::Host))
+    }
+
+    /// Works with one connection until it ends; returns why.
+    async fn serve(&mut self, mux: &Mux, incoming: Incoming) -> String {
+        self.tell(Input::StreamUp).await;
+        let accepting = self
+            .shared
+            .tasks
+            .spawn(accept(Arc::clone(&self.shared), incoming));
+        let words = tokio::select! {
+            why = mux.ended() => Chain(&why).to_string(),
+            why = self.converse(mux) => why,
+        };
+        accepting.abort();
+        mux.close().await;
+        words
+    }
+
+    /// Checks the agent, then passes its events on; returns why it stopped.
+    async fn converse(&mut self, mux: &Mux) -> String {
+        let health = match tokio::time::timeout(HEALTH_TIMEOUT, health(mux)).await {
+            Ok(Ok(health)) => health,
+            Ok(Err(err)) => return Chain(&err).to_string(),
+            Err(_) => return format!("`GET /health` was not answered within {HEALTH_TIMEOUT:?}"),
+        };
+        if let Some(finding) = findings::agent_mismatch(&health, &self.agent_build) {
+            self.tell(Input::AgentRefused(Box::new(finding))).await;
+            return std::future::pending().await;
+        }
+        self.shared.mux.send_replace(Some(mux.clone()));
+        self.tell(Input::AgentUp(Box::new(health))).await;
+        loop {
+            let ended = self.read_events(mux).await;
+            tracing::debug!(why = ended, "the agent's events ended");
+            tokio::time::sleep(REDIAL).await;
+        }
+    }
+
+    /// Reads `GET /events` from the beginning and passes on what is new. An agent that was restarted counts from 1
+    /// again, so what is new is told by time first.
+    async fn read_events(&mut self, mux: &Mux) -> String {
+        let reply = match open(mux, "/events?after=0").await {
+            Ok(reply) if reply.status().is_success() => reply.into_body(),
+            Ok(reply) => return format!("`GET /events` answered {}", reply.status()),
+            Err(err) => return Chain(&err).to_string(),
+        };
+        let reader = StreamReader::new(
+            reply
+                .into_data_stream()
+                .map(|r| r.map_err(std::io::Error::other)),
+        );
+        let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(EVENT_LIMIT));
+        while let Some(line) = lines.next().await {
+            let line = match line {
+                Ok(line) => line,
+                Err(err) => return Chain(&err).to_string(),
+            };
+            match serde_json::from_str::<AgentEventLine>(&line) {
+                Ok(event) => self.pass_on(event).await,
+                Err(err) => {
+                    tracing::warn!(error = %err, "the agent said something that this host does not know")
+                }
+            }
+        }
+        String::from("end of file")
+    }
+
+    async fn pass_on(&mut self, line: AgentEventLine) {
+        let stamp = (line.at, line.seq);
+        if self.last.is_none_or(|last| stamp > last) {
+            self.last = Some(stamp);
+            self.tell(Input::Agent(Box::new(line))).await;
+        }
+    }
+}
+
+/// Why a call to the agent failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AgentCallError {
+    #[error(transparent)]
+    Stream(#[from] MuxError),
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+/// `GET path` of the agent's, as soon as the head of its reply is there.
+async fn open(mux: &Mux, path: &str) -> Result<Response<body::Incoming>, AgentCallError> {
+    let request = json_request(Method::GET, path, None::<&()>)?;
+    Ok(client::send(mux.open(Open::Http).await?, request).await?)
+}
+
+/// `GET path` of the agent's, whole.
+pub(super) async fn get(mux: &Mux, path: &str) -> Result<Bytes, AgentCallError> {
+    Ok(client::body(path, open(mux, path).await?).await?)
+}
+
+async fn health(mux: &Mux) -> Result<Health, AgentCallError> {
+    let bytes = get(mux, "/health").await?;
+    serde_json::from_slice(&bytes).map_err(|err| {
+        let what = String::from("GET /health");
+        CallError::Decode { what, err }.into()
+    })
+}
+
+/// Takes the guest's streams until the connection ends.
+async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
+    while let Some(opened) = incoming.accept().await {
+        match opened {
+            Ok((Open::Proxy, stream)) => {
+                let (egress, over) = (Arc::clone(&shared.egress), shared.over.clone());
+                shared.tasks.spawn(async move {
+                    tokio::select! {
+                        () = over.cancelled() => {}
+                        () = egress.serve(stream) => {}
+                    }
+                });
+            }
+            Ok((open @ (Open::Http | Open::Rfb), _)) => {
+                tracing::warn!(
+                    ?open,
+                    "the guest asked for a service that the host does not offer"
+                );
+            }
+            Err(err) => {
+                tracing::warn!(error = %Chain(&err), "the guest opened a stream and it was dropped")
+            }
+        }
+    }
+}

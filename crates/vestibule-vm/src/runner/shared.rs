@@ -1,0 +1,209 @@
+//! What the parts of a runner share: the published view, events, logs, the stream, and the queue of requests. Only
+//! [`super::life`] changes the state; everyone else reads it, or asks.
+use crate::{egress::Egress, events::EventLog, log::BoundedLog};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vestibule_api::{
+    agent::{AgentEventLine, Health},
+    finding::Finding,
+    machine::{
+        Claim, Disposal, EgressCounters, MachineState, MachineView, RunnerEventKind, StopRequest,
+        VmSpec,
+    },
+    mux::Mux,
+    time::Timestamp,
+};
+
+/// Requests and news that wait for the state driver.
+pub(super) const QUEUE: usize = 64;
+
+/// The pipes of a process that has ended are empty after this.
+const LOG_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What the state driver is told or asked.
+#[derive(Debug)]
+pub(super) enum Input {
+    Claim {
+        claim: Box<Claim>,
+        reply: oneshot::Sender<Result<MachineView, ClaimError>>,
+    },
+    Stop {
+        request: StopRequest,
+        reply: Option<oneshot::Sender<Disposal>>,
+    },
+    /// Guest and host have authenticated each other.
+    StreamUp,
+    /// The agent answered with the right build and API.
+    AgentUp(Box<Health>),
+    Agent(Box<AgentEventLine>),
+    /// The stream ended, or did not come up; in words.
+    StreamDown(String),
+    /// The agent is not one that this host can work with.
+    AgentRefused(Box<Finding>),
+}
+
+/// Why a VM was not given to a session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ClaimError {
+    #[error("the VM belongs to another session already")]
+    Taken,
+    #[error("the VM is ending")]
+    Ending,
+    #[error("{0}")]
+    Policy(String),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub spec: VmSpec,
+    pub started: Instant,
+    pub events: Arc<EventLog>,
+    pub console: Arc<BoundedLog>,
+    pub vmm_log: Arc<BoundedLog>,
+    pub egress: Arc<Egress>,
+    /// The stream, while it is up and its agent is accepted.
+    pub mux: watch::Sender<Option<Mux>>,
+    pub inputs: mpsc::Sender<Input>,
+    pub activity: Activity,
+    /// Cancelled when the VM has ended: every task of the runner's ends then.
+    pub over: CancellationToken,
+    pub tasks: TaskTracker,
+    view: watch::Sender<MachineView>,
+    viewers: AtomicU32,
+}
+
+impl Shared {
+    pub(super) fn new(
+        spec: VmSpec,
+        console: Arc<BoundedLog>,
+        vmm_log: Arc<BoundedLog>,
+        egress: Arc<Egress>,
+        events: Arc<EventLog>,
+    ) -> (Arc<Self>, mpsc::Receiver<Input>) {
+        let (inputs, inbox) = mpsc::channel(QUEUE);
+        let view = MachineView {
+            machine_id: spec.machine_id,
+            session_id: spec.session_id,
+            state: MachineState::Creating,
+            generation: 1,
+            image_digest: spec.image_digest.clone(),
+            driver: String::from("not chosen yet"),
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            runner_pid: std::process::id(),
+            vmm_pid: None,
+            started_at: Timestamp::now(),
+            ready_at: None,
+            health: None,
+            viewers: 0,
+            egress: EgressCounters::default(),
+            failure: None,
+        };
+        let shared = Self {
+            spec,
+            started: Instant::now(),
+            events,
+            console,
+            vmm_log,
+            egress,
+            mux: watch::Sender::new(None),
+            inputs,
+            activity: Activity::default(),
+            over: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            view: watch::Sender::new(view),
+            viewers: AtomicU32::new(0),
+        };
+        (Arc::new(shared), inbox)
+    }
+
+    /// The view with the counters as they are now.
+    pub(super) fn view(&self) -> MachineView {
+        let mut view = self.view.borrow().clone();
+        view.viewers = self.viewers.load(Ordering::Relaxed);
+        view.egress = self.egress.counters();
+        view
+    }
+
+    /// Waits until the VMM's last words are in the logs, for a moment at most.
+    pub(super) async fn logs_ended(&self) {
+        let (mut console, mut vmm) = (self.console.progress(), self.vmm_log.progress());
+        let both = async {
+            let _ = console.wait_for(|p| p.ended).await;
+            let _ = vmm.wait_for(|p| p.ended).await;
+        };
+        // A VMM that never started has no pipes, and its logs do not end.
+        let _ = tokio::time::timeout(LOG_PATIENCE, both).await;
+    }
+
+    /// For the state driver only.
+    pub(super) fn update(&self, change: impl FnOnce(&mut MachineView)) {
+        self.view.send_modify(change);
+    }
+
+    /// Counts a view stream until the guard is dropped.
+    pub(super) fn viewer(self: &Arc<Self>) -> Viewer {
+        self.viewers_changed(self.viewers.fetch_add(1, Ordering::Relaxed) + 1);
+        Viewer(Arc::clone(self))
+    }
+
+    fn viewers_changed(&self, count: u32) {
+        self.events.publish(RunnerEventKind::Viewers { count });
+    }
+}
+
+/// One open view stream.
+#[derive(Debug)]
+pub(super) struct Viewer(Arc<Shared>);
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        let before = self.0.viewers.fetch_sub(1, Ordering::Relaxed);
+        self.0.viewers_changed(before.saturating_sub(1));
+    }
+}
+
+/// How many requests are open, and since when there is none: an idle VM is one that nobody asks for.
+#[derive(Debug)]
+pub(super) struct Activity(watch::Sender<(u32, Instant)>);
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self(watch::Sender::new((0, Instant::now())))
+    }
+}
+
+impl Activity {
+    /// Marks one request as open until the guard is dropped.
+    pub(super) fn begin(self: &Activity) -> Busy {
+        self.0.send_modify(|(open, _)| *open += 1);
+        Busy(self.0.clone())
+    }
+
+    /// Since when nobody asked; none while somebody does.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let (open, since) = *self.0.borrow();
+        (open == 0).then_some(since)
+    }
+}
+
+/// An open request.
+#[derive(Debug)]
+pub(super) struct Busy(watch::Sender<(u32, Instant)>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.send_modify(|(open, since)| {
+            *open -= 1;
+            *since = Instant::now();
+        });
+    }
+}
