@@ -95,7 +95,7 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
         )
         .pair(
             "-chardev",
-            format!("file,id=serial,path=/dev/fdset/{SERIAL_SET}"),
+            format!("file,id=serial,append=on,path=/dev/fdset/{SERIAL_SET}"),
         )
         .pair("-serial", "chardev:serial")
         .pair("-chardev", format!("socket,id=qmp,fd={}", number(&fds.qmp)))

@@ -133,20 +133,30 @@ pub(super) fn vmm_gone(exit: &Exit, shared: &Shared) -> Finding {
         )
         .refuted_by("a later line on the console that shows the kernel running on");
     }
-    let how = match (exit.signal, exit.code) {
-        (Some(signal), _) => format!("the VMM was ended by signal {signal}"),
-        (None, Some(0)) => {
-            String::from("the VMM ended by itself with code 0: the guest powered off or reset")
-        }
-        (None, Some(code)) => format!("the VMM ended by itself with code {code}"),
-        (None, None) => String::from("the VMM ended, how is not known"),
+    let (how, fix) = match (exit.signal, exit.code) {
+        (Some(signal), _) => (
+            format!("the VMM was ended by signal {signal}"),
+            "signal 9 without anybody's doing usually means that the host ran out of memory: `journalctl -k`",
+        ),
+        (None, Some(0)) => (
+            String::from("the VMM ended by itself with code 0: the guest powered off or reset"),
+            "the console shows what the guest did: `vestibule vm logs`",
+        ),
+        (None, Some(code)) => (
+            format!("the VMM ended by itself with code {code}"),
+            "the VMM's own message says why; `vestibule doctor` looks at what is installed",
+        ),
+        (None, None) => (
+            String::from("the VMM ended, how is not known"),
+            "read the VMM's log in the evidence",
+        ),
     };
     let retry = exit.signal.is_some();
     let finding = Finding::new(
         Cause::VmmExited,
         last_line("vmm", &shared.vmm_log),
         how,
-        "signal 9 without anybody's doing usually means that the host ran out of memory (`journalctl -k`); else the VMM's own message says it",
+        fix,
     )
     .and(last_line("serial", &shared.console))
     .refuted_by("a VMM process that still runs");
