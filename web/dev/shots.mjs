@@ -26,12 +26,18 @@ const PAGES = [
 const LOOKS = [
   ["light", { colorScheme: "light", viewport: { width: 1360, height: 820 } }],
   ["dark", { colorScheme: "dark", viewport: { width: 1360, height: 820 } }],
-  ["phone", { colorScheme: "light", viewport: { width: 360, height: 740 }, hasTouch: true, isMobile: true }],
+  [
+    "phone",
+    { colorScheme: "light", viewport: { width: 360, height: 740 }, hasTouch: true, isMobile: true },
+  ],
 ];
 
 await mkdir(out, { recursive: true });
 const mock = await startMock(0, 4);
-const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox"] });
+const browser = await chromium.launch({
+  executablePath: "/usr/bin/chromium",
+  args: ["--no-sandbox"],
+});
 for (const [look, options] of LOOKS) {
   const context = await browser.newContext({ ...options, reducedMotion: "reduce" });
   const page = await context.newPage();
@@ -48,7 +54,10 @@ for (const [look, options] of LOOKS) {
     }
     if (name === "terminal") await page.getByTestId("tab-terminal").click();
     await page.waitForTimeout(500);
-    await page.screenshot({ path: `${out}/${name}-${look}.png`, fullPage: look === "phone" && path.startsWith("#") });
+    await page.screenshot({
+      path: `${out}/${name}-${look}.png`,
+      fullPage: look === "phone" && path.startsWith("#"),
+    });
   }
   await context.close();
 }

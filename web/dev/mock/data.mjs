@@ -77,7 +77,8 @@ export const providers = [
     name: "Gemini CLI",
     vendor: "Google",
     homepage: "https://github.com/google-gemini/gemini-cli",
-    termsNote: "For your own Google account. Work accounts may need their administrator’s approval.",
+    termsNote:
+      "For your own Google account. Work accounts may need their administrator’s approval.",
     termsUrl: "https://policies.google.com/terms",
     flows: [{ id: "browser", title: "Login with Google" }],
   },
@@ -86,7 +87,8 @@ export const providers = [
     name: "GitHub CLI",
     vendor: "GitHub",
     homepage: "https://cli.github.com",
-    termsNote: "Personal and machine accounts alike; the token has the rights that you grant on the page.",
+    termsNote:
+      "Personal and machine accounts alike; the token has the rights that you grant on the page.",
     termsUrl: "https://docs.github.com/site-policy",
     flows: [{ id: "device", title: "With a code" }],
   },
@@ -132,7 +134,11 @@ const session = (n, provider, state, more = {}) => ({
 });
 
 export const sessions = () => [
-  session(1, "codex", "completed", { age: 900, account: "ada@example.org", credentialId: uuid(901) }),
+  session(1, "codex", "completed", {
+    age: 900,
+    account: "ada@example.org",
+    credentialId: uuid(901),
+  }),
   session(2, "gemini", "failed", { age: 5400, failure: verdict(FINDING) }),
   session(3, "claude", "cancelled", { age: 9000 }),
   session(4, "wrangler", "expired", { age: 40_000 }),
@@ -195,7 +201,12 @@ export const machine = (n, more = {}) => ({
 
 export const machines = () => [
   machine(501),
-  machine(505, { failure: BOOT_FINDING, readyAt: null, madeFromOlderImage: true, createdAt: ago(200_000) }),
+  machine(505, {
+    failure: BOOT_FINDING,
+    readyAt: null,
+    madeFromOlderImage: true,
+    createdAt: ago(200_000),
+  }),
 ];
 
 const unit = (name, active = "active", more = {}) => ({
@@ -298,7 +309,14 @@ export const readiness = {
 
 export const reconcilers = [
   { name: "place", runs: 411, failures: 0, lastRunAt: ago(2), lastDurationMs: 1, lastCount: 0 },
-  { name: "start-machines", runs: 411, failures: 0, lastRunAt: ago(2), lastDurationMs: 3, lastCount: 1 },
+  {
+    name: "start-machines",
+    runs: 411,
+    failures: 0,
+    lastRunAt: ago(2),
+    lastDurationMs: 3,
+    lastCount: 1,
+  },
   {
     name: "end-machines",
     runs: 410,
@@ -312,5 +330,6 @@ export const reconcilers = [
 
 export const CONSOLE = Array.from(
   { length: 60 },
-  (_, i) => `[    ${(i * 0.11).toFixed(6)}] \x1b[0;32m  OK  \x1b[0m Started part ${i} of the system.\r\n`,
+  (_, i) =>
+    `[    ${(i * 0.11).toFixed(6)}] \x1b[0;32m  OK  \x1b[0m Started part ${i} of the system.\r\n`,
 );

@@ -14,7 +14,11 @@ import { serveStatic } from "./static.mjs";
 import { Store } from "./store.mjs";
 
 const ERRORS = {
-  401: ["unauthenticated", "this request carries no session", "open a new link from `vestibule link`"],
+  401: [
+    "unauthenticated",
+    "this request carries no session",
+    "open a new link from `vestibule link`",
+  ],
   404: ["not_found", "there is no such thing", "go back to the list"],
   409: ["conflict", "the session is not viewable yet", "wait for its state `ready`"],
   410: ["session_gone", "this session was removed after 30 days", "start a new one"],
@@ -36,13 +40,20 @@ async function read(request) {
   return text === "" ? {} : JSON.parse(text);
 }
 
+const streams = new Set();
+
 function stream(store, id, request, response) {
+  streams.add(response);
   response.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-store" });
   const write = (e) =>
     response.write(`id: ${e.seq}\nevent: ${e.event.type}\ndata: ${JSON.stringify(e)}\n\n`);
   const after = Number(request.headers["last-event-id"] ?? 0);
-  const ended = () => ["completed", "failed", "cancelled", "expired"].includes(store.session(id).state);
-  store.events(id).filter((e) => e.seq > after).forEach(write);
+  const ended = () =>
+    ["completed", "failed", "cancelled", "expired"].includes(store.session(id).state);
+  store
+    .events(id)
+    .filter((e) => e.seq > after)
+    .forEach(write);
   if (ended()) return response.end();
   const stop = store.listen(id, (e) => {
     write(e);
@@ -52,6 +63,7 @@ function stream(store, id, request, response) {
   request.on("close", () => {
     stop();
     clearInterval(beat);
+    streams.delete(response);
   });
 }
 
@@ -60,7 +72,10 @@ function console_(machine, response) {
   data.CONSOLE.forEach((line) => response.write(line));
   if (machine.state === "gone") return response.end();
   let n = 0;
-  const timer = setInterval(() => response.write(`[   ${(9 + n * 0.3).toFixed(6)}] line ${n++}\r\n`), 300);
+  const timer = setInterval(
+    () => response.write(`[   ${(9 + n * 0.3).toFixed(6)}] line ${n++}\r\n`),
+    300,
+  );
   response.on("close", () => clearInterval(timer));
 }
 
@@ -69,53 +84,85 @@ function routes(store) {
   const session = (id) => store.session(id);
   const vm = (id) => store.machines.find((m) => m.machineId === id);
   return [
-    ["POST", /^\/api\/login$/, async (_, q, r) => {
-      const { code } = await read(q);
-      if (code !== "good") return fail(r, 401);
-      store.signedIn = true;
-      json(r, 204);
-    }],
+    [
+      "POST",
+      /^\/api\/login$/,
+      async (_, q, r) => {
+        const { code } = await read(q);
+        if (code !== "good") return fail(r, 401);
+        store.signedIn = true;
+        json(r, 204);
+      },
+    ],
     ["POST", /^\/api\/logout$/, (_, q, r) => ((store.signedIn = false), json(r, 204))],
     ["GET", /^\/api\/providers$/, () => data.providers],
-    ["POST", /^\/api\/auth\/start$/, async (_, q, r) => {
-      const body = await read(q);
-      json(r, 201, { sessionId: store.start(body), provider: body.provider, state: "requested" });
-    }],
+    [
+      "POST",
+      /^\/api\/auth\/start$/,
+      async (_, q, r) => {
+        const body = await read(q);
+        json(r, 201, { sessionId: store.start(body), provider: body.provider, state: "requested" });
+      },
+    ],
     ["GET", /^\/api\/sessions$/, () => store.sessions],
     ["GET", /^\/api\/auth\/session\/([^/]+)$/, ([, id], q, r) => session(id) ?? fail(r, 410)],
-    ["GET", /^\/api\/auth\/session\/([^/]+)\/events$/, ([, id], q, r) =>
-      session(id) ? stream(store, id, q, r) : fail(r, 410)],
-    ["POST", /^\/api\/auth\/session\/([^/]+)\/cancel$/, ([, id]) => {
-      store.emit(id, { type: "state", state: "cancelled" });
-      return session(id);
-    }],
-    ["POST", /^\/api\/auth\/session\/([^/]+)\/tickets$/, async ([, id], q, r) => {
-      const { right } = await read(q);
-      if (!session(id)?.viewable) return fail(r, 409);
-      json(r, 201, { ticket: randomUUID(), expiresAt: new Date().toISOString(), right });
-    }],
+    [
+      "GET",
+      /^\/api\/auth\/session\/([^/]+)\/events$/,
+      ([, id], q, r) => (session(id) ? stream(store, id, q, r) : fail(r, 410)),
+    ],
+    [
+      "POST",
+      /^\/api\/auth\/session\/([^/]+)\/cancel$/,
+      ([, id]) => {
+        store.emit(id, { type: "state", state: "cancelled" });
+        return session(id);
+      },
+    ],
+    [
+      "POST",
+      /^\/api\/auth\/session\/([^/]+)\/tickets$/,
+      async ([, id], q, r) => {
+        const { right } = await read(q);
+        store.rights.push(right);
+        if (!session(id)?.viewable) return fail(r, 409);
+        json(r, 201, { ticket: randomUUID(), expiresAt: new Date().toISOString(), right });
+      },
+    ],
     ["GET", /^\/api\/credentials$/, () => store.credentials],
-    ["DELETE", /^\/api\/credentials\/([^/]+)$/, ([, id], q, r) => {
-      store.credentials = store.credentials.filter((c) => c.credentialId !== id);
-      json(r, 204);
-    }],
+    [
+      "DELETE",
+      /^\/api\/credentials\/([^/]+)$/,
+      ([, id], q, r) => {
+        store.credentials = store.credentials.filter((c) => c.credentialId !== id);
+        json(r, 204);
+      },
+    ],
     ["GET", /^\/api\/vms$/, () => store.machines],
     ["GET", /^\/api\/vms\/([^/]+)$/, ([, id], q, r) => vm(id) ?? fail(r, 404)],
-    ["DELETE", /^\/api\/vms\/([^/]+)$/, ([, id], q, r) => {
-      Object.assign(vm(id), { state: "gone", hasEvidence: true });
-      json(r, 204);
-    }],
+    [
+      "DELETE",
+      /^\/api\/vms\/([^/]+)$/,
+      ([, id], q, r) => {
+        Object.assign(vm(id), { state: "gone", hasEvidence: true });
+        json(r, 204);
+      },
+    ],
     ["GET", /^\/api\/vms\/([^/]+)\/console$/, ([, id], q, r) => console_(vm(id), r)],
     ["GET", /^\/api\/vms\/([^/]+)\/report$/, () => data.report()],
-    ["GET", /^\/api\/vms\/([^/]+)\/verdict$/, ([, id]) => ({
-      verdict: vm(id).failure ? "cause" : "healthy",
-      finding: vm(id).failure,
-      also: [],
-      notes: [],
-      lookedAt: ["serial", "report", "events"],
-      collectNext: [],
-      elapsedMs: 2,
-    })],
+    [
+      "GET",
+      /^\/api\/vms\/([^/]+)\/verdict$/,
+      ([, id]) => ({
+        verdict: vm(id).failure ? "cause" : "healthy",
+        finding: vm(id).failure,
+        also: [],
+        notes: [],
+        lookedAt: ["serial", "report", "events"],
+        collectNext: [],
+        elapsedMs: 2,
+      }),
+    ],
     ["GET", /^\/api\/vms\/([^/]+)\/evidence$/, () => data.evidence],
     ["GET", /^\/api\/images$/, () => data.images],
     ["GET", /^\/api\/reconcilers$/, () => data.reconcilers],
@@ -127,13 +174,15 @@ const OPEN = new Set(["/api/login", "/ready"]);
 
 async function answer(store, table, request, response) {
   const { pathname } = new URL(request.url, "http://mock");
-  if (!pathname.startsWith("/api/") && pathname !== "/ready") return serveStatic(pathname, response);
+  if (!pathname.startsWith("/api/") && pathname !== "/ready")
+    return serveStatic(pathname, response);
   if (!store.signedIn && !OPEN.has(pathname)) return fail(response, 401);
   for (const [method, pattern, handler] of table) {
     const match = pattern.exec(pathname);
     if (!match || method !== request.method) continue;
     const value = await handler(match, request, response);
-    if (value !== undefined && value !== response && !response.headersSent) json(response, 200, value);
+    if (value !== undefined && value !== response && !response.headersSent)
+      json(response, 200, value);
     return;
   }
   fail(response, 404);
@@ -141,8 +190,12 @@ async function answer(store, table, request, response) {
 
 function terminal(socket) {
   const say = (text) => socket.send(Buffer.from(text));
-  say("\x1b[1mWelcome to Codex\x1b[0m\r\n\r\n\x1b[38;2;120;200;160m●\x1b[0m Starting local login server on http://localhost:1455.\r\n");
-  say("If your browser did not open, navigate to this URL to authenticate:\r\n\r\n\x1b[4mhttps://auth.openai.com/oauth/authorize?…\x1b[0m\r\n\r\n");
+  say(
+    "\x1b[1mWelcome to Codex\x1b[0m\r\n\r\n\x1b[38;2;120;200;160m●\x1b[0m Starting local login server on http://localhost:1455.\r\n",
+  );
+  say(
+    "If your browser did not open, navigate to this URL to authenticate:\r\n\r\n\x1b[4mhttps://auth.openai.com/oauth/authorize?…\x1b[0m\r\n\r\n",
+  );
   socket.on("message", (bytes, binary) => binary && say(bytes));
 }
 
@@ -157,6 +210,7 @@ export async function startMock(port = 0, speed = 1) {
     });
   });
   const sockets = new WebSocketServer({ noServer: true });
+  const seen = { keys: 0, clipboard: "", copy: () => {} };
   server.on("upgrade", (request, socket, head) => {
     const match = /^\/api\/auth\/session\/([^/]+)\/(view|terminal)\?ticket=./.exec(request.url);
     if (!match) return socket.destroy();
@@ -164,8 +218,11 @@ export async function startMock(port = 0, speed = 1) {
       const [, id, what] = match;
       if (!store.session(id)?.viewable) return ws.close(4002, "the session has ended");
       store.emit(id, { type: "viewers", count: sockets.clients.size });
-      store.listen(id, (e) => e.event.type === "state" && !store.session(id).viewable && ws.close(4002, "over"));
-      if (what === "view") serveRfb(ws);
+      store.listen(
+        id,
+        (e) => e.event.type === "state" && !store.session(id).viewable && ws.close(4002, "over"),
+      );
+      if (what === "view") serveRfb(ws, seen);
       else terminal(ws);
     });
   });
@@ -176,7 +233,21 @@ export async function startMock(port = 0, speed = 1) {
     server.closeAllConnections();
     server.close();
   };
-  return { url, store, sockets, close };
+  return {
+    url,
+    store,
+    sockets,
+    close,
+    /** Keys pressed in all screens so far. */
+    keys: () => seen.keys,
+    clipboard: () => seen.clipboard,
+    /** Something was copied on the remote side. */
+    copy: (text) => seen.copy(text),
+    /** Rights of the tickets asked for so far. */
+    rights: store.rights,
+    /** Breaks every open event stream. */
+    dropStreams: () => streams.forEach((response) => response.destroy()),
+  };
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {

@@ -4,7 +4,8 @@
  */
 const EXTENDED_DESKTOP_SIZE = -308;
 
-export function serveRfb(socket) {
+/** `seen` gets what came in: `seen.keys` pressed, `seen.clipboard`; `seen.copy(text)` is set to offer text to the client. */
+export function serveRfb(socket, seen) {
   let buffer = Buffer.alloc(0);
   let stage = "version";
   let size = { w: 1280, h: 800 };
@@ -16,8 +17,10 @@ export function serveRfb(socket) {
 
   const send = (...parts) => socket.send(Buffer.concat(parts.map((p) => Buffer.from(p))));
   const u16 = (...n) => n.flatMap((v) => [v >> 8, v & 255]);
-  const u32 = (...n) => n.flatMap((v) => [(v >>> 24) & 255, (v >>> 16) & 255, (v >>> 8) & 255, v & 255]);
+  const u32 = (...n) =>
+    n.flatMap((v) => [(v >>> 24) & 255, (v >>> 16) & 255, (v >>> 8) & 255, v & 255]);
 
+  seen.copy = (text) => send([3, 0, 0, 0], u32(text.length), Buffer.from(text, "latin1"));
   send("RFB 003.008\n");
   socket.on("message", (data) => {
     buffer = Buffer.concat([buffer, data]);
@@ -58,6 +61,7 @@ export function serveRfb(socket) {
       if (!m) return false;
       if (type === 4 && m[1] === 1) {
         keys += 1;
+        seen.keys += 1;
         dirty = true;
         update();
       }
@@ -76,8 +80,9 @@ export function serveRfb(socket) {
       return true;
     }
     if (type === 6) {
-      const n = buffer.length >= 8 ? Math.abs(buffer.readInt32BE(4)) : Infinity;
-      return take(8 + n) !== null;
+      const m = take(buffer.length >= 8 ? 8 + Math.abs(buffer.readInt32BE(4)) : Infinity);
+      if (m) seen.clipboard = m.toString("latin1", 8);
+      return m !== null;
     }
     if (type === 251) {
       const m = take(buffer.length >= 8 ? 8 + 16 * buffer[6] : Infinity);
@@ -93,7 +98,14 @@ export function serveRfb(socket) {
 
   function desktopSize(reason) {
     const screen = [...u32(1), ...u16(0, 0, size.w, size.h), ...u32(0)];
-    send([0, 0], u16(1), u16(reason, 0, size.w, size.h), u32(EXTENDED_DESKTOP_SIZE), [1, 0, 0, 0], screen);
+    send(
+      [0, 0],
+      u16(1),
+      u16(reason, 0, size.w, size.h),
+      u32(EXTENDED_DESKTOP_SIZE),
+      [1, 0, 0, 0],
+      screen,
+    );
   }
 
   function update() {
@@ -135,8 +147,10 @@ function picture({ w, h }, keys) {
     rect(x + 37, y + fy + 1, cw - 74, 40, 0xff, 0xff, 0xff);
   }
   rect(x + 36, y + 246, cw - 72, 44, 0x1f, 0x57, 0xa8);
-  for (let i = 0; i < Math.min(keys, 20); i++) rect(x + 50 + i * 14, y + 138, 8, 8, 0x22, 0x2c, 0x3a);
+  for (let i = 0; i < Math.min(keys, 20); i++)
+    rect(x + 50 + i * 14, y + 138, 8, 8, 0x22, 0x2c, 0x3a);
   rect(0, split, w, h - split, 0x10, 0x15, 0x1c);
-  for (let i = 0; i < 4; i++) rect(16, split + 18 + i * 20, [320, 220, 260, 90][i], 9, 0x8f, 0xa0, 0xb5);
+  for (let i = 0; i < 4; i++)
+    rect(16, split + 18 + i * 20, [320, 220, 260, 90][i], 9, 0x8f, 0xa0, 0xb5);
   return pixels;
 }

@@ -31,11 +31,7 @@ const refused = (count) => ({
 /** Seconds after the start → event. A script without an end waits for the person. */
 const SCRIPTS = {
   codex: [...START, [5.6, opened("auth.openai.com")], [8, refused(1)], [11, refused(4)]],
-  gh: [
-    ...START,
-    [5.4, { type: "user-code", code: "8F43-6FCF" }],
-    [5.8, opened("github.com")],
-  ],
+  gh: [...START, [5.4, { type: "user-code", code: "8F43-6FCF" }], [5.8, opened("github.com")]],
   claude: [
     ...START,
     [5.4, opened("claude.ai")],
@@ -73,5 +69,9 @@ export const script = (provider) => SCRIPTS[provider] ?? SCRIPTS.codex;
 export function past(session) {
   const t0 = Date.parse(session.createdAt);
   const list = [...START, [6, opened("auth.example.org")], ...(ENDINGS[session.state] ?? [])];
-  return list.map(([s, event], i) => ({ seq: i + 1, at: new Date(t0 + s * 1000).toISOString(), event }));
+  return list.map(([s, event], i) => ({
+    seq: i + 1,
+    at: new Date(t0 + s * 1000).toISOString(),
+    event,
+  }));
 }

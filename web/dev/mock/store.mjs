@@ -10,6 +10,8 @@ export class Store {
   credentials = data.credentials();
   machines = data.machines();
   signedIn = true;
+  /** Rights of the tickets asked for. */
+  rights = [];
   #events = new Map(this.sessions.map((s) => [s.sessionId, past(s)]));
   #listeners = new Set();
   #next = 100;
@@ -77,7 +79,15 @@ export class Store {
     if (event.type === "user-code") session.userCode = event.code;
     if (event.type === "captured") session.account = event.account;
     if (event.type === "failure") {
-      session.failure = { verdict: "cause", finding: event.finding, also: [], notes: [], lookedAt: ["terminal"], collectNext: [], elapsedMs: 1 };
+      session.failure = {
+        verdict: "cause",
+        finding: event.finding,
+        also: [],
+        notes: [],
+        lookedAt: ["terminal"],
+        collectNext: [],
+        elapsedMs: 1,
+      };
     }
     if (event.type !== "state") return;
     session.state = event.state;

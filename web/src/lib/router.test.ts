@@ -27,7 +27,10 @@ describe("router", () => {
     expect(parse("#/sessions/abc/")).toEqual({ page: "session", id: "abc" });
   });
 
-  it.each(["#/nowhere", "#/sessions/a/b", "#/images/x", "#/login/%E0%A4%A"])("is lost at %s", (hash) => {
-    expect(parse(hash).page).toBe("lost");
-  });
+  it.each(["#/nowhere", "#/sessions/a/b", "#/images/x", "#/login/%E0%A4%A"])(
+    "is lost at %s",
+    (hash) => {
+      expect(parse(hash).page).toBe("lost");
+    },
+  );
 });

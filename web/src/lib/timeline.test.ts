@@ -47,7 +47,11 @@ describe("timeline", () => {
     expect(t.steps.map((s) => s.startedAt)).toEqual([0, 2, 5, 6, 10].map(at));
     expect(t.steps.map((s) => s.endedAt)).toEqual([2, 5, 6, 10, 10].map(at));
     expect(t.steps[1]!.items).toHaveLength(2);
-    expect(t.steps[3]!.items.map((i) => i.key)).toEqual(["url auth.example", "captured", "capturing"]);
+    expect(t.steps[3]!.items.map((i) => i.key)).toEqual([
+      "url auth.example",
+      "captured",
+      "capturing",
+    ]);
     expect(t).toMatchObject({ state: "completed", account: "ada@example.org", endedAt: at(10) });
   });
 

@@ -26,7 +26,13 @@ describe("problemOf", () => {
   });
 
   it("carries the time after which to try again", () => {
-    const detail = { code: "too_many_sessions", message: "m", fix: "", requestId: "", retryAfterS: 30 };
+    const detail = {
+      code: "too_many_sessions",
+      message: "m",
+      fix: "",
+      requestId: "",
+      retryAfterS: 30,
+    };
     const problem = problemOf(429, body(detail));
     expect(problem.retryAfterS).toBe(30);
     expect(problem.fix).not.toBe("");
@@ -44,12 +50,15 @@ describe("problemOf", () => {
     expect(problemOf(status, "<html>").code).toBe(code);
   });
 
-  it.each(["null", "[]", '{"error":null}', body({ code: "made-up", message: "x" }), body({ code: 1 })])(
-    "does not take %s for an error of ours",
-    (text) => {
-      expect(problemOf(500, text).code).toBe("internal");
-    },
-  );
+  it.each([
+    "null",
+    "[]",
+    '{"error":null}',
+    body({ code: "made-up", message: "x" }),
+    body({ code: 1 }),
+  ])("does not take %s for an error of ours", (text) => {
+    expect(problemOf(500, text).code).toBe("internal");
+  });
 });
 
 describe("problemFrom", () => {
@@ -67,4 +76,8 @@ it("makes sentences of fragments", () => {
   expect(sentence(" start the VM: no room ")).toBe("Start the VM: no room.");
   expect(sentence("Done!")).toBe("Done!");
   expect(sentence("")).toBe("");
+  expect(sentence("qemu/tcg: usable")).toBe("qemu/tcg: usable.");
+  expect(sentence("vestibule-agent.service failed")).toBe("vestibule-agent.service failed.");
+  expect(sentence("`browser` is verified")).toBe("`browser` is verified.");
+  expect(sentence("éa")).toBe("éa.");
 });

@@ -135,6 +135,8 @@ export function problemFrom(error: unknown): Problem {
 export function sentence(text: string): string {
   const trimmed = text.trim();
   if (trimmed === "") return "";
-  const first = trimmed.charAt(0).toUpperCase() + trimmed.slice(1);
+  // `qemu/tcg: …` and `vncserver@1.service failed` begin with a name, and names stay as they are.
+  const plainWord = /^[a-z][a-z’'-]*(?=[\s,:;.]|$)(?!\.\w)/.test(trimmed);
+  const first = plainWord ? trimmed.charAt(0).toUpperCase() + trimmed.slice(1) : trimmed;
   return /[.!?…)]$/.test(first) ? first : `${first}.`;
 }

@@ -23,12 +23,7 @@ export const TERMINAL_STATES: ReadonlySet<SessionState> = new Set([
 ]);
 
 export type Phase =
-  | "vmm-started"
-  | "kernel-output"
-  | "stream-up"
-  | "agent-up"
-  | "painted"
-  | "ready";
+  "vmm-started" | "kernel-output" | "stream-up" | "agent-up" | "painted" | "ready";
 
 export type EgressReason =
   | "loopback"

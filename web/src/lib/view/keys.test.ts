@@ -22,7 +22,14 @@ it("types only the difference", () => {
 
 it("leaves by position, whatever the layout makes of it", () => {
   const key = (more: object) =>
-    ({ code: "Period", ctrlKey: true, shiftKey: true, altKey: false, key: ":", ...more }) as KeyboardEvent;
+    ({
+      code: "Period",
+      ctrlKey: true,
+      shiftKey: true,
+      altKey: false,
+      key: ":",
+      ...more,
+    }) as KeyboardEvent;
   expect(leaves(key({}))).toBe(true);
   expect(leaves(key({ altKey: true }))).toBe(false); // AltGr on Windows is Ctrl+Alt
   expect(leaves(key({ shiftKey: false }))).toBe(false);

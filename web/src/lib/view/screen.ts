@@ -14,9 +14,7 @@ interface Internals {
   _screenSize(): { w: number; h: number };
   _requestRemoteResize(): void;
 }
-const Base = RFB as unknown as new (
-  ...args: ConstructorParameters<typeof RFB>
-) => RFB & Internals;
+const Base = RFB as unknown as new (...args: ConstructorParameters<typeof RFB>) => RFB & Internals;
 
 /** Asks for a remote screen that is never narrower than a browser window can be, in the proportions of the place it has. */
 class WideRfb extends Base {

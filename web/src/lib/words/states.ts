@@ -46,3 +46,15 @@ export const EGRESS: Record<EgressReason, string> = {
   tls: "its certificate could not be trusted",
   "too-many": "too many connections were open",
 };
+
+/** Parts of the private computer by the names of their units, for what a start waits for. */
+const PARTS: Record<string, string> = {
+  "vm-browser-agent.service": "its own software",
+  "vncserver@1.service": "the screen",
+  "vestibule-wm.service": "the desktop",
+  "vestibule-browser.service": "the browser",
+  "vestibule-terminal.service": "the terminal",
+};
+
+/** What is waited for, in words where there are some. */
+export const partName = (name: string) => PARTS[name] ?? name;
