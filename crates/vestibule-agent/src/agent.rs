@@ -1,15 +1,21 @@
 //! The role `agent`: one thread, one runtime, and the state that its tasks share.
-use crate::{api, events::EventLog, guest::Guest, link, notify, readiness::Readiness};
+use crate::{
+    api, attach, events::EventLog, guest::Guest, link, login::Logins, notify, proxy,
+    readiness::Readiness, shim,
+};
 use sha2::{Digest as _, Sha256};
 use std::{
     io,
+    path::PathBuf,
     sync::{Arc, OnceLock},
 };
-use tokio::{net::TcpListener, sync::watch};
-use tracing::{info, warn};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
+use tracing::info;
 use vestibule_api::{
-    agent::{AGENT_API, AGENT_PORT, Health},
-    error::Chain,
+    agent::{AGENT_API, AGENT_PORT, Health, PROXY_PORT},
     ids::SessionId,
     mux::Mux,
 };
@@ -27,6 +33,12 @@ pub(crate) enum AgentError {
         #[source]
         err: io::Error,
     },
+    #[error("listen on `{}`", path.display())]
+    Socket {
+        path: PathBuf,
+        #[source]
+        err: io::Error,
+    },
     #[error("find the user `{0}` in /etc/passwd")]
     User(&'static str),
 }
@@ -39,6 +51,7 @@ pub(crate) struct Agent {
     pub(crate) readiness: Readiness,
     /// The stream to the host, while there is one.
     pub(crate) link: watch::Sender<Option<Mux>>,
+    pub(crate) login: Logins,
     /// The session that this VM belongs to; once set it stays.
     pub(crate) session: OnceLock<SessionId>,
     build: String,
@@ -52,6 +65,7 @@ impl Agent {
             guest,
             events: Arc::new(EventLog::new()),
             link: watch::Sender::new(None),
+            login: Logins::new(),
             session: OnceLock::new(),
             build,
         })
@@ -89,8 +103,22 @@ pub(crate) fn main() -> Result<(), AgentError> {
 async fn run() -> Result<(), AgentError> {
     let build = own_digest().map_err(AgentError::OwnProgram)?;
     let agent = Agent::new(Guest::of_this_system()?, build);
-    let loopback = listen(AGENT_PORT).await?;
-    tokio::spawn(api::serve_loopback(loopback, Arc::clone(&agent)));
+    let run = &agent.guest.run;
+    let socket = |name: &str, made: io::Result<UnixListener>| {
+        made.map_err(|err| AgentError::Socket {
+            path: run.join(name),
+            err,
+        })
+    };
+    let shims = socket(shim::SOCKET, shim::listen(&run.join(shim::SOCKET)))?;
+    let xterms = socket(attach::SOCKET, attach::listen(&run.join(attach::SOCKET)))?;
+    tokio::spawn(shim::serve(Arc::clone(&agent), shims));
+    tokio::spawn(attach::serve(Arc::clone(&agent), xterms));
+    tokio::spawn(proxy::serve(Arc::clone(&agent), listen(PROXY_PORT).await?));
+    tokio::spawn(api::serve_loopback(
+        listen(AGENT_PORT).await?,
+        Arc::clone(&agent),
+    ));
     notify::notify("READY=1\nSTATUS=serving");
     info!(agent.version = env!("CARGO_PKG_VERSION"), "serving");
     tokio::spawn(notify::feed_watchdog());

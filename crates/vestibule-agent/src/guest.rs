@@ -77,7 +77,7 @@ impl Guest {
             .ok_or(AgentError::User(PERSON))?;
         Ok(Self {
             home: person.home.clone(),
-            run: "/run/vestibule".into(),
+            run: crate::RUN.into(),
             shims: "/usr/lib/vestibule/bin".into(),
             rfb: "/run/vnc/1.sock".into(),
             display: ":1".into(),

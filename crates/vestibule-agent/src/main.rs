@@ -16,18 +16,32 @@
 
 mod agent;
 mod api;
+mod attach;
+mod browser;
+mod capture;
 mod config_drive;
 mod events;
 mod guest;
+mod home;
 mod init;
 mod link;
+mod login;
 mod notify;
+mod oidc;
 mod port;
+mod process;
+mod proxy;
 mod readiness;
+mod shim;
+mod terminal;
+mod tool;
 mod uevent;
 
 use std::{path::Path, process::ExitCode};
 use vestibule_api::error::Chain;
+
+/// The agent's runtime directory; its unit's `RuntimeDirectory=`.
+const RUN: &str = "/run/vestibule";
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
@@ -42,7 +56,12 @@ fn main() -> ExitCode {
     let role = args.next().unwrap_or_default();
     match (name.to_str(), role.to_str()) {
         (_, Some("init")) => init::main(),
+        (Some(name), _) if shim::NAMES.contains(&name) => shim::main(
+            std::iter::once(role).chain(args),
+            &Path::new(RUN).join(shim::SOCKET),
+        ),
         (_, Some("agent")) => finish(agent::main()),
+        (_, Some("attach")) => finish(attach::main(&Path::new(RUN).join(attach::SOCKET))),
         (_, _) => {
             say("usage: vestibule-agent agent | attach | init");
             ExitCode::from(2)

@@ -1,9 +1,17 @@
 //! The agent's HTTP API (routes: [`vestibule_api::agent`]), over the stream for the host and on guest loopback.
 mod events;
+mod exec;
+mod login;
 mod reply;
+mod terminal;
 
 use crate::agent::Agent;
-use axum::{Json, Router, extract::State, routing::get};
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderMap, StatusCode},
+    routing::{get, post},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -22,6 +30,10 @@ type Shared = State<Arc<Agent>>;
 
 /// A client that has connected has so long to send its request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// A body of more bytes is refused; the largest is a provider pack.
+const BODY_LIMIT: usize = 1 << 20;
+/// Set by the runner on each request to a VM that belongs to a session.
+const SESSION_HEADER: &str = "x-vestibule-session";
 /// Connections on guest loopback at once; anybody in the guest may open one.
 const LOOPBACK_LIMIT: usize = 64;
 
@@ -29,13 +41,23 @@ const LOOPBACK_LIMIT: usize = 64;
 pub(crate) fn for_host(agent: &Arc<Agent>) -> Router {
     common()
         .route("/events", get(events::follow))
+        .route("/login", post(login::begin))
+        .route("/login/cancel", post(login::cancel))
+        .route("/login/credential", post(login::credential))
+        .route("/login/url", post(login::reopen))
+        .route("/login/transcript", get(login::transcript))
+        .route("/terminal", get(terminal::login))
+        .route("/shell", get(terminal::shell))
+        .route("/exec", post(exec::run))
         .fallback(reply::no_such_route)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(Arc::clone(agent))
 }
 
 /// What any program in the guest may ask.
 fn for_guest(agent: &Arc<Agent>) -> Router {
     common()
+        .route("/auth/callback", get(login::callback))
         .fallback(reply::no_such_route)
         .with_state(Arc::clone(agent))
 }
@@ -44,6 +66,26 @@ fn common() -> Router<Arc<Agent>> {
     Router::new()
         .route("/health", get(health))
         .method_not_allowed_fallback(reply::no_such_method)
+}
+
+/// Refuses what only an engineer may do, in a VM that has become somebody's. The runner says whose with each request.
+fn engineers_only(agent: &Agent, headers: &HeaderMap) -> Result<(), Refusal> {
+    let claimed = headers
+        .get(SESSION_HEADER)
+        .and_then(|id| id.to_str().ok())
+        .and_then(|id| id.parse().ok());
+    if let Some(session) = claimed {
+        agent.session.get_or_init(|| session);
+    }
+    match agent.session.get() {
+        None => Ok(()),
+        Some(session) => Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            format!(
+                "this VM belongs to the session {session}; commands and shells are for VMs without one"
+            ),
+        )),
+    }
 }
 
 async fn health(State(agent): Shared) -> Json<Health> {

@@ -1,0 +1,119 @@
+//! Opens a page in the browser that already runs, as a second start of Chromium would: through the socket of its
+//! process singleton. No debugging port (identity providers refuse browsers that have one), no second process.
+//!
+//! The protocol (chrome/browser/process_singleton_posix.cc): connect to `<profile>/SingletonSocket`, send
+//! `START\0<working directory>\0<argv[0]>\0<argv[1]>…`, at most 32 KiB, and close the sending half; the browser answers
+//! `ACK`, or `SHUTDOWN` when it is ending.
+use crate::{guest::Guest, process::Program, tool};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+use url::Url;
+
+/// Chromium's `kMaxMessageLength`.
+const MESSAGE_LIMIT: usize = 32 * 1024;
+/// Under emulation a busy browser takes its time to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why a page was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BrowserError {
+    #[error("hand the page to the browser: the URL is longer than it takes")]
+    TooLong,
+    #[error("hand the page to the browser on `{}`", path.display())]
+    Socket {
+        path: PathBuf,
+        #[source]
+        err: io::Error,
+    },
+    #[error("hand the page to the browser: it answered `{0}`")]
+    Answer(String),
+    #[error("hand the page to the browser: no answer within {PATIENCE:?}")]
+    Silent,
+    #[error("start the browser `{}`", path.display())]
+    Start {
+        path: PathBuf,
+        #[source]
+        err: io::Error,
+    },
+    #[error("start the browser: the image has none")]
+    None,
+}
+
+/// Shows `url`, which has passed the pack's allow-list.
+///
+/// # Errors
+/// When neither the running browser takes it nor a new one can be started.
+pub(crate) async fn open(guest: &Guest, url: &Url) -> Result<(), BrowserError> {
+    let socket = guest.browser_profile.join("SingletonSocket");
+    match tokio::time::timeout(PATIENCE, hand_over(&socket, &guest.browser, url)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(err @ BrowserError::Socket { .. })) if !guest.browser.exists() => {
+            tracing::warn!(error = %vestibule_api::error::Chain(&err), "no browser runs, and none is installed");
+            Err(BrowserError::None)
+        }
+        // Not running (yet, or any more): what a person's double click would do.
+        Ok(Err(BrowserError::Socket { .. } | BrowserError::Answer(_))) => start(guest, url),
+        Ok(Err(err)) => Err(err),
+        Err(_) => Err(BrowserError::Silent),
+    }
+}
+
+async fn hand_over(socket: &Path, program: &Path, url: &Url) -> Result<(), BrowserError> {
+    let mut message = b"START\0/\0".to_vec();
+    message.extend_from_slice(program.to_string_lossy().as_bytes());
+    message.push(0);
+    message.extend_from_slice(url.as_str().as_bytes());
+    if message.len() > MESSAGE_LIMIT {
+        return Err(BrowserError::TooLong);
+    }
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        stream.write_all(&message).await?;
+        stream.shutdown().await?;
+        let mut answer = Vec::new();
+        stream.take(64).read_to_end(&mut answer).await?;
+        Ok::<_, io::Error>(answer)
+    };
+    let answer = exchange.await.map_err(|err| BrowserError::Socket {
+        path: socket.to_owned(),
+        err,
+    })?;
+    match answer.as_slice() {
+        b"ACK" => Ok(()),
+        other => Err(BrowserError::Answer(
+            String::from_utf8_lossy(other).into_owned(),
+        )),
+    }
+}
+
+fn start(guest: &Guest, url: &Url) -> Result<(), BrowserError> {
+    let program = Program {
+        argv: vec![
+            guest.browser.to_string_lossy().into_owned(),
+            url.as_str().to_owned(),
+        ],
+        env: tool::base_environment(guest),
+        directory: guest.home.clone(),
+        user: guest.person.clone(),
+    };
+    let failed = |err| BrowserError::Start {
+        path: guest.browser.clone(),
+        err,
+    };
+    let mut command = program.piped_command().ok_or(BrowserError::None)?;
+    command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(false);
+    let mut child = command.spawn().map_err(failed)?;
+    // Reaped whenever it ends; its status says nothing that the screen does not.
+    tokio::spawn(async move { child.wait().await });
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! Findings of a sign-in: each with the line that proves it, and nothing secret in it.
+use super::screen::Failure;
+use crate::terminal::redact;
+use std::process::ExitStatus;
+use vestibule_api::{
+    cause::Cause,
+    finding::{Finding, Quote},
+};
+
+/// So many of the terminal's last lines are quoted.
+const LAST_LINES: usize = 6;
+/// A quote is cut to so many characters.
+const QUOTE_LIMIT: usize = 600;
+
+fn quote(source: &str, text: &str) -> Quote {
+    Quote {
+        source: source.to_owned(),
+        line: None,
+        text: redact(text).chars().take(QUOTE_LIMIT).collect(),
+    }
+}
+
+/// The last lines of `transcript` that are not empty.
+fn tail(transcript: &str) -> Quote {
+    let lines: Vec<_> = transcript
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let from = lines.len().saturating_sub(LAST_LINES);
+    quote(
+        "terminal",
+        if lines.is_empty() {
+            "(the terminal is empty)".to_owned()
+        } else {
+            lines[from..].join("\n")
+        }
+        .as_str(),
+    )
+}
+
+/// What the tool itself said.
+pub(super) fn said(failure: &Failure) -> Finding {
+    let finding = Finding::new(
+        failure.cause,
+        quote(&failure.source, &failure.line),
+        format!("the tool said so: {}", failure.cause.meaning()),
+        fix(failure.cause),
+    )
+    .refuted_by("the same line in the terminal of a sign-in that completed");
+    if failure.cause == Cause::ConsentDenied {
+        finding
+    } else {
+        finding.retryable()
+    }
+}
+
+/// The tool ended without having done its work.
+pub(super) fn ended(
+    status: ExitStatus,
+    transcript: &str,
+    partial: Option<&(String, String)>,
+) -> Finding {
+    if let Some((rule, why)) = partial {
+        let what = format!("the file of `{rule}`: {why}");
+        return invalid(&what).and(tail(transcript));
+    }
+    let how = match status.code() {
+        Some(0) => "the tool ended as if all were well, and left no credential where the pack says"
+            .to_owned(),
+        Some(code) => format!("the tool ended with status {code}"),
+        None => format!("the tool was ended: {status}"),
+    };
+    let cause = if status.success() {
+        Cause::CredentialMoved
+    } else {
+        Cause::ToolFailed
+    };
+    Finding::new(cause, tail(transcript), how, fix(cause))
+        .refuted_by("a complete credential file that is newer than the sign-in")
+        .retryable()
+}
+
+/// A credential file that will not do.
+pub(super) fn invalid(why: &str) -> Finding {
+    Finding::new(
+        Cause::CredentialInvalid,
+        quote("credential", why),
+        Cause::CredentialInvalid.meaning(),
+        fix(Cause::CredentialInvalid),
+    )
+    .refuted_by("the file parses and has every value that the pack requires")
+    .retryable()
+}
+
+/// Time is over.
+pub(super) fn deadline(
+    seconds: u32,
+    opened: bool,
+    wants_url: bool,
+    refused: Option<&str>,
+    transcript: &str,
+) -> Finding {
+    let cause = if wants_url && !opened {
+        Cause::UrlNotCaptured
+    } else {
+        Cause::Deadline
+    };
+    let why = format!("{} ({seconds} s)", cause.meaning());
+    let finding = Finding::new(cause, tail(transcript), why, fix(cause)).retryable();
+    match refused {
+        Some(refused) => finding.and(quote("shim", refused)),
+        None => finding,
+    }
+}
+
+/// A finding whose proof is one line of the agent's own observation.
+pub(crate) fn observed(cause: Cause, source: &str, line: &str) -> Finding {
+    let finding = Finding::new(cause, quote(source, line), cause.meaning(), fix(cause));
+    if cause == Cause::ConsentDenied {
+        finding
+    } else {
+        finding.retryable()
+    }
+}
+
+/// What a person or an operator does next.
+fn fix(cause: Cause) -> &'static str {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a pack may name any cause; most concern the VM, not the person"
+    )]
+    match cause {
+        Cause::ConsentDenied => "sign in again and allow the access that the page asks for",
+        Cause::StateMismatch => {
+            "sign in again, in one window; the redirect belonged to another attempt"
+        }
+        Cause::CodeExpired | Cause::Deadline => "sign in again, without a long pause",
+        Cause::UrlNotCaptured => {
+            "look at the terminal; if the tool changed its wording, the provider pack needs a new version"
+        }
+        Cause::CredentialMoved | Cause::PackIncompatible => {
+            "compare the pack's credential paths with what this version of the tool writes"
+        }
+        Cause::CredentialInvalid => {
+            "sign in again; if it stays, compare the pack's required values with the tool's file"
+        }
+        Cause::TokenEndpointFailed | Cause::EgressUnreachable => {
+            "try again; if it stays, look at the provider's status and the egress events"
+        }
+        Cause::EgressRefused => {
+            "allow the host in the egress policy, or choose a provider that does not need it"
+        }
+        Cause::BrowserMissing => "use an image with a browser",
+        Cause::BrowserNotReady => "try again; the report names the browser's unit and its state",
+        _ => "read the terminal's last lines, and try again",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    #[test]
+    fn quotes_hold_no_secrets() {
+        let transcript = "start\n\n\nopening https://idp.test/cb?code=SECRET&state=S\ntoken: gho_SECRETSECRET1234\nfailed\n";
+        let finding = ended(ExitStatus::from_raw(0x100), transcript, None);
+        assert_eq!(finding.cause, Cause::ToolFailed);
+        assert_eq!(
+            finding.evidence[0].text,
+            "start\nopening https://idp.test/cb?[…]\ntoken: […]\nfailed"
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_tool_has_three_meanings() {
+        assert_eq!(
+            ended(ExitStatus::from_raw(0), "done", None).cause,
+            Cause::CredentialMoved
+        );
+        assert_eq!(
+            ended(ExitStatus::from_raw(9), "", None).evidence[0].text,
+            "(the terminal is empty)"
+        );
+        let partial = ("auth".to_owned(), "the file is empty".to_owned());
+        assert_eq!(
+            ended(ExitStatus::from_raw(0), "", Some(&partial)).cause,
+            Cause::CredentialInvalid
+        );
+    }
+
+    #[test]
+    fn a_deadline_without_a_page_is_another_cause() {
+        assert_eq!(
+            deadline(60, false, true, None, "x").cause,
+            Cause::UrlNotCaptured
+        );
+        assert_eq!(deadline(60, true, true, None, "x").cause, Cause::Deadline);
+        assert_eq!(
+            deadline(60, false, true, Some("its host `evil.test` …"), "x")
+                .evidence
+                .len(),
+            2
+        );
+    }
+}
