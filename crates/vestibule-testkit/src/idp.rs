@@ -82,6 +82,11 @@ impl Idp {
         self.listening.address
     }
 
+    /// Where a test reads what it issued and saw, and slows it down (`tests/idp/idp.mjs`).
+    pub fn control_url(&self) -> &Url {
+        &self.listening.control
+    }
+
     /// Everything it issued, oldest first.
     ///
     /// # Errors

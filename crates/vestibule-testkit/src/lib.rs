@@ -7,12 +7,14 @@
 //! | [`vendor`] | the servers of OpenAI, Anthropic, Google and GitHub, as far as their tools need them to sign in |
 //! | [`idp`] | starts the real identity provider (`tests/idp`, npm `oidc-provider`) |
 //! | [`rfb`] | an RFB client (RFC 6143) that sees and types like a person |
+//! | [`person`] | what a person does in front of a screen |
 //! | [`api`] | a client of the controller's API |
 //! | [`stage`] | a controller with a home of its own, and what it must not leave behind |
 //! | [`wait`] | bounded waits on conditions |
 pub mod api;
 pub mod ca;
 pub mod idp;
+pub mod person;
 pub mod process;
 pub mod rfb;
 pub mod stage;

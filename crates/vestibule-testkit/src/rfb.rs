@@ -176,6 +176,20 @@ impl Rfb {
         self.send(wire::key(key, false)).await
     }
 
+    /// Presses keys together, in this order, and releases them.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn chord(&self, keys: &[Keysym]) -> Result<()> {
+        for key in keys {
+            self.send(wire::key(*key, true)).await?;
+        }
+        for key in keys.iter().rev() {
+            self.send(wire::key(*key, false)).await?;
+        }
+        Ok(())
+    }
+
     /// Types a text, key by key.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ pub use residue::residue;
 
 use crate::{
     api::Api,
+    idp::{self, Idp},
     process::{self, Process, workspace},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -55,6 +56,19 @@ impl Setting {
     pub fn trust(mut self, ca: &Utf8Path) -> Self {
         self.extra_ca.push(ca.to_owned());
         self
+    }
+
+    /// `wrangler` and `oidc` sign in at this identity provider.
+    #[must_use]
+    pub fn idp(self, idp: &Idp) -> Self {
+        let issuer = idp.issuer().as_str().trim_end_matches('/').to_owned();
+        let (host, client) = (idp::HOST, idp::CLIENT);
+        self.pin(host, None, idp.address()).with(&format!(
+            "[providers.wrangler]\nhosts = [\"{host}\"]\nallow_http = true\n\
+             env = {{ WRANGLER_AUTH_URL = \"{issuer}/auth\", WRANGLER_TOKEN_URL = \"{issuer}/token\" }}\n\
+             [providers.oidc]\nallow_http = true\n\
+             parameters = {{ issuer = \"{issuer}\", client_id = \"{client}\" }}\n",
+        ))
     }
 
     /// Further TOML: tables only.
@@ -141,6 +155,11 @@ impl Stage {
             Ok(api) => Ok(Self { home, process, api }),
             Err(err) => Err(err.context(format!("vestibule serve said: {}", tail(&log)))),
         }
+    }
+
+    /// The controller's process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.pid()
     }
 
     /// Its API, with the operator's token.

@@ -2,14 +2,21 @@
 //! SIGTERM or SIGINT.
 use anyhow::{Context, Result, bail};
 use camino::Utf8PathBuf;
+use hyper::Method;
 use std::io::Write as _;
+use vestibule_api::control::LoginCodeReply;
 use vestibule_testkit::{
     ca::TestCa,
+    idp::{self, Idp},
+    stage::{Setting, Stage, binary, residue},
     vendor::{HOSTS, Vendor},
 };
 
 const USAGE: &str = "vestibule-testkit ca --ca DIR
-vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]";
+vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
+vestibule-testkit idp
+vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
+vestibule-testkit residue --home DIR --except PID";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -33,6 +40,37 @@ async fn main() -> Result<()> {
                 "https": vendor.https(), "http": vendor.http(), "ca": ca.path(), "hosts": HOSTS,
             }))?;
             ended().await
+        }
+        "idp" => {
+            let idp = Idp::start().await?;
+            say(
+                &serde_json::json!({ "issuer": idp.issuer(), "address": idp.address(), "control": idp.control_url() }),
+            )?;
+            ended().await
+        }
+        "stage" => {
+            let idp = Idp::start().await?;
+            let image = option("image").context("`--image ALIAS` is missing")?;
+            let stage = Stage::start(&Setting::image(&image).idp(&idp)).await?;
+            let login: LoginCodeReply = stage
+                .api()
+                .call(Method::POST, "/api/login-codes", None::<&()>)
+                .await?;
+            say(&serde_json::json!({
+                "link": login.link, "home": stage.home(), "pid": stage.pid(), "program": binary()?,
+                "issuer": idp.issuer(), "control": idp.control_url(), "client": idp::CLIENT,
+                "login": idp::LOGIN, "password": idp::PASSWORD,
+            }))?;
+            ended().await?;
+            stage.end().await
+        }
+        "residue" => {
+            let home = option("home").context("`--home DIR` is missing")?;
+            let except = option("except").and_then(|pid| pid.parse().ok());
+            say(&serde_json::json!(residue(
+                &Utf8PathBuf::from(home),
+                except
+            )))
         }
         _ => bail!("usage:\n{USAGE}"),
     }

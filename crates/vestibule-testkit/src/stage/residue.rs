@@ -58,7 +58,7 @@ fn sockets(dir: &Path, found: &mut Vec<String>) {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => sockets(&entry.path(), found),
             Ok(kind) if kind.is_socket() => {
-                found.push(format!("socket {}", entry.path().display()))
+                found.push(format!("socket {}", entry.path().display()));
             }
             Ok(_) | Err(_) => {}
         }

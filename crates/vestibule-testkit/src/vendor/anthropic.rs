@@ -50,7 +50,7 @@ async fn tokens(shared: &Shared, call: &Call) -> Response {
             "organization": { "uuid": ORGANISATION, "name": "Test" },
             "account": { "uuid": ACCOUNT, "email_address": EMAIL },
         })),
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.answer(),
     }
 }
 

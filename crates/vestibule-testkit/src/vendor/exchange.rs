@@ -4,7 +4,7 @@ use super::{
     Misbehave, Shared,
     grants::{Device, Issued, Pending, Refusal, token, user_code},
     pages,
-    reply::{Call, html, json, oauth_error, redirect},
+    reply::{Call, OauthError, html, json, oauth_error, redirect},
 };
 use axum::{
     http::StatusCode,
@@ -70,9 +70,10 @@ pub(super) fn decided(shared: &Shared, call: &Call) -> Response {
     let Ok(mut to) = Url::parse(&pending.redirect_uri) else {
         return oauth_error("invalid_request", "redirect_uri");
     };
-    let state = match how {
-        Misbehave::WrongState => token("not-the-state-"),
-        _ => pending.state.clone(),
+    let state = if how == Misbehave::WrongState {
+        token("not-the-state-")
+    } else {
+        pending.state.clone()
     };
     {
         let mut query = to.query_pairs_mut();
@@ -113,13 +114,13 @@ pub(super) fn redeem(
     shared: &Shared,
     call: &Call,
     prefix: &str,
-) -> Result<(Pending, Issued), Response> {
+) -> Result<(Pending, Issued), OauthError> {
     match shared.misbehave() {
         Misbehave::CodeExpired => {
-            return Err(oauth_error("invalid_grant", "authorization code expired"));
+            return Err(OauthError("invalid_grant", "authorization code expired"));
         }
         Misbehave::VerifierRefused => {
-            return Err(oauth_error("invalid_grant", "code_verifier does not match"));
+            return Err(OauthError("invalid_grant", "code_verifier does not match"));
         }
         Misbehave::Not
         | Misbehave::WrongState
@@ -129,10 +130,10 @@ pub(super) fn redeem(
     }
     let mut grants = shared.grants();
     let grant = grants.redeem(call).map_err(|refusal| match refusal {
-        Refusal::UnknownCode => oauth_error("invalid_grant", "authorization code unknown or used"),
-        Refusal::OtherClient => oauth_error("invalid_client", "the code belongs to another client"),
-        Refusal::OtherRedirect => oauth_error("invalid_grant", "redirect_uri mismatch"),
-        Refusal::Verifier => oauth_error("invalid_grant", "code_verifier does not match"),
+        Refusal::UnknownCode => OauthError("invalid_grant", "authorization code unknown or used"),
+        Refusal::OtherClient => OauthError("invalid_client", "the code belongs to another client"),
+        Refusal::OtherRedirect => OauthError("invalid_grant", "redirect_uri mismatch"),
+        Refusal::Verifier => OauthError("invalid_grant", "code_verifier does not match"),
     })?;
     let issued = Issued {
         host: call.host.clone(),

@@ -55,6 +55,6 @@ async fn tokens(shared: &Shared, call: &Call) -> Response {
                 "iss": "https://accounts.google.com", "aud": grant.client_id, "sub": "1", "email": EMAIL, "exp": EXP,
             })),
         })),
-        Err(refusal) => refusal,
+        Err(refusal) => refusal.answer(),
     }
 }

@@ -41,12 +41,13 @@ async fn tokens(shared: &Shared, call: &Call) -> Response {
         "authorization_code" => match redeem(shared, call, "openai-") {
             Ok((_, issued)) => ok(&json!({
                 "id_token": id_token(),
-                "access_token": jwt(&json!({ "exp": EXP, "jti": issued.access_token, "scp": ["openid"] })),
+                "access_token": jwt(&json!({ "exp": EXP, "jti": issued.access_token, "scp": ["openid"],
+                    "https://api.openai.com/auth": account() })),
                 "refresh_token": issued.refresh_token,
                 "token_type": "Bearer",
                 "expires_in": 3600,
             })),
-            Err(refusal) => refusal,
+            Err(refusal) => refusal.answer(),
         },
         "urn:ietf:params:oauth:grant-type:token-exchange" => {
             ok(&json!({ "access_token": token("sk-test-"), "token_type": "Bearer" }))
@@ -59,12 +60,16 @@ fn id_token() -> String {
     jwt(&json!({
         "iss": "https://auth.openai.com", "sub": "user-alice", "aud": ["app_EMoamEEZ73f0CkXaXp7hrann"],
         "email": EMAIL, "email_verified": true, "exp": EXP,
-        "https://api.openai.com/auth": {
-            "chatgpt_account_id": "11111111-2222-4333-8444-555555555555", "chatgpt_user_id": "user-alice",
-            "chatgpt_plan_type": "pro", "organization_id": "org-test", "project_id": "proj_test",
-            "completed_platform_onboarding": true, "is_org_owner": true, "user_id": "user-alice",
-        },
+        "https://api.openai.com/auth": account(),
     }))
+}
+
+fn account() -> serde_json::Value {
+    json!({
+        "chatgpt_account_id": "11111111-2222-4333-8444-555555555555", "chatgpt_user_id": "user-alice",
+        "chatgpt_plan_type": "pro", "organization_id": "org-test", "project_id": "proj_test",
+        "completed_platform_onboarding": true, "is_org_owner": true, "user_id": "user-alice",
+    })
 }
 
 /// While the person has not decided, 403; then a code whose verifier the server itself chose.

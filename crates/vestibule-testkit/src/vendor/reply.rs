@@ -79,11 +79,12 @@ fn members(body: &[u8]) -> BTreeMap<String, String> {
     let Ok(Value::Object(object)) = serde_json::from_slice(body) else {
         return BTreeMap::new();
     };
-    let text = |value: Value| match value {
-        Value::String(text) => text,
-        other => other.to_string(),
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
     };
-    object.into_iter().map(|(k, v)| (k, text(v))).collect()
+    object.iter().map(|(k, v)| (k.clone(), text(v))).collect()
 }
 
 pub(crate) fn json(status: StatusCode, value: &Value) -> Response {
@@ -93,6 +94,16 @@ pub(crate) fn json(status: StatusCode, value: &Value) -> Response {
 
 pub(crate) fn ok(value: &Value) -> Response {
     json(StatusCode::OK, value)
+}
+
+/// Why a token endpoint gives nothing: RFC 6749's code, and words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OauthError(pub(crate) &'static str, pub(crate) &'static str);
+
+impl OauthError {
+    pub(crate) fn answer(self) -> Response {
+        oauth_error(self.0, self.1)
+    }
 }
 
 /// An error of a token endpoint (RFC 6749 section 5.2).

@@ -1,0 +1,292 @@
+//! What a guest can reach: nothing but what the way out allows. Asked from inside a VM, in the proxy's own protocol, so
+//! that no client in the guest can be more careful than an attacker would be.
+use super::{alone, took};
+use anyhow::{Context, Result, ensure};
+use camino::Utf8Path;
+use hyper::Method;
+use std::{
+    collections::BTreeMap,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+use tokio::{io::AsyncWriteExt, net::TcpListener, process::Command};
+use vestibule_api::{
+    agent::{ExecReply, ExecRequest, ExecUser},
+    client::Runner,
+    egress::{EgressMode, EgressPolicy, EgressReason, Pin},
+    ids::{ImageDigest, MachineId},
+    machine::{
+        Disposal, DriverChoice, MachineState, MachineView, RunnerEvent, RunnerEventKind,
+        StopRequest, VmSpec,
+    },
+};
+use vestibule_testkit::{
+    stage::{binary, image_home, residue},
+    wait,
+};
+
+/// Prints the status line and `Location:` of what the proxy answers to the request head in `$1`.
+const ASK: &str = r#"exec 3<>/dev/tcp/127.0.0.1/3128; printf '%b' "$1" >&3; timeout 30 head -c 2000 <&3 | tr -d '\r' | sed -n '1p;/^[Ll]ocation:/p;/^$/q'"#;
+
+fn spec(dir: &Utf8Path, image_dir: &Utf8Path, digest: ImageDigest, egress: EgressPolicy) -> VmSpec {
+    VmSpec {
+        machine_id: MachineId::generate(),
+        session_id: None,
+        image_digest: digest,
+        image_dir: image_dir.to_string(),
+        driver: DriverChoice::Auto,
+        memory_mib: 384,
+        vcpus: 1,
+        vm_dir: dir.join("vm").to_string(),
+        evidence_dir: dir.join("evidence").to_string(),
+        egress,
+        boot_deadline_s: 300,
+        console_keep_bytes: 1 << 20,
+        idle_deadline_s: None,
+    }
+}
+
+struct Guest {
+    runner: Runner,
+    process: tokio::process::Child,
+}
+
+impl Guest {
+    async fn boot(dir: &Utf8Path, egress: EgressPolicy) -> Result<Self> {
+        let image_dir = image_home()
+            .join("aliases/tiny")
+            .canonicalize_utf8()
+            .context("no image `tiny`: `script/test images` builds it")?;
+        let digest: ImageDigest = image_dir.file_name().unwrap_or_default().parse()?;
+        let spec = spec(dir, &image_dir, digest, egress);
+        std::fs::create_dir(&spec.vm_dir)?;
+        let mut process = Command::new(binary()?)
+            .arg("run-vm")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(dir.join("runner.log"))?)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start the runner")?;
+        let mut stdin = process.stdin.take().context("its standard input")?;
+        stdin.write_all(&serde_json::to_vec(&spec)?).await?;
+        drop(stdin);
+        let runner = Runner::at(dir.join("vm/runner.sock"));
+        wait::until("the VM to be up", Duration::from_secs(300), || async {
+            match runner.get::<MachineView>("/machine").await {
+                Ok(view) if view.state == MachineState::Up => Ok(()),
+                Ok(view) => Err(format!("{:?}", view.state)),
+                Err(err) => Err(err.to_string()),
+            }
+        })
+        .await?;
+        Ok(Self { runner, process })
+    }
+
+    async fn run(&self, user: ExecUser, script: &str, argument: &str) -> Result<String> {
+        let request = ExecRequest {
+            argv: ["bash", "-c", script, "ask", argument]
+                .map(str::to_owned)
+                .to_vec(),
+            user,
+            stdin: String::new(),
+            timeout_s: 60,
+        };
+        let reply: ExecReply = self
+            .runner
+            .call(Method::POST, "/agent/exec", Some(&request))
+            .await?;
+        ensure!(!reply.timed_out, "`{script}` timed out");
+        Ok(reply.stdout)
+    }
+
+    /// The status that the proxy answers to a request for this, and where it redirects to.
+    async fn ask(&self, head: &str) -> Result<(u16, Option<String>)> {
+        let head = format!("{head} HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n");
+        let said = self.run(ExecUser::Person, ASK, &head).await?;
+        let mut lines = said.lines();
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1))
+            .and_then(|code| code.parse().ok());
+        let location = lines
+            .next()
+            .and_then(|line| line.split_once(": "))
+            .map(|(_, to)| to.to_owned());
+        Ok((
+            status.with_context(|| format!("`{head}` got `{said}`"))?,
+            location,
+        ))
+    }
+
+    async fn end(mut self) -> Result<Vec<RunnerEvent>> {
+        let events = self
+            .runner
+            .open(vestibule_api::client::json_request(
+                Method::GET,
+                "/events?after=0",
+                None::<&()>,
+            )?)
+            .await?;
+        let reason = StopRequest {
+            reason: "the test is over".into(),
+        };
+        let disposal: Disposal = self
+            .runner
+            .call(Method::POST, "/stop", Some(&reason))
+            .await?;
+        ensure!(disposal.complete, "{disposal:?}");
+        let bytes = vestibule_api::client::body("GET /events", events).await?;
+        self.process.wait().await?;
+        bytes
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| Ok(serde_json::from_slice(line)?))
+            .collect()
+    }
+}
+
+/// Everything that must be refused, with the reason that the event must give.
+fn forbidden(listening: u16) -> Vec<(String, u16, EgressReason)> {
+    use EgressReason::{LinkLocal, Loopback, NotGlobal, Private};
+    let mut all = Vec::new();
+    for (host, reason) in [
+        ("127.0.0.1", Loopback),
+        ("127.9.9.9", Loopback),
+        ("localhost", Loopback),
+        ("[::1]", Loopback),
+        ("[::ffff:127.0.0.1]", Loopback),
+        ("[::ffff:7f00:1]", Loopback),
+    ] {
+        all.push((host.to_owned(), listening, reason));
+    }
+    for (host, reason) in [
+        ("169.254.169.254", LinkLocal),
+        ("[::ffff:169.254.169.254]", LinkLocal),
+        ("[fe80::1]", LinkLocal),
+        ("10.0.0.1", Private),
+        ("172.16.0.1", Private),
+        ("172.31.255.254", Private),
+        ("192.168.1.1", Private),
+        ("100.64.0.1", Private),
+        ("[fd00::1]", Private),
+        ("[::ffff:10.0.0.1]", Private),
+        ("[fd00:ec2::254]", Private),
+        ("0.0.0.0", NotGlobal),
+        ("[::]", NotGlobal),
+        ("224.0.0.1", NotGlobal),
+        ("[ff02::1]", NotGlobal),
+        ("255.255.255.255", NotGlobal),
+        ("192.0.2.1", NotGlobal),
+        ("[2001:db8::1]", NotGlobal),
+        ("240.0.0.1", NotGlobal),
+    ] {
+        all.push((host.to_owned(), 80, reason));
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image tiny; script/test egress"]
+async fn a_guest_reaches_nothing_that_it_must_not() -> Result<()> {
+    let _alone = alone().await;
+    let begin = Instant::now();
+    let home = camino_tempfile::tempdir()?;
+    // A service on the host's loopback that must never see a guest, and one that the operator allows by a pin.
+    let secret = TcpListener::bind("127.0.0.1:0").await?;
+    let listening = secret.local_addr()?.port();
+    let allowed = TcpListener::bind("127.0.0.1:0").await?;
+    let pin = Pin {
+        host: "allowed.test".into(),
+        port: Some(80),
+        to: allowed.local_addr()?,
+    };
+    let location = format!("http://127.0.0.1:{listening}/");
+    let answer = format!(
+        "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    let serving = tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = allowed.accept().await {
+            let mut head = [0; 1024];
+            tokio::io::AsyncReadExt::read(&mut tcp, &mut head)
+                .await
+                .ok();
+            tcp.write_all(answer.as_bytes()).await.ok();
+            tcp.shutdown().await.ok();
+        }
+    });
+    let policy = EgressPolicy {
+        mode: EgressMode::Open,
+        pins: vec![pin],
+        ..EgressPolicy::default()
+    };
+    let guest = Guest::boot(home.path(), policy).await?;
+    took("tiny up", begin);
+
+    let mut expected: BTreeMap<(String, u16), EgressReason> = BTreeMap::new();
+    for (host, port, reason) in forbidden(listening) {
+        for head in [
+            format!("CONNECT {host}:{port}"),
+            format!("GET http://{host}:{port}/"),
+        ] {
+            let (status, _) = guest.ask(&head).await?;
+            ensure!(
+                (400..600).contains(&status),
+                "`{head}` was answered with {status}"
+            );
+        }
+        expected.insert((host.trim_matches(['[', ']']).to_owned(), port), reason);
+    }
+    // A redirect to the host's loopback: the first request is allowed, following it is not.
+    let (status, to) = guest.ask("GET http://allowed.test/").await?;
+    assert_eq!((status, to.as_deref()), (302, Some(location.as_str())));
+    let (status, _) = guest.ask(&format!("GET {location}")).await?;
+    assert!(status >= 400, "the redirect was followed: {status}");
+    // The pin is for port 80 only.
+    assert!(guest.ask("CONNECT allowed.test:443").await?.0 >= 400);
+
+    // No other way: no interface but loopback and the dummy, and the runner's socket is not there.
+    let devices = guest
+        .run(
+            ExecUser::Root,
+            "cat /proc/net/dev | tail -n +3 | cut -d: -f1",
+            "",
+        )
+        .await?;
+    let devices: Vec<&str> = devices
+        .split_whitespace()
+        .filter(|d| !matches!(*d, "lo" | "dummy0"))
+        .collect();
+    assert!(devices.is_empty(), "the guest has {devices:?}");
+    let socket = home.path().join("vm/runner.sock");
+    let there = guest
+        .run(
+            ExecUser::Root,
+            "test -e \"$1\" && echo there",
+            socket.as_str(),
+        )
+        .await?;
+    assert_eq!(there, "");
+
+    let events = guest.end().await?;
+    for ((host, port), reason) in expected {
+        let said = events.iter().any(|line| {
+            matches!(&line.event, RunnerEventKind::Egress { host: h, port: p, reason: r, .. }
+                if h.trim_matches(['[', ']']) == host && *p == port && *r == reason)
+        });
+        ensure!(
+            said,
+            "no event says that {host}:{port} was refused as {reason:?}"
+        );
+    }
+    ensure!(
+        tokio::time::timeout(Duration::from_millis(100), secret.accept())
+            .await
+            .is_err(),
+        "somebody connected to the host's loopback"
+    );
+    serving.abort();
+    assert_eq!(residue(&home.path().join("vm"), None), Vec::<String>::new());
+    took("egress in all", begin);
+    Ok(())
+}

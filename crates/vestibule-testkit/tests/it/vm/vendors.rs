@@ -1,0 +1,226 @@
+//! `codex`, `claude`, `gemini` and `gh`, unmodified, in a VM whose way out leads to the fake vendor. The person sees the
+//! vendor's page in the VM's Chromium and presses *Allow* or *Deny*.
+use super::{READY, alone, assert_cause, assert_nothing_left, ended, kept, took};
+use anyhow::{Context, Result, ensure};
+use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
+use vestibule_api::{
+    cause::Cause,
+    session::{Right, SessionState, SessionView},
+};
+use vestibule_testkit::{
+    ca::TestCa,
+    person::Person,
+    process::workspace,
+    stage::{Setting, Stage},
+    vendor::{HOSTS, Misbehave, Vendor},
+};
+
+/// Where the image `browser-test` has the test's authority.
+const CA_IN_GUEST: &str = "/usr/local/share/ca-certificates/vestibule-test-ca.crt";
+
+struct Case {
+    provider: &'static str,
+    how: Misbehave,
+    deny: bool,
+    /// `None`: the sign-in succeeds.
+    cause: Option<Cause>,
+}
+
+const fn case(provider: &'static str, how: Misbehave, cause: Option<Cause>) -> Case {
+    Case {
+        provider,
+        how,
+        deny: false,
+        cause,
+    }
+}
+
+/// Runs the cases one after the other on one controller.
+async fn run(name: &str, cases: &[Case]) -> Result<()> {
+    let _alone = alone().await;
+    let ca = TestCa::in_dir(&workspace().join("target/test-ca"))?;
+    let vendor = Vendor::start(&ca).await?;
+    let mut setting = Setting::image("browser-test")
+        .trust(ca.path())
+        .with(&format!(
+            "[providers.codex.env]\nCODEX_CA_CERTIFICATE = \"{CA_IN_GUEST}\"\n\
+         [providers.claude.env]\nNODE_EXTRA_CA_CERTS = \"{CA_IN_GUEST}\"\n\
+         [providers.gemini.env]\nNODE_EXTRA_CA_CERTS = \"{CA_IN_GUEST}\"\n"
+        ));
+    for host in HOSTS {
+        setting = setting.pin(host, Some(443), vendor.https());
+    }
+    let stage = Stage::start(&setting).await?;
+    let result = async {
+        for case in cases {
+            sign_in(&stage, &vendor, case).await.with_context(|| {
+                format!("{} with {:?}, deny {}", case.provider, case.how, case.deny)
+            })?;
+        }
+        Ok(())
+    }
+    .await;
+    kept(name, stage, result).await
+}
+
+async fn sign_in(stage: &Stage, vendor: &Vendor, case: &Case) -> Result<()> {
+    let begin = Instant::now();
+    vendor.misbehave(case.how);
+    let before = vendor.issued().len();
+    let api = stage.api();
+    let id = api.start(case.provider, None).await?;
+    api.wait_session(id, "a tool that waits for the person", READY, |view| {
+        view.state == SessionState::AwaitingUser
+    })
+    .await?;
+    took(&format!("{} connect to view", case.provider), begin);
+    let (rfb, _closed) = api.view(id, Right::Control).await?;
+    let pictures = workspace().join(format!(
+        "target/e2e/vendors/{}-{:?}",
+        case.provider, case.how
+    ));
+    let mut person = Person::at(&rfb, pictures);
+    if case.provider == "gh" {
+        let view = api
+            .wait_session(id, "the user code", READY, |view| view.user_code.is_some())
+            .await?;
+        person
+            .enter_code(&view.user_code.unwrap_or_default())
+            .await?;
+    }
+    if case.deny {
+        person.deny().await?;
+    } else {
+        person.allow().await?;
+    }
+    let view = ended(stage, id).await?;
+    match case.cause {
+        Some(cause) => assert_cause(&view, cause)?,
+        None => {
+            ensure!(
+                view.state == SessionState::Completed,
+                "{}: {:?}",
+                view.state.id(),
+                view.failure
+            );
+            captured(stage, vendor, before, case.provider, &view).await?;
+        }
+    }
+    assert_nothing_left(stage).await?;
+    took(&format!("{} {:?} in all", case.provider, case.how), begin);
+    Ok(())
+}
+
+/// What `vestibule credential get` writes holds exactly the tokens that the vendor issued for this sign-in.
+async fn captured(
+    stage: &Stage,
+    vendor: &Vendor,
+    before: usize,
+    provider: &str,
+    view: &SessionView,
+) -> Result<()> {
+    let issued = vendor.issued();
+    ensure!(
+        issued.len() == before + 1,
+        "the vendor issued {} times",
+        issued.len() - before
+    );
+    let issued = &issued[before];
+    let id = view
+        .credential_id
+        .context("a completed session has a credential")?
+        .to_string();
+    let into = stage.home().join("restored").join(provider);
+    fs::create_dir_all(&into)?;
+    stage
+        .vestibule(&["credential", "get", &id, "--into", into.as_str()])
+        .await?;
+    let (path, pkce) = match provider {
+        "codex" => (".codex/auth.json", true),
+        "claude" => (".claude/.credentials.json", true),
+        "gemini" => (".gemini/oauth_creds.json", false),
+        _ => (".config/gh/hosts.yml", false),
+    };
+    let file = into.join(path);
+    let text = fs::read_to_string(&file).with_context(|| format!("read the restored `{path}`"))?;
+    // An access token of codex is a JWT that carries the issued one as its id.
+    ensure!(
+        provider == "codex" || text.contains(&issued.access_token),
+        "`{path}` holds another access token"
+    );
+    ensure!(
+        text.contains(&issued.refresh_token),
+        "`{path}` holds another refresh token"
+    );
+    ensure!(issued.pkce == pkce, "PKCE: {}", issued.pkce);
+    ensure!(
+        fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600,
+        "the mode of `{path}`"
+    );
+    if provider != "claude" || view.account.is_some() {
+        let account = if provider == "gh" {
+            "alice"
+        } else {
+            "alice@example.test"
+        };
+        ensure!(
+            view.account.as_deref() == Some(account),
+            "the account is {:?}",
+            view.account
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image browser-test; script/test vendors"]
+async fn codex_signs_in_and_names_each_cause() -> Result<()> {
+    let cases = [
+        case("codex", Misbehave::Not, None),
+        case("codex", Misbehave::WrongState, Some(Cause::StateMismatch)),
+        case(
+            "codex",
+            Misbehave::VerifierRefused,
+            Some(Cause::VerifierRefused),
+        ),
+        case("codex", Misbehave::CodeExpired, Some(Cause::CodeExpired)),
+        Case {
+            deny: true,
+            ..case("codex", Misbehave::Not, Some(Cause::ConsentDenied))
+        },
+    ];
+    run("codex", &cases).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image browser-test; script/test vendors"]
+async fn claude_signs_in_and_names_each_cause() -> Result<()> {
+    let cases = [
+        case("claude", Misbehave::Not, None),
+        case(
+            "claude",
+            Misbehave::SlowToken { ms: 600_000 },
+            Some(Cause::TokenEndpointFailed),
+        ),
+    ];
+    run("claude", &cases).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image browser-test; script/test vendors"]
+async fn gemini_signs_in() -> Result<()> {
+    run("gemini", &[case("gemini", Misbehave::Not, None)]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image browser-test; script/test vendors"]
+async fn gh_signs_in_and_names_each_cause() -> Result<()> {
+    let cases = [
+        case("gh", Misbehave::Not, None),
+        Case {
+            deny: true,
+            ..case("gh", Misbehave::Not, Some(Cause::ConsentDenied))
+        },
+    ];
+    run("gh", &cases).await
+}

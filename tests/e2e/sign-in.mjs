@@ -1,0 +1,163 @@
+// Proof 1 and 2: a person opens the dashboard, connects, signs in through the live view, and the vault holds what the
+// tool wrote. Playwright drives the dashboard's browser only; what it does in the VM goes through noVNC's canvas.
+//
+//   node sign-in.mjs [wrangler] [oidc]      screenshots in target/e2e/<provider>/
+import assert from 'node:assert/strict';
+import { mkdir, readFile, rm, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
+import { chromium } from 'playwright-core';
+import { parse } from 'smol-toml';
+import { click, control, type } from './screen.mjs';
+import { Stage, root } from './stage.mjs';
+
+const testid = (page, id) => page.locator(`[data-testid="${id}"]`);
+const minutes = 60_000;
+
+/** Keeps a numbered screenshot of each step. */
+async function album(page, provider) {
+  const dir = path.join(root, 'target/e2e', provider);
+  await rm(dir, { recursive: true, force: true });
+  await mkdir(dir, { recursive: true });
+  let number = 0;
+  return async (step) => {
+    number += 1;
+    await page.screenshot({ path: path.join(dir, `${String(number).padStart(2, '0')}-${step}.png`) });
+  };
+}
+
+async function reaches(page, state, limit) {
+  const seen = testid(page, 'session-state');
+  const wanted = page.locator(`[data-testid="session-state"][data-state="${state}"]`);
+  const failed = testid(page, 'failure-card');
+  await wanted.or(failed).first().waitFor({ state: 'attached', timeout: limit });
+  if (await failed.count()) {
+    throw new Error(`the session failed (${await failed.getAttribute('data-cause')}): ${await failed.innerText()}`);
+  }
+  assert.equal(await seen.getAttribute('data-state'), state);
+}
+
+/** From Connect to Completed, as a person does it; gives the credential's id. */
+async function signIn(page, stage, provider) {
+  const shot = await album(page, provider);
+  await testid(page, `connect-${provider}`).waitFor({ timeout: 30_000 });
+  await shot('providers');
+  await testid(page, `connect-${provider}`).click();
+  await testid(page, 'timeline').waitFor({ timeout: 30_000 });
+  await shot('starting');
+  await reaches(page, 'awaiting-user', 10 * minutes);
+  await page.locator('[data-testid="view-canvas-host"][data-view="connected"]').waitFor({ timeout: 2 * minutes });
+  await click(page, 'login');
+  await shot('login-page');
+  await type(page, stage.login);
+  await click(page, 'password');
+  await type(page, stage.password);
+  await shot('typed');
+  await page.keyboard.press('Enter');
+  await control(page, 'deny');
+  await shot('consent-page');
+  await click(page, 'allow');
+  await testid(page, 'completed-card').waitFor({ timeout: 4 * minutes });
+  await shot('completed');
+  const command = await testid(page, 'credential-command').innerText();
+  const id = command.match(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/)?.[0];
+  assert.ok(id, `the completed card names the credential: ${command}`);
+  return id;
+}
+
+/** What `vestibule credential get` wrote, and that only its owner can read it. */
+async function restored(stage, id, file) {
+  const into = path.join(stage.home, 'restored');
+  await mkdir(into, { recursive: true });
+  await stage.vestibule('credential', 'get', id, '--into', into);
+  const at = path.join(into, file);
+  assert.equal((await stat(at)).mode & 0o777, 0o600, 'the restored file is 0600');
+  return readFile(at);
+}
+
+/**
+ * The vault's bytes are the file that wrangler wrote: everything in it but the time of expiry comes from the identity
+ * provider's answer, and rendering that as wrangler does gives the same bytes.
+ */
+async function checkWrangler(stage, id) {
+  const bytes = await restored(stage, id, '.config/.wrangler/config/default.toml');
+  const issued = (await stage.issued()).at(-1);
+  const { expiration_time: expiry, scopes } = parse(bytes.toString('utf8'));
+  assert.equal([...scopes, 'offline_access'].sort().join(' '), [...new Set([...issued.scope.split(' '), 'offline_access'])].sort().join(' '));
+  const left = Date.parse(expiry) - Date.now();
+  assert.ok(left > 0 && left <= 3600_000, `it expires within the hour that the issuer gave: ${expiry}`);
+  const text = `oauth_token = "${issued.access_token}"\nexpiration_time = "${expiry}"\nrefresh_token = "${issued.refresh_token}"\n`
+    + `scopes = [ ${scopes.map((scope) => `"${scope}"`).join(', ')} ]\n`;
+  assert.equal(bytes.toString('utf8'), text, 'the vault holds the bytes that wrangler writes for these tokens');
+  return bytes;
+}
+
+async function checkOidc(stage, id) {
+  const stored = JSON.parse(await restored(stage, id, '.config/vestibule/oidc.json'));
+  const issued = (await stage.issued()).at(-1);
+  for (const key of ['access_token', 'refresh_token', 'id_token', 'token_type', 'scope']) {
+    assert.equal(stored[key], issued[key], `${key} is the one that the issuer gave`);
+  }
+  assert.equal(stored.issuer, stage.issuer.replace(/\/$/, ''));
+  assert.equal(stored.client_id, stage.client);
+}
+
+/** The tool itself accepts the restored file, in a fresh VM that belongs to no session. */
+async function toolAccepts(stage, bytes) {
+  const id = (await stage.vestibule('vm', 'run', 'browser')).match(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/)?.[0];
+  assert.ok(id, 'vm run prints the id');
+  try {
+    const script = 'mkdir -p ~/.config/.wrangler/config && echo "$1" | base64 -d > ~/.config/.wrangler/config/default.toml'
+      + ' && wrangler auth token --json';
+    const said = await stage.vestibule('vm', 'exec', '--person', '--timeout', '240', id, '--', 'bash', '-c', script, 'restore', bytes.toString('base64'));
+    const token = JSON.parse(said.slice(said.indexOf('{'))).token;
+    assert.equal(token, (await stage.issued()).at(-1).access_token, 'wrangler reads the token that the issuer gave');
+  } finally {
+    await stage.vestibule('vm', 'stop', id);
+  }
+}
+
+/** Nothing of the VM is left, level-triggered: disposal goes on for a moment after *Completed*. */
+async function nothingLeft(stage) {
+  const end = Date.now() + 2 * minutes;
+  for (;;) {
+    const left = await stage.residue();
+    if (left.length === 0) return;
+    assert.ok(Date.now() < end, `still there: ${left.join('; ')}`);
+    await pause(500);
+  }
+}
+
+async function main(providers) {
+  const stage = await Stage.start('browser');
+  const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: ['--no-sandbox'] });
+  let passed = 0, failed = 0;
+  try {
+    const page = await browser.newPage({ viewport: { width: 1440, height: 1000 }, baseURL: new URL(stage.link).origin });
+    await page.goto(stage.link);
+    for (const provider of providers) {
+      const begin = Date.now();
+      try {
+        const id = await signIn(page, stage, provider);
+        const bytes = provider === 'wrangler' ? await checkWrangler(stage, id) : await checkOidc(stage, id);
+        await nothingLeft(stage);
+        if (bytes) await toolAccepts(stage, bytes);
+        await nothingLeft(stage);
+        passed += 1;
+        console.log(`${provider}: ok, ${((Date.now() - begin) / 1000).toFixed(1)} s`);
+      } catch (error) {
+        failed += 1;
+        console.log(`${provider}: FAILED after ${((Date.now() - begin) / 1000).toFixed(1)} s: ${error.stack}`);
+        await page.screenshot({ path: path.join(root, 'target/e2e', provider, '99-failed.png') }).catch(() => {});
+      }
+      await page.goto('/');
+    }
+  } finally {
+    await browser.close();
+    await stage.end();
+  }
+  console.log(`${passed} passed, ${failed} failed`);
+  return failed === 0 ? 0 : 1;
+}
+
+process.exitCode = await main(process.argv.length > 2 ? process.argv.slice(2) : ['wrangler', 'oidc']);

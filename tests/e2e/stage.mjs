@@ -1,0 +1,45 @@
+// The stage of the tests: `vestibule-testkit stage` (a controller with a home of its own and the real identity provider),
+// and what a test asks of it from outside: the program's own commands, and what the identity provider issued.
+import { execFile, spawn } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import path from 'node:path';
+
+const run = promisify(execFile);
+export const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
+const testkit = path.join(root, 'target/debug/vestibule-testkit');
+
+export class Stage {
+  static async start(image) {
+    const child = spawn(testkit, ['stage', '--image', image], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const ended = new Promise((resolve) => child.once('exit', (code) => resolve(code ?? 1)));
+    const line = await Promise.race([
+      new Promise((resolve) => createInterface({ input: child.stdout }).once('line', resolve)),
+      ended.then((code) => { throw new Error(`vestibule-testkit stage ended with ${code}`); }),
+    ]);
+    return Object.assign(new Stage(), { child, ended }, JSON.parse(line));
+  }
+
+  /** Runs `vestibule` on this stage's home; its standard output as text. */
+  async vestibule(...words) {
+    const { stdout } = await run(this.program, ['--home', this.home, ...words], { maxBuffer: 1 << 24, timeout: 600_000 });
+    return stdout;
+  }
+
+  /** Every token response of the identity provider so far. */
+  async issued() {
+    return (await fetch(new URL('/issued', this.control))).json();
+  }
+
+  /** What VMs left behind: processes, sockets, directories. */
+  async residue() {
+    const { stdout } = await run(testkit, ['residue', '--home', this.home, '--except', String(this.pid)]);
+    return JSON.parse(stdout);
+  }
+
+  async end() {
+    this.child.kill('SIGTERM');
+    return this.ended;
+  }
+}
