@@ -89,6 +89,23 @@ impl Guest {
         })
     }
 
+    /// A guest in `dir`, which has `home`, `run` and `bin`; programs run as whoever runs the test.
+    #[cfg(test)]
+    pub(crate) fn for_tests(dir: &Path) -> Self {
+        Self {
+            person: None,
+            home: dir.join("home"),
+            run: dir.join("run"),
+            shims: dir.join("bin"),
+            rfb: dir.join("run/rfb.sock"),
+            display: ":1".into(),
+            xauthority: dir.join("Xauthority"),
+            browser_profile: dir.join("home/profile"),
+            browser: dir.join("bin/browser"),
+            image: ImageFacts::default(),
+        }
+    }
+
     /// What `GET /health` lists.
     pub(crate) fn capabilities(&self) -> Vec<String> {
         let mut all = vec!["terminal", "oauth", "egress"];

@@ -286,7 +286,12 @@ impl Cgroup {
     pub(crate) fn make(name: &str) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let path = Path::new("/sys/fs/cgroup").join(own).join(name);
+        let path = Path::new("/sys/fs/cgroup").join(own);
+        // Only a cgroup v2 directory has this file; elsewhere a plain directory would be made.
+        let path = path
+            .join("cgroup.procs")
+            .exists()
+            .then(|| path.join(name))?;
         match fs::create_dir(&path) {
             Ok(()) => Some(Self(path)),
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Some(Self(path)),

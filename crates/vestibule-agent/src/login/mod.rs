@@ -11,6 +11,8 @@
 mod driver;
 mod failure;
 mod screen;
+#[cfg(test)]
+mod tests;
 pub(crate) mod url;
 
 pub(crate) use failure::observed;
