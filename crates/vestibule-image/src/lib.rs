@@ -1,1 +1,47 @@
+//! Golden images: recipe → build → lint → boot gate → publish, in a content-addressed store.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`recipe`] | what an image is made of, as `recipe.toml` says it |
+//! | `bootstrap`, `apt`, `kernel`, `npm` | where layers come from: Debian packages, kernel, provider tools |
+//! | `tree`, `layers`, `archive` | a root in memory: layers laid over each other, written once as sorted tar |
+//! | `units`, `accounts`, `authority`, `checks` | what is done to a root, and what is refused |
+//! | `ext4`, `cpio` | the root image and the initrd; nothing is mounted |
+//! | [`build`](mod@build), `cache`, `host` | the order of it all, what is kept between builds, commands of the host |
+//! | [`store`] | images by digest, aliases, history |
+//! | [`verify`](mod@verify) | what an image must prove before an alias may point to it |
+//!
+//! Two builds of one recipe from the same packages give the same digest: nothing that enters an image comes from the
+//! clock, the order of a directory, or the building user.
+mod accounts;
+mod apt;
+mod archive;
+mod authority;
+mod bootstrap;
+pub mod build;
+mod cache;
+mod checks;
+mod cpio;
+mod digest;
+mod elf;
+mod ext4;
+mod host;
+mod kernel;
+mod layers;
+mod npm;
+mod progress;
+pub mod recipe;
+mod sparse;
+pub mod store;
+mod tree;
+mod units;
+pub mod verify;
 
+pub use build::{BuildError, BuildOptions, Built, build};
+pub use progress::{Event, Phase, Progress, Silent};
+pub use sparse::clone_image;
+pub use store::{Store, StoreError};
+pub use verify::{Verification, VerifyError, VerifyOptions, verify};
+
+/// The latest time that an image shows: 2026-01-01T00:00:00Z, in seconds. Files that packages date earlier keep theirs.
+pub(crate) const EPOCH: u64 = 1_767_225_600;

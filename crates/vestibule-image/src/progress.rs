@@ -1,0 +1,100 @@
+//! What a build or a verification says while it runs, for whoever draws it.
+use std::time::Duration;
+
+/// Steps of a build, in order; the last three are those of a verification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Debian packages, from nothing.
+    Bootstrap,
+    /// The providers' tools.
+    Tools,
+    /// The recipe's own files.
+    Overlay,
+    Units,
+    /// Nothing missing, nothing a stub.
+    Checks,
+    /// The root file system.
+    Root,
+    Kernel,
+    Agent,
+    Manifest,
+    Boot,
+    Ready,
+    Report,
+}
+
+impl Phase {
+    /// Steps of a build.
+    pub const BUILD: [Self; 9] = [
+        Self::Bootstrap,
+        Self::Tools,
+        Self::Overlay,
+        Self::Units,
+        Self::Checks,
+        Self::Root,
+        Self::Kernel,
+        Self::Agent,
+        Self::Manifest,
+    ];
+    /// Steps of a verification.
+    pub const VERIFY: [Self; 3] = [Self::Boot, Self::Ready, Self::Report];
+
+    /// For people: what happens in it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "packages",
+            Self::Overlay => "overlay",
+            Self::Units => "units",
+            Self::Tools => "provider tools",
+            Self::Checks => "checks",
+            Self::Root => "root image",
+            Self::Agent => "agent",
+            Self::Kernel => "kernel and initrd",
+            Self::Manifest => "manifest",
+            Self::Boot => "boot",
+            Self::Ready => "ready",
+            Self::Report => "report",
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.title())
+    }
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// `index` counts from 1.
+    PhaseStarted {
+        phase: Phase,
+        index: usize,
+        total: usize,
+    },
+    /// One line about the running phase, for people.
+    Detail(String),
+    /// Bytes, so far and in all.
+    Advance { done: u64, total: u64 },
+    /// `cached`: nothing had to be done.
+    PhaseDone {
+        phase: Phase,
+        cached: bool,
+        took: Duration,
+    },
+}
+
+/// Who is told.
+pub trait Progress: Sync {
+    /// Called from the building thread and from those that read what commands print; must not block for long.
+    fn event(&self, event: &Event);
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn event(&self, _: &Event) {}
+}
