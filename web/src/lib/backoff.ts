@@ -9,7 +9,7 @@ export function backoffMs(attempt: number, random: () => number = Math.random): 
   return Math.round(full * (0.75 + 0.25 * random()));
 }
 
-/** Resolves after `ms`, or at once when `signal` aborts. */
+/** Resolves after `ms`, or at once when `signal` aborts or the network comes back. */
 export function pause(ms: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     if (signal.aborted) return resolve();
@@ -17,8 +17,10 @@ export function pause(ms: number, signal: AbortSignal): Promise<void> {
     function done() {
       clearTimeout(timer);
       signal.removeEventListener("abort", done);
+      removeEventListener("online", done);
       resolve();
     }
     signal.addEventListener("abort", done);
+    addEventListener("online", done);
   });
 }

@@ -44,6 +44,7 @@ export class Session {
     this.view = await api.cancel(this.id);
   }
 
+  /** Reads the row; whether it makes sense to follow its events. */
   async #refresh(): Promise<boolean> {
     try {
       this.view = await api.session(this.id);
@@ -51,8 +52,7 @@ export class Session {
       return true;
     } catch (error) {
       this.problem = problemFrom(error);
-      // Offline is no verdict: following goes on and says so.
-      return this.problem.code === "offline";
+      return ![401, 404, 410].includes(this.problem.status);
     }
   }
 

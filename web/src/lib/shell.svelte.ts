@@ -5,6 +5,8 @@ import { parse, type Route } from "./router";
 class Shell {
   route: Route = $state(parse(location.hash));
   signedIn = $state(true);
+  /** What the tab's title says before the page's name: how a sign-in stands, for those who look elsewhere meanwhile. */
+  news = $state("");
   /** Ticks every second, for everything that shows how long ago something was. */
   now = $state(Date.now());
 

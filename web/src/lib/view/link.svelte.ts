@@ -8,6 +8,9 @@ import type { Right } from "../api/types";
 import { backoffMs, pause } from "../backoff";
 import { closed, type Closed } from "../words/close";
 
+/** A socket that was open for so long was a good one. */
+const STEADY_MS = 3000;
+
 export type LinkPhase = "waiting" | "connecting" | "connected" | "reconnecting" | "ended";
 
 /**
@@ -50,8 +53,9 @@ export class Link {
 
   async #run(right: Right, signal: AbortSignal): Promise<void> {
     for (let attempt = 0; !signal.aborted; attempt++) {
+      let upAt = Infinity;
       const end = await this.#once(right, signal, () => {
-        attempt = 0;
+        upAt = performance.now();
         this.phase = "connected";
         this.reason = "";
       });
@@ -62,6 +66,8 @@ export class Link {
         return;
       }
       this.phase = "reconnecting";
+      // What opens only to close again at once is not asked any faster for it.
+      if (performance.now() - upAt > STEADY_MS) attempt = 0;
       await pause(backoffMs(attempt), signal);
     }
   }

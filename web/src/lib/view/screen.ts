@@ -57,6 +57,9 @@ export class Screen {
     rfb.addEventListener("connect", events.up);
     rfb.addEventListener("disconnect", () => (this.#open = false));
     rfb.addEventListener("clipboard", (event) => events.copied(event.detail.text));
+    const canvas = host.querySelector("canvas");
+    canvas?.setAttribute("role", "application");
+    canvas?.setAttribute("aria-label", "Screen of the private computer");
     this.#rfb = rfb;
   }
 
@@ -81,11 +84,13 @@ export class Screen {
     this.#rfb.sendKey(key.keysym, key.code, down);
   }
 
-  /** Ctrl+V on the remote side. */
-  paste(): void {
+  /** Ctrl and this letter on the remote side; Ctrl stays down there where it is `held` down here. */
+  control(letter: string, held = false): void {
+    // On a Mac noVNC sends Command as Alt.
+    this.press(KEYS.Alt, false);
     this.press(KEYS.Control, true);
-    this.#rfb.sendKey(keysymOf("v"), "KeyV");
-    this.press(KEYS.Control, false);
+    this.#rfb.sendKey(keysymOf(letter), `Key${letter.toUpperCase()}`);
+    if (!held) this.press(KEYS.Control, false);
   }
 
   /** What the soft keyboard's field holds now: types the difference to what it held before. */
