@@ -1,0 +1,273 @@
+//! An ext4 image as a [`Tree`]: `ext4-view` over a byte source, raw or inside a partition table. A journal that was not
+//! replayed is replayed in memory; the image is never written.
+use super::{
+    Entry, Kind, Meta, Superblock, Tree,
+    partition::candidates,
+    source::{ByteSource, Window},
+};
+use crate::text::shorten;
+use ext4_view::{Ext4, Ext4Error, Ext4Read, FileType, Metadata};
+use std::{cell::RefCell, collections::HashMap, error::Error, rc::Rc};
+
+/// Descriptions of damage kept.
+const DAMAGE_LIMIT: usize = 16;
+/// Blocks kept in memory: 16 MiB of 4 KiB blocks.
+const CACHE_CHUNKS: usize = 256;
+const CHUNK: u64 = 65_536;
+
+/// Why a disk cannot be read as a guest's root.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenDiskError {
+    /// Neither the disk nor one of its partitions begins with an ext superblock.
+    #[error("find an ext4 file system on the disk: no superblock at its start nor in a partition")]
+    NoFileSystem,
+    /// A superblock is there, but the file system cannot be read.
+    #[error("read the ext4 file system at byte {start}")]
+    Unreadable {
+        start: u64,
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+/// An ext4 file system.
+pub struct Ext4Tree {
+    fs: Ext4,
+    superblock: Superblock,
+    damage: RefCell<Vec<String>>,
+}
+
+impl std::fmt::Debug for Ext4Tree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ext4Tree")
+            .field("superblock", &self.superblock)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ext4Tree {
+    /// Opens the root file system on `source`: the source itself, or the first partition that looks like a root.
+    ///
+    /// # Errors
+    /// When there is no ext4 file system, or none that can be read.
+    pub fn open(source: impl ByteSource + 'static) -> Result<Self, OpenDiskError> {
+        let source: Rc<dyn ByteSource> = Rc::new(source);
+        let mut failure = OpenDiskError::NoFileSystem;
+        let mut fallback = None;
+        for window in candidates(&source) {
+            let Some(superblock) = Superblock::read(&window) else {
+                continue;
+            };
+            let start = window.start;
+            match Ext4::load(Box::new(Cached::new(window))) {
+                Ok(fs) => {
+                    let tree = Self {
+                        fs,
+                        superblock,
+                        damage: RefCell::default(),
+                    };
+                    if tree.looks_like_root() {
+                        return Ok(tree);
+                    }
+                    fallback.get_or_insert(tree);
+                }
+                Err(e) => {
+                    failure = OpenDiskError::Unreadable {
+                        start,
+                        source: Box::new(e),
+                    }
+                }
+            }
+        }
+        fallback.ok_or(failure)
+    }
+
+    fn looks_like_root(&self) -> bool {
+        ["/etc", "/usr"].iter().all(|p| self.lstat(p).is_some())
+    }
+
+    fn note(&self, what: &str, path: &str, error: &Ext4Error) {
+        let absent = matches!(
+            error,
+            Ext4Error::NotFound
+                | Ext4Error::NotADirectory
+                | Ext4Error::IsADirectory
+                | Ext4Error::NotASymlink
+        );
+        let mut damage = self.damage.borrow_mut();
+        if !absent && damage.len() < DAMAGE_LIMIT {
+            let text = format!("{what} {}: {error}", shorten(path, 120));
+            if !damage.contains(&text) {
+                damage.push(text);
+            }
+        }
+    }
+
+    fn try_read(&self, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, Ext4Error> {
+        let mut file = self.fs.open(path)?;
+        let rest = file.metadata().len().saturating_sub(offset);
+        file.seek_to(offset)?;
+        let want = usize::try_from(rest).unwrap_or(usize::MAX).min(len);
+        // The size may lie: grow with what is really there.
+        let mut out = Vec::with_capacity(want.min(1 << 20));
+        let mut buf = vec![0_u8; 65_536];
+        while out.len() < want {
+            let n = file.read_bytes(&mut buf)?;
+            let Some(part) = buf
+                .get(..n.min(want.saturating_sub(out.len())))
+                .filter(|p| !p.is_empty())
+            else {
+                break;
+            };
+            out.extend_from_slice(part);
+        }
+        Ok(out)
+    }
+
+    fn try_list(&self, path: &str, limit: usize) -> Result<Vec<Entry>, Ext4Error> {
+        let mut entries = Vec::new();
+        for entry in self.fs.read_dir(path)? {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) => {
+                    self.note("list", path, &e);
+                    break;
+                }
+            };
+            let Ok(name) = entry.file_name().as_str().map(str::to_owned) else {
+                continue;
+            };
+            if name == "." || name == ".." {
+                continue;
+            }
+            match entry.metadata() {
+                Ok(meta) => entries.push(Entry {
+                    name,
+                    meta: convert(&meta),
+                }),
+                Err(e) => self.note("read the inode of", path, &e),
+            }
+            if entries.len() >= limit {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    fn ok<T>(&self, what: &str, path: &str, result: Result<T, Ext4Error>) -> Option<T> {
+        result.inspect_err(|e| self.note(what, path, e)).ok()
+    }
+}
+
+impl Tree for Ext4Tree {
+    fn lstat(&self, path: &str) -> Option<Meta> {
+        let meta = self.ok("stat", path, self.fs.symlink_metadata(path));
+        meta.as_ref().map(convert)
+    }
+
+    fn read_at(&self, path: &str, offset: u64, len: usize) -> Option<Vec<u8>> {
+        self.ok("read", path, self.try_read(path, offset, len))
+    }
+
+    fn link(&self, path: &str) -> Option<String> {
+        let target = self.ok("read link", path, self.fs.read_link(path))?;
+        target.to_str().ok().map(str::to_owned)
+    }
+
+    fn list(&self, path: &str, limit: usize) -> Option<Vec<Entry>> {
+        self.ok("list", path, self.try_list(path, limit))
+    }
+
+    fn damage(&self) -> Vec<String> {
+        self.damage.borrow().clone()
+    }
+
+    fn superblock(&self) -> Option<&Superblock> {
+        Some(&self.superblock)
+    }
+}
+
+fn convert(meta: &Metadata) -> Meta {
+    let kind = match meta.file_type() {
+        FileType::Regular => Kind::File,
+        FileType::Directory => Kind::Dir,
+        FileType::Symlink => Kind::Symlink,
+        FileType::BlockDevice | FileType::CharacterDevice | FileType::Fifo | FileType::Socket => {
+            Kind::Special
+        }
+    };
+    Meta {
+        kind,
+        mode: u32::from(meta.mode()),
+        uid: meta.uid(),
+        gid: meta.gid(),
+        size: meta.len(),
+    }
+}
+
+/// Reads in chunks of 64 KiB and keeps the last ones: `ext4-view` asks for the same metadata blocks again and again.
+struct Cached {
+    window: Window,
+    chunks: HashMap<u64, Vec<u8>>,
+    order: std::collections::VecDeque<u64>,
+}
+
+impl Cached {
+    fn new(window: Window) -> Self {
+        Self {
+            window,
+            chunks: HashMap::new(),
+            order: std::collections::VecDeque::new(),
+        }
+    }
+
+    fn chunk(&mut self, index: u64) -> Result<&[u8], Box<dyn Error + Send + Sync>> {
+        if !self.chunks.contains_key(&index) {
+            let start = index.saturating_mul(CHUNK);
+            let len = self.window.len.saturating_sub(start).min(CHUNK);
+            let mut buf = vec![0; usize::try_from(len)?];
+            self.window.read_exact(start, &mut buf)?;
+            if self.order.len() >= CACHE_CHUNKS
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.chunks.remove(&oldest);
+            }
+            self.order.push_back(index);
+            self.chunks.insert(index, buf);
+        }
+        Ok(self
+            .chunks
+            .get(&index)
+            .map(Vec::as_slice)
+            .unwrap_or_default())
+    }
+}
+
+impl Ext4Read for Cached {
+    fn read(
+        &mut self,
+        start_byte: u64,
+        dst: &mut [u8],
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        if dst.len() as u64 > CHUNK {
+            return Ok(self.window.read_exact(start_byte, dst)?);
+        }
+        let mut done: usize = 0;
+        while let Some(rest) = dst.get_mut(done..).filter(|r| !r.is_empty()) {
+            let at = start_byte.saturating_add(done as u64);
+            let chunk = self.chunk(at.checked_div(CHUNK).unwrap_or(0))?;
+            let from = usize::try_from(at.checked_rem(CHUNK).unwrap_or(0))?;
+            let Some(part) = chunk.get(from..).filter(|p| !p.is_empty()) else {
+                return Err(Box::new(std::io::Error::from(
+                    std::io::ErrorKind::UnexpectedEof,
+                )));
+            };
+            let n = part.len().min(rest.len());
+            if let (Some(to), Some(part)) = (rest.get_mut(..n), part.get(..n)) {
+                to.copy_from_slice(part);
+            }
+            done = done.saturating_add(n);
+        }
+        Ok(())
+    }
+}

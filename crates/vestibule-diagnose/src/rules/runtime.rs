@@ -1,0 +1,269 @@
+//! What the disk tells of a program's run: commands whose end is known, modules that a script cannot find, ports taken.
+use super::{Candidate, Strength, about, exec::service_of, waiting};
+use crate::{
+    case::{Case, DiskCase},
+    disk::Kind,
+    units::{
+        names,
+        programs::{self, Ending},
+        quote_assignment, quote_disk,
+        service::Service,
+    },
+};
+use regex::Regex;
+use std::sync::LazyLock;
+use vestibule_api::cause::Cause;
+
+const REFUTES: &str = "a line that the unit's own process printed in the same boot";
+
+/// Commands whose end is known before they run.
+pub fn known_endings(case: &Case<'_>, name: &str) -> Vec<Candidate> {
+    let Some((disk, unit)) = service_of(case, name) else {
+        return Vec::new();
+    };
+    let service = Service::new(&unit, disk.base.root, &disk.base.accounts);
+    for command in service
+        .commands_of("ExecStartPre")
+        .iter()
+        .filter(|c| !c.optional)
+    {
+        let quote = quote_assignment(&command.assignment);
+        let fix = "make the command succeed in the image, or put a dash before it";
+        let fails = match waiting::ending_of(disk, command) {
+            Some(Ending::Failure) => Some(Strength::Static),
+            Some(Ending::Test(op, path)) => match waiting::test_fails(disk, op, &path) {
+                Some(true) => Some(Strength::Static),
+                Some(false) => None,
+                // Nothing on the disk makes it; a unit that runs would have.
+                None => Some(Strength::Conditional).filter(|_| !made_by_somebody(disk, &path)),
+            },
+            Some(Ending::Success(_) | Ending::Never) | None => None,
+        };
+        if let Some(strength) = fails {
+            let f = about(
+                name,
+                Cause::PreStartFailed,
+                quote,
+                "this command runs before the program and fails, so the program is never started",
+                fix,
+            )
+            .refuted_by(REFUTES);
+            return vec![Candidate::fixed(f).strength(strength)];
+        }
+        if waiting::ending_of(disk, command) == Some(Ending::Never) {
+            let f = about(
+                name,
+                Cause::PreStartFailed,
+                quote,
+                "this command runs before the program and never ends",
+                fix,
+            )
+            .refuted_by(REFUTES);
+            return vec![Candidate::fixed(f)];
+        }
+    }
+    let Some(main) = service.main() else {
+        return Vec::new();
+    };
+    let quote = quote_assignment(&main.assignment);
+    let simple = matches!(service.kind(), "simple" | "exec" | "idle");
+    let restart = unit.value("Service", "Restart").unwrap_or("no");
+    match waiting::ending_of(disk, &main) {
+        Some(Ending::Failure)
+            if matches!(restart, "always" | "on-failure") && repeats_too_fast(&unit) =>
+        {
+            let f = about(name, Cause::StartLimitHit, quote, "the program fails at once, and with this restart delay systemd gives up after five starts in ten seconds", "repair the program; a restart delay of more than two seconds never reaches the limit").refuted_by(REFUTES);
+            vec![Candidate::fixed(f)]
+        }
+        Some(Ending::Success(s))
+            if simple && s < 60.0 && !matches!(restart, "always" | "on-success") =>
+        {
+            let f = about(
+                name,
+                Cause::ExitedCleanly,
+                quote,
+                "the program ends with success, and the unit with it",
+                "run the program in the foreground, or use Type=oneshot with RemainAfterExit=yes",
+            )
+            .refuted_by("the unit's process still there later");
+            vec![Candidate::fixed(f)]
+        }
+        Some(Ending::Never) if matches!(service.kind(), "notify" | "notify-reload" | "forking") => {
+            let f = about(
+                name,
+                Cause::NeverNotifiedReady,
+                quote,
+                "the program never says that it is ready, and systemd ends it",
+                "use Type=simple or Type=exec, or a program that calls sd_notify",
+            )
+            .refuted_by("a `Started` line of the unit in the same boot");
+            vec![Candidate::fixed(f)]
+        }
+        _ => backgrounds(disk, &service, name, &main, restart)
+            .into_iter()
+            .collect(),
+    }
+}
+
+/// Whether nothing on the disk would make a runtime path: no unit of the boot names it in its own files.
+fn made_by_somebody(disk: &DiskCase<'_>, path: &str) -> bool {
+    disk.boot.jobs.keys().any(|job| {
+        let unit = disk.units.load(job);
+        unit.assignments.iter().any(|a| {
+            a.key != "ExecStartPre"
+                && (a.value.contains(path)
+                    || (path.starts_with("/tmp/.X11-unix") && a.value.contains("Xtigervnc")))
+        })
+    })
+}
+
+fn repeats_too_fast(unit: &crate::units::Unit) -> bool {
+    let delay = unit.seconds("Service", "RestartSec").unwrap_or(0.1);
+    let section = |key| {
+        unit.seconds("Unit", key)
+            .or_else(|| unit.seconds("Service", key))
+    };
+    let interval = section("StartLimitIntervalSec")
+        .or_else(|| section("StartLimitInterval"))
+        .unwrap_or(10.0);
+    let burst: f64 = unit
+        .value("Unit", "StartLimitBurst")
+        .or_else(|| unit.value("Service", "StartLimitBurst"))
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(5.0);
+    interval > 0.0 && burst > 0.0 && delay * burst < interval
+}
+
+/// `Type=simple` with a script that starts its server in the background and ends.
+fn backgrounds(
+    disk: &DiskCase<'_>,
+    service: &Service<'_>,
+    name: &str,
+    main: &crate::units::command::Command,
+    restart: &str,
+) -> Option<Candidate> {
+    if !matches!(service.kind(), "simple" | "exec" | "idle")
+        || matches!(restart, "always" | "on-success")
+        || service.unit.flag("Service", "RemainAfterExit") == Some(true)
+    {
+        return None;
+    }
+    let script = programs::script_of(main).unwrap_or_else(|| main.program.clone());
+    let text = disk
+        .base
+        .root
+        .read_text(&script)
+        .filter(|t| t.starts_with("#!"))?;
+    let shell = text
+        .lines()
+        .next()
+        .is_some_and(|l| l.ends_with("sh") || l.contains("sh "));
+    let line = programs::backgrounds_and_ends(&text).filter(|_| shell)?;
+    let content = text
+        .lines()
+        .nth(usize::try_from(line).ok()?.saturating_sub(1))
+        .unwrap_or_default();
+    let f = about(name, Cause::ExitedCleanly, quote_disk(&script, Some(line), content), "the script starts the server in the background and ends; systemd takes that as the end of the service and kills the server", "use exec and no `&` for the last command, or Type=forking")
+        .and(quote_assignment(&main.assignment))
+        .refuted_by("the server's process still in the unit's cgroup later");
+    Some(Candidate::fixed(f))
+}
+
+/// Another unit of the boot holds the port.
+pub fn listeners_taken(case: &Case<'_>, name: &str) -> Vec<Candidate> {
+    let (Some(disk), Some(port)) = (&case.disk, case.port_of(name)) else {
+        return Vec::new();
+    };
+    let own = disk.units.canonical(name);
+    for socket in disk
+        .boot
+        .jobs
+        .keys()
+        .filter(|n| names::unit_type(n) == "socket")
+    {
+        let unit = disk.units.load(socket);
+        let serves = names::prefix(socket) == names::prefix(&own)
+            || unit.value("Socket", "Service") == Some(own.as_str());
+        if serves || !unit.is_loaded() {
+            continue;
+        }
+        for a in unit.all("Socket", "ListenStream") {
+            if a.value == port.to_string() || a.value.ends_with(&format!(":{port}")) {
+                let f = about(
+                    name,
+                    Cause::PortInUse,
+                    quote_assignment(a),
+                    format!("{socket} of the same boot listens on port {port}, so the unit cannot"),
+                    "give one of them another port",
+                )
+                .refuted_by("the unit's own `listening` line in the same boot");
+                return vec![Candidate::fixed(f)];
+            }
+        }
+    }
+    Vec::new()
+}
+
+static REQUIRE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r#"(?m)^[^/\n]*?\brequire\(\s*['"]([^'"]+)['"]\s*\)"#).ok());
+
+/// Modules that Node has built in (`module.builtinModules`, without internals).
+const BUILTIN: &str = " assert async_hooks buffer child_process cluster console constants crypto dgram diagnostics_channel dns \
+domain events fs http http2 https inspector module net os path perf_hooks process punycode querystring readline repl \
+stream string_decoder sys timers tls trace_events tty url util v8 vm wasi worker_threads zlib test sqlite sea ";
+
+/// A `require` at the top of a script that Node cannot resolve.
+pub(super) fn missing_module(disk: &DiskCase<'_>, name: &str, script: &str) -> Option<Candidate> {
+    let root = disk.base.root;
+    let text = root.read_text(script)?;
+    let dir = script.rsplit_once('/').map_or("", |(d, _)| d);
+    let exists = |base: &str| {
+        let file = |p: &str| root.stat(p).is_some_and(|m| m.kind == Kind::File);
+        ["", ".js", ".cjs", ".json", ".node"]
+            .iter()
+            .any(|e| file(&format!("{base}{e}")))
+            || root.is_dir(base)
+    };
+    for found in REQUIRE.as_ref()?.captures_iter(&text).take(200) {
+        let (whole, module) = (found.get(0)?, found.get(1)?.as_str());
+        // Inside a function or a try it may never be asked for.
+        let line_text = whole.as_str().trim_start_matches('\n');
+        if line_text.starts_with([' ', '\t']) || line_text.contains("try") {
+            continue;
+        }
+        let bare = module.strip_prefix("node:").unwrap_or(module);
+        let top = bare.split('/').next().unwrap_or(bare);
+        if module.starts_with("node:") || BUILTIN.contains(&format!(" {top} ")) {
+            continue;
+        }
+        let resolves = if module.starts_with('.') {
+            exists(&format!("{dir}/{module}"))
+        } else if module.starts_with('/') {
+            exists(module)
+        } else {
+            let mut at = Some(dir);
+            let mut hit = false;
+            while let Some(d) = at {
+                hit |= exists(&format!("{d}/node_modules/{module}"));
+                at = d.rsplit_once('/').map(|(p, _)| p);
+            }
+            hit || [
+                "/usr/share/nodejs",
+                "/usr/lib/nodejs",
+                "/usr/lib/node_modules",
+                "/usr/lib/x86_64-linux-gnu/nodejs",
+            ]
+            .iter()
+            .any(|d| exists(&format!("{d}/{module}")))
+        };
+        if !resolves {
+            let line = text
+                .get(..whole.start())
+                .map_or(0, |t| t.matches('\n').count() as u64)
+                .saturating_add(1);
+            let f = about(name, Cause::ProgramFileMissing, quote_disk(script, Some(line), whole.as_str().trim()), format!("the script asks for the module `{module}`, which is in none of the directories where Node looks"), "install the program's dependencies in the image").refuted_by(REFUTES);
+            return Some(Candidate::fixed(f));
+        }
+    }
+    None
+}

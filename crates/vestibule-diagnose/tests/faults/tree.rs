@@ -1,0 +1,153 @@
+//! One base tree, and mutated views of it: an overlay mount where this machine allows it, else a copy.
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// The tree that every case starts from.
+pub(crate) struct Base {
+    dir: PathBuf,
+    work: PathBuf,
+}
+
+/// A mutated tree; gone when dropped.
+pub(crate) struct Mutated {
+    pub dir: PathBuf,
+    /// The tree packed into an image, where the case is about the image itself.
+    pub image: Option<PathBuf>,
+    work: PathBuf,
+    mounted: bool,
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {command:?}"))?;
+    ensure!(
+        out.status.success(),
+        "{command:?}: {} {}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(())
+}
+
+impl Base {
+    /// Finds or builds the base tree; none, with a printed reason, where that is not possible here.
+    pub(crate) fn find(checkout: &Path, faults: &Path) -> Result<Option<Self>> {
+        if !faults.join("base/mkbase.sh").is_file() {
+            println!(
+                "skipped: no folder of faults at {} (set VESTIBULE_FAULTS)",
+                faults.display()
+            );
+            return Ok(None);
+        }
+        let uid = fs::read_to_string("/proc/self/status")?;
+        if !uid.lines().any(|l| l.starts_with("Uid:\t0\t")) {
+            println!("skipped: the mutations need root");
+            return Ok(None);
+        }
+        let target = checkout.join("target/faults");
+        let dir = std::env::var_os("VESTIBULE_FAULTS_BASE")
+            .map_or_else(|| target.join("base"), PathBuf::from);
+        if !dir
+            .join("etc/systemd/system/vm-browser-agent.service")
+            .is_file()
+        {
+            fs::create_dir_all(&target)?;
+            let tools = Command::new("mmdebstrap").arg("--version").output();
+            if tools.is_err() {
+                println!(
+                    "skipped: no base tree at {} and no mmdebstrap to make one",
+                    dir.display()
+                );
+                return Ok(None);
+            }
+            run(Command::new("bash")
+                .arg(faults.join("base/mkbase.sh"))
+                .arg(&dir))?;
+        }
+        let work = std::env::temp_dir().join(format!("vestibule-faults-{}", std::process::id()));
+        fs::create_dir_all(&work)?;
+        Ok(Some(Self {
+            dir: dir.canonicalize()?,
+            work,
+        }))
+    }
+
+    /// A view of the base, changed by the case's `mutate.sh`.
+    pub(crate) fn mutate(&self, case: &Path, fill: bool) -> Result<Mutated> {
+        let work = self.work.join("case");
+        let dir = work.join("tree");
+        for part in ["upper", "work", "tree"] {
+            fs::create_dir_all(work.join(part))?;
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            self.dir.display(),
+            work.join("upper").display(),
+            work.join("work").display()
+        );
+        let mounted = run(Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(&dir))
+        .is_ok();
+        let mut mutated = Mutated {
+            dir: dir.clone(),
+            image: None,
+            work: work.clone(),
+            mounted,
+        };
+        if !mounted {
+            fs::remove_dir(&dir)?;
+            run(Command::new("cp").arg("-a").arg(&self.dir).arg(&dir))?;
+        }
+        run(Command::new("bash").arg(case.join("mutate.sh")).arg(&dir))?;
+        if fill {
+            mutated.image = Some(filled_image(&work, &dir)?);
+        }
+        Ok(mutated)
+    }
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.work);
+    }
+}
+
+/// Packs the tree and fills what is left with one file, as a guest that ran out of disk would.
+fn filled_image(work: &Path, tree: &Path) -> Result<PathBuf> {
+    let image = work.join("root.ext4");
+    fs::File::create(&image)?.set_len(640 << 20)?;
+    run(Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-m", "1", "-d"])
+        .arg(tree)
+        .arg(&image))?;
+    let filler = work.join("filler");
+    let block = vec![1_u8; 1 << 20];
+    let mut data = Vec::new();
+    for _ in 0..640 {
+        data.extend_from_slice(&block);
+    }
+    fs::write(&filler, data)?;
+    let script = work.join("fill.debugfs");
+    fs::write(&script, format!("write {} /filler\n", filler.display()))?;
+    run(Command::new("debugfs")
+        .args(["-w", "-f"])
+        .arg(&script)
+        .arg(&image))?;
+    Ok(image)
+}
+
+impl Drop for Mutated {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = run(Command::new("umount").arg(&self.dir));
+        }
+        let _ = fs::remove_dir_all(&self.work);
+    }
+}
