@@ -9,7 +9,7 @@
 //! | `ext4`, `cpio` | the root image and the initrd; nothing is mounted |
 //! | [`build`](mod@build), `cache`, `host` | the order of it all, what is kept between builds, commands of the host |
 //! | [`store`] | images by digest, aliases, history |
-//! | [`verify`](mod@verify) | what an image must prove before an alias may point to it |
+//! | [`verify`](mod@verify), [`lint`](mod@lint) | what an image must prove before an alias may point to it |
 //!
 //! Two builds of one recipe from the same packages give the same digest: nothing that enters an image comes from the
 //! clock, the order of a directory, or the building user.
@@ -28,6 +28,7 @@ mod ext4;
 mod host;
 mod kernel;
 mod layers;
+pub mod lint;
 mod npm;
 mod progress;
 pub mod recipe;
@@ -38,6 +39,7 @@ mod units;
 pub mod verify;
 
 pub use build::{BuildError, BuildOptions, Built, build};
+pub use lint::{LintError, lint};
 pub use progress::{Event, Phase, Progress, Silent};
 pub use sparse::clone_image;
 pub use store::{Store, StoreError};

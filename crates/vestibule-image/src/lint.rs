@@ -1,11 +1,66 @@
 //! Reading an image as the diagnosis reads any disk: what in it could not start, found without starting it.
-use crate::store::{Store, StoreError};
+use crate::{
+    digest,
+    store::{Store, StoreError},
+};
+use camino::Utf8PathBuf;
 use vestibule_api::{finding::Verdict, ids::ImageDigest};
-use vestibule_diagnose::Evidence;
+use vestibule_diagnose::{
+    Evidence, diagnose,
+    disk::{ext4::Ext4Tree, source::SeekSource},
+};
 
-/// Why an image cannot be read.
+/// Why an image cannot be read. What is wrong with one that can stands in the verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum LintError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("read `{path}`")]
+    Read {
+        path: Utf8PathBuf,
+        #[source]
+        err: std::io::Error,
+    },
+    #[error("`{path}` is damaged: its digest is {actual}, the manifest says {expected}")]
+    Damaged {
+        path: Utf8PathBuf,
+        expected: String,
+        actual: String,
+    },
+}
+
+/// Checks every artifact against the manifest, then judges the root image by the units that must run.
+///
+/// # Errors
+/// [`LintError::Damaged`] when an artifact is not the one that the manifest names.
+pub fn lint(store: &Store, digest: &ImageDigest) -> Result<Verdict, LintError> {
+    let manifest = store.manifest(digest)?;
+    let _hold = store.hold(digest)?;
+    for (name, artifact) in &manifest.artifacts {
+        let path = store.dir(digest).join(name);
+        let actual = digest::of_file(&path).map_err(|err| LintError::Read {
+            path: path.clone(),
+            err,
+        })?;
+        if actual != artifact.sha256 {
+            return Err(LintError::Damaged {
+                path,
+                expected: artifact.sha256.clone(),
+                actual,
+            });
+        }
+    }
+    let path = store.dir(digest).join("root.ext4");
+    let source = std::fs::File::open(&path)
+        .and_then(SeekSource::file)
+        .map_err(|err| LintError::Read { path, err })?;
+    let mut evidence = match Ext4Tree::open(source) {
+        Ok(tree) => Evidence::new().disk(tree),
+        Err(err) => Evidence::new().unreadable_disk(vestibule_api::error::Chain(&err).to_string()),
+    };
+    evidence = evidence.cmdline(manifest.cmdline);
+    for unit in manifest.required_units {
+        evidence = evidence.unit(unit);
+    }
+    Ok(diagnose(&evidence))
 }
