@@ -257,3 +257,29 @@ it("remembers the chosen colours before the first paint", async () => {
   await page.reload({ waitUntil: "commit" });
   await expect.poll(theme).toBe("dark");
 });
+
+it("is used from Connect to a running sign-in without a mouse", async () => {
+  const { page } = await start();
+  await page.getByTestId("connect-codex").waitFor();
+  const focused = () => page.evaluate(() => document.activeElement?.textContent?.trim() ?? "");
+  await page.keyboard.press("Tab");
+  expect(await focused()).toBe("Skip to the page");
+  await page.keyboard.press("Enter");
+  expect(await page.evaluate(() => document.activeElement?.id)).toBe("main");
+  const onConnect = () =>
+    page.evaluate(
+      () => (document.activeElement as HTMLElement).dataset["testid"] === "connect-codex",
+    );
+  for (let i = 0; i < 10 && !(await onConnect()); i++) await page.keyboard.press("Tab");
+  expect(await onConnect()).toBe(true);
+  await page.keyboard.press("Enter");
+  await view(page, "connected");
+  // The screen takes no focus by itself: Tab goes past it, to the end of the page and round again.
+  const stops: string[] = [];
+  for (let i = 0; i < 20; i++) {
+    await page.keyboard.press("Tab");
+    stops.push(await page.evaluate(() => document.activeElement?.tagName ?? ""));
+  }
+  expect(stops).not.toContain("CANVAS");
+  expect(stops).toContain("BODY");
+});

@@ -82,6 +82,7 @@ export class Link {
     } catch (error) {
       const problem = problemFrom(error);
       const final = problem.status === 410 || problem.status === 404;
+      if (problem.code === "conflict") return closed(4003, "");
       return { next: final ? "over" : "retry", words: problem.title };
     }
     if (signal.aborted) return { next: "stop", words: "" };

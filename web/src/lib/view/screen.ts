@@ -59,7 +59,10 @@ export class Screen {
     rfb.addEventListener("clipboard", (event) => events.copied(event.detail.text));
     const canvas = host.querySelector("canvas");
     canvas?.setAttribute("role", "application");
-    canvas?.setAttribute("aria-label", "Screen of the private computer");
+    canvas?.setAttribute(
+      "aria-label",
+      "Screen of the private computer. Control Shift Period leaves it.",
+    );
     this.#rfb = rfb;
   }
 

@@ -19,7 +19,8 @@ const CODES: Record<number, Closed> = {
   4001: { next: "retry", words: "The permission to look had run out." },
   4002: { next: "over", words: "This sign-in has ended." },
   4003: { next: "retry", words: "The screen is not ready yet." },
-  4004: { next: "over", words: "The private computer is gone." },
+  // Its screen, its terminal or all of it: if it is all of it, the session's events say so at once.
+  4004: { next: "retry", words: "The private computer does not answer any more." },
   4005: { next: "retry", words: "The screen does not answer yet." },
   4006: { next: "stop", words: "As many people are watching as one sign-in allows." },
   4007: { next: "stop", words: "The view got mixed up and was closed." },

@@ -7,7 +7,7 @@ describe("closed", () => {
   it.each([
     [4001, "retry"],
     [4002, "over"],
-    [4004, "over"],
+    [4004, "retry"],
     [4006, "stop"],
     [4009, "retry"],
     [1006, "retry"],
