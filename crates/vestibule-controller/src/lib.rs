@@ -1,1 +1,43 @@
+//! The controller: what somebody asked for, and everything that is done about it.
+//!
+//! | module | what it knows and owns |
+//! |---|---|
+//! | [`config`] | what an operator can set |
+//! | `state` | the session's state machine, pure |
+//! | `store` | rows: sessions, their events, machines, the outbox |
+//! | `reconcile` | makes the host what the rows say |
+//! | `machine` | runners: launch, follow, login, collect, teardown, evidence |
+//! | `scheduler` | where runners run |
+//! | `relay` | viewers' WebSockets to guests |
+//! | `http`, `auth` | the one port, and who may use it |
+//! | `packs`, `images` | what can be signed in to, and in what |
+//! | `live` | tickets, codes, viewers: memory only |
+//!
+//! The database is the truth. An HTTP handler changes a row and returns; what follows is carried out by reconcilers, so
+//! the controller can be killed at any instruction and goes on from the rows. It never links VMM code and never mounts or
+//! reads a disk: each VM belongs to a runner, a process that outlives the controller.
+mod auth;
+mod config;
+mod core;
+mod http;
+mod images;
+mod live;
+mod machine;
+mod metrics;
+mod packs;
+mod reconcile;
+mod relay;
+mod scheduler;
+mod serve;
+mod state;
+mod store;
 
+pub use auth::TokenError;
+pub use config::{
+    Config, ConfigError, DeadlineConfig, EgressConfig, Limits, VaultConfig, VmConfig,
+};
+pub use http::openapi;
+pub use packs::{PacksError, packs};
+pub use scheduler::{LaunchError, Scheduler};
+pub use serve::{ServeError, Serving, serve, serve_with};
+pub use store::StoreError;

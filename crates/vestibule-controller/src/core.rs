@@ -1,0 +1,73 @@
+//! What every part of the controller shares.
+use crate::{
+    auth::Access, config::Config, images::Images, live::Live, metrics::Metrics, packs::Packs,
+    reconcile::Statuses, scheduler::Scheduler, store::Store,
+};
+use camino::Utf8PathBuf;
+use std::{net::SocketAddr, sync::Arc};
+use tokio::task::JoinError;
+use vestibule_api::{client::Runner, ids::MachineId};
+use vestibule_vault::Vault;
+
+/// Shared by handlers and reconcilers; cheap to clone.
+pub(crate) type Shared = Arc<Core>;
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+    pub(crate) vault: Arc<Vault>,
+    pub(crate) packs: Packs,
+    pub(crate) images: Images,
+    pub(crate) scheduler: Arc<dyn Scheduler>,
+    pub(crate) access: Access,
+    pub(crate) address: SocketAddr,
+    pub(crate) live: Live,
+    pub(crate) statuses: Statuses,
+    pub(crate) metrics: Metrics,
+    /// Becomes true when the controller stops: what serves for long ends then.
+    pub(crate) stopping: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Core {
+    /// The runner's own directory of a VM.
+    pub(crate) fn vm_dir(&self, id: MachineId) -> Utf8PathBuf {
+        self.config.home.join("vms").join(id.to_string())
+    }
+
+    /// Where a VM's evidence bundle is.
+    pub(crate) fn evidence_dir(&self, id: MachineId) -> Utf8PathBuf {
+        self.config.home.join("evidence").join(id.to_string())
+    }
+
+    /// The runner of a VM, whether it lives or not.
+    pub(crate) fn runner(&self, id: MachineId) -> Runner {
+        Runner::at(self.vm_dir(id).join("runner.sock"))
+    }
+
+    /// Whether a runner answers, or its process (or one that it left) still lives.
+    pub(crate) async fn runner_alive(&self, id: MachineId) -> bool {
+        self.scheduler.alive(id) || self.runner(id).dial().await.is_ok()
+    }
+
+    /// Whether the controller is about to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+}
+
+/// Runs blocking work (files, the vault) off the runtime's threads.
+///
+/// # Errors
+/// When the work panicked or the runtime stops.
+pub(crate) async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    tokio::task::spawn_blocking(work).await
+}
+
+/// Resolves when the controller is about to stop.
+pub(crate) async fn stopped(mut stopping: tokio::sync::watch::Receiver<bool>) {
+    // An error means that the sender is gone: that is the end as well.
+    drop(stopping.wait_for(|stop| *stop).await);
+}

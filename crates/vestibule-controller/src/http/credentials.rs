@@ -1,0 +1,153 @@
+//! Credentials: metadata, removal, and the one way out of the vault, which is audited and never cached.
+use super::error::{ApiError, Body, Path};
+use crate::core::{Shared, off_runtime};
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use std::sync::Arc;
+use vestibule_api::{
+    control::{ContentFile, ContentReply, ContentRequest},
+    error::{Chain, ErrorBody, ErrorCode},
+    ids::CredentialId,
+    session::{CredentialFileView, CredentialView},
+};
+use vestibule_vault::{Access, Content, CredentialMeta, ReadError, RemoveError, Vault};
+
+const PURPOSE_LIMIT: usize = 200;
+
+/// What lies in the vault.
+#[utoipa::path(get, path = "/api/credentials", tag = "credentials", operation_id = "credentials",
+    responses((status = 200, body = [CredentialView])))]
+pub(super) async fn list(
+    State(core): State<Shared>,
+) -> Result<Json<Vec<CredentialView>>, ApiError> {
+    let listing = vault(&core, Vault::list)
+        .await?
+        .map_err(|err| ApiError::internal(&err))?;
+    for (id, err) in &listing.damaged {
+        tracing::error!(credential.id = %id, error = %Chain(err), "a record of the vault is damaged");
+    }
+    Ok(Json(listing.credentials.into_iter().map(view).collect()))
+}
+
+/// One credential's metadata.
+#[utoipa::path(get, path = "/api/credentials/{id}", tag = "credentials", operation_id = "credential",
+    params(("id" = CredentialId, Path)),
+    responses((status = 200, body = CredentialView), (status = 404, body = ErrorBody)))]
+pub(super) async fn show(
+    State(core): State<Shared>,
+    Path(id): Path<CredentialId>,
+) -> Result<Json<CredentialView>, ApiError> {
+    let meta = vault(&core, move |vault| vault.show(id)).await?;
+    meta.map(|meta| Json(view(meta)))
+        .map_err(|err| read_error(&err))
+}
+
+/// Removes a credential.
+#[utoipa::path(delete, path = "/api/credentials/{id}", tag = "credentials", operation_id = "removeCredential",
+    params(("id" = CredentialId, Path)),
+    responses((status = 204), (status = 404, body = ErrorBody)))]
+pub(super) async fn remove(
+    State(core): State<Shared>,
+    Path(id): Path<CredentialId>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    let access = Access {
+        actor: actor(&core, &headers),
+        purpose: "removed".to_owned(),
+    };
+    match vault(&core, move |vault| vault.remove(id, &access)).await? {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(RemoveError::NotFound(_)) => Err(ApiError::not_found(format!("credential {id}"))),
+        Err(err) => Err(ApiError::internal(&err)),
+    }
+}
+
+/// The bytes that the tool wrote. Before they leave, the audit log says so.
+#[utoipa::path(post, path = "/api/credentials/{id}/content", tag = "credentials", operation_id = "credentialContent",
+    params(("id" = CredentialId, Path)), request_body = ContentRequest,
+    responses((status = 200, body = ContentReply), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn content(
+    State(core): State<Shared>,
+    Path(id): Path<CredentialId>,
+    headers: HeaderMap,
+    Body(request): Body<ContentRequest>,
+) -> Result<Json<ContentReply>, ApiError> {
+    let purpose = request.purpose.trim();
+    if purpose.is_empty() || purpose.chars().count() > PURPOSE_LIMIT {
+        let fix =
+            "say in 1 to 200 characters what the credential is for; it stands in the audit log";
+        return Err(ApiError::new(
+            ErrorCode::InvalidRequest,
+            "purpose: missing or too long",
+            fix,
+        ));
+    }
+    let access = Access {
+        actor: actor(&core, &headers),
+        purpose: purpose.to_owned(),
+    };
+    let content = vault(&core, move |vault| vault.get(id, &access)).await?;
+    let content = content.map_err(|err| read_error(&err))?;
+    core.metrics.released.inc();
+    tracing::info!(credential.id = %id, "a credential left the vault");
+    Ok(Json(reply(&content)))
+}
+
+async fn vault<T: Send + 'static>(
+    core: &Shared,
+    work: impl FnOnce(&Vault) -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let vault = Arc::clone(&core.vault);
+    Ok(off_runtime(move || work(&vault)).await?)
+}
+
+fn actor(core: &Shared, headers: &HeaderMap) -> String {
+    let who = if core.access.has_token(headers) {
+        "api:token"
+    } else {
+        "api:dashboard"
+    };
+    who.to_owned()
+}
+
+fn view(meta: CredentialMeta) -> CredentialView {
+    let file = |file: vestibule_vault::FileMeta| CredentialFileView {
+        path: file.path,
+        bytes: u64::try_from(file.bytes).unwrap_or(u64::MAX),
+    };
+    CredentialView {
+        credential_id: meta.credential_id,
+        provider: meta.provider,
+        user_id: meta.user_id,
+        account: meta.account,
+        session_id: meta.session_id,
+        created_at: meta.created_at,
+        expires_at: meta.expires_at,
+        files: meta.files.into_iter().map(file).collect(),
+    }
+}
+
+fn reply(content: &Content) -> ContentReply {
+    let file = |file: &vestibule_vault::ContentFile| ContentFile {
+        path: file.path.clone(),
+        mode: file.mode,
+        content: BASE64.encode(file.bytes.expose()),
+    };
+    ContentReply {
+        files: content.files.iter().map(file).collect(),
+    }
+}
+
+fn read_error(err: &ReadError) -> ApiError {
+    match err {
+        ReadError::NotFound(id) => ApiError::not_found(format!("credential {id}")),
+        ReadError::NotCurrent(_)
+        | ReadError::File { .. }
+        | ReadError::Record { .. }
+        | ReadError::Audit { .. } => ApiError::internal(err),
+    }
+}

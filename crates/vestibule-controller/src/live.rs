@@ -1,0 +1,296 @@
+//! What lives in memory only, because it is a secret or because it is worthless after a restart: tickets, one-time codes,
+//! user codes, viewers, and who waits for what.
+use rand::RngCore as _;
+use sha2::{Digest as _, Sha256};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use vestibule_api::{
+    ids::{MachineId, SessionId},
+    session::Right,
+    time::Timestamp,
+};
+
+/// A ticket opens one WebSocket within this time.
+pub(crate) const TICKET_LIFE: Duration = Duration::from_secs(30);
+/// A one-time code opens the dashboard within this time.
+pub(crate) const CODE_LIFE: Duration = Duration::from_secs(600);
+/// More open tickets, or codes, than this are a defect of the caller's: the oldest goes.
+const OPEN_LIMIT: usize = 1024;
+
+/// 256 random bits as text for a URL (base64url, RFC 4648 section 5), and the hash under which it is remembered.
+pub(crate) fn random_token() -> (String, Hash) {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let mut bytes = [0u8; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    let token = URL_SAFE_NO_PAD.encode(bytes);
+    let hash = Hash::of(&token);
+    (token, hash)
+}
+
+/// SHA-256 of a token. Looking a token up by its hash takes no time that tells anything about other tokens.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Hash([u8; 32]);
+
+impl Hash {
+    pub(crate) fn of(token: &str) -> Self {
+        Self(Sha256::digest(token.as_bytes()).into())
+    }
+
+    /// Equality in a time that does not depend on where the two differ.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let differ = self
+            .0
+            .iter()
+            .zip(&other.0)
+            .fold(0u8, |differ, (a, b)| differ | (a ^ b));
+        std::hint::black_box(differ) == 0
+    }
+
+    pub(crate) fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// What a ticket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(crate) session: SessionId,
+    pub(crate) right: Right,
+}
+
+/// Things that can be used once, until a moment.
+#[derive(Debug)]
+struct Once<T> {
+    open: HashMap<Hash, (T, Timestamp)>,
+}
+
+impl<T> Once<T> {
+    fn add(&mut self, value: T, life: Duration, now: Timestamp) -> (String, Timestamp) {
+        self.open.retain(|_, (_, until)| now < *until);
+        if self.open.len() >= OPEN_LIMIT {
+            let oldest = self
+                .open
+                .iter()
+                .min_by_key(|(_, (_, until))| *until)
+                .map(|(hash, _)| *hash);
+            oldest.map(|hash| self.open.remove(&hash));
+        }
+        let (token, hash) = random_token();
+        let until = now.plus(life);
+        self.open.insert(hash, (value, until));
+        (token, until)
+    }
+
+    fn take(&mut self, token: &str, now: Timestamp) -> Option<T> {
+        let (value, until) = self.open.remove(&Hash::of(token))?;
+        (now < until).then_some(value)
+    }
+}
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Self {
+            open: HashMap::new(),
+        }
+    }
+}
+
+/// Which of a session's streams a viewer watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Pane {
+    Screen,
+    Terminal,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    tickets: Mutex<Once<Ticket>>,
+    codes: Mutex<Once<()>>,
+    user_codes: Mutex<HashMap<SessionId, String>>,
+    viewers: Arc<Mutex<HashMap<(SessionId, Pane), u32>>>,
+    waiting: Mutex<HashMap<SessionId, String>>,
+    runner_failures: Mutex<HashMap<MachineId, u32>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each critical section is one insert or remove: a panic can't leave it half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live {
+    /// A new ticket and when it expires.
+    pub(crate) fn ticket(&self, ticket: Ticket, now: Timestamp) -> (String, Timestamp) {
+        lock(&self.tickets).add(ticket, TICKET_LIFE, now)
+    }
+
+    /// Uses a ticket up. None: missing, used, expired, or for another session.
+    pub(crate) fn take_ticket(
+        &self,
+        token: &str,
+        session: SessionId,
+        now: Timestamp,
+    ) -> Option<Right> {
+        let ticket = lock(&self.tickets).take(token, now)?;
+        (ticket.session == session).then_some(ticket.right)
+    }
+
+    /// A new one-time code for a dashboard, and when it expires.
+    pub(crate) fn login_code(&self, now: Timestamp) -> (String, Timestamp) {
+        lock(&self.codes).add((), CODE_LIFE, now)
+    }
+
+    /// Uses a one-time code up; whether it was one.
+    pub(crate) fn take_login_code(&self, code: &str, now: Timestamp) -> bool {
+        lock(&self.codes).take(code, now).is_some()
+    }
+
+    /// The code that the person compares or types. Never in the database.
+    pub(crate) fn user_code(&self, session: SessionId) -> Option<String> {
+        lock(&self.user_codes).get(&session).cloned()
+    }
+
+    pub(crate) fn set_user_code(&self, session: SessionId, code: String) {
+        lock(&self.user_codes).insert(session, code);
+    }
+
+    /// What the session was last told that it waits for; `true` when `what` is news.
+    pub(crate) fn waits_for(&self, session: SessionId, what: &str) -> bool {
+        lock(&self.waiting)
+            .insert(session, what.to_owned())
+            .as_deref()
+            != Some(what)
+    }
+
+    /// Forgets an ended session.
+    pub(crate) fn forget(&self, session: SessionId) {
+        lock(&self.user_codes).remove(&session);
+        lock(&self.waiting).remove(&session);
+    }
+
+    /// Counts how often a runner did not answer though it lives; `None` resets.
+    pub(crate) fn unanswered(&self, machine: MachineId, answered: bool) -> u32 {
+        let mut failures = lock(&self.runner_failures);
+        if answered {
+            failures.remove(&machine);
+            return 0;
+        }
+        let count = failures.entry(machine).or_default();
+        *count = count.saturating_add(1);
+        *count
+    }
+
+    /// One more viewer, unless there are `limit`. Counted until the guard is dropped.
+    pub(crate) fn viewer(&self, session: SessionId, pane: Pane, limit: u32) -> Option<Viewer> {
+        let mut viewers = lock(&self.viewers);
+        let count = viewers.entry((session, pane)).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(Viewer {
+            viewers: Arc::clone(&self.viewers),
+            key: (session, pane),
+        })
+    }
+
+    /// Viewers of all sessions.
+    pub(crate) fn viewers(&self) -> u32 {
+        lock(&self.viewers).values().sum()
+    }
+
+    /// Viewers of one session's screen.
+    pub(crate) fn screen_viewers(&self, session: SessionId) -> u32 {
+        lock(&self.viewers)
+            .get(&(session, Pane::Screen))
+            .copied()
+            .unwrap_or(0)
+    }
+}
+
+/// One viewer that is counted.
+#[derive(Debug)]
+pub(crate) struct Viewer {
+    viewers: Arc<Mutex<HashMap<(SessionId, Pane), u32>>>,
+    key: (SessionId, Pane),
+}
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        let mut viewers = lock(&self.viewers);
+        if let Some(count) = viewers.get_mut(&self.key) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                viewers.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_is_for_one_session_once_for_a_while() {
+        let live = Live::default();
+        let (session, other) = (SessionId::generate(), SessionId::generate());
+        let now = Timestamp::now();
+        let ticket = Ticket {
+            session,
+            right: Right::View,
+        };
+        let (token, until) = live.ticket(ticket, now);
+        assert_eq!(live.take_ticket(&token, session, now), Some(Right::View));
+        assert_eq!(live.take_ticket(&token, session, now), None, "used");
+        let (token, _) = live.ticket(ticket, now);
+        assert_eq!(live.take_ticket(&token, session, until), None, "expired");
+        let (token, _) = live.ticket(ticket, now);
+        assert_eq!(
+            live.take_ticket(&token, other, now),
+            None,
+            "for another session"
+        );
+        assert_eq!(
+            live.take_ticket(&token, session, now),
+            None,
+            "a wrong try uses it up"
+        );
+        assert_eq!(live.take_ticket("", session, now), None);
+    }
+
+    #[test]
+    fn open_tickets_are_bounded() {
+        let live = Live::default();
+        let ticket = Ticket {
+            session: SessionId::generate(),
+            right: Right::Control,
+        };
+        let now = Timestamp::now();
+        let (first, _) = live.ticket(ticket, now);
+        for step in 1..=OPEN_LIMIT {
+            live.ticket(ticket, now.plus(Duration::from_micros(step as u64)));
+        }
+        assert_eq!(live.take_ticket(&first, ticket.session, now), None);
+        assert_eq!(lock(&live.tickets).open.len(), OPEN_LIMIT);
+    }
+
+    #[test]
+    fn viewers_are_counted_while_they_watch() {
+        let live = Live::default();
+        let session = SessionId::generate();
+        let first = live.viewer(session, Pane::Screen, 2);
+        let second = live.viewer(session, Pane::Screen, 2);
+        assert!(first.is_some() && second.is_some());
+        assert!(live.viewer(session, Pane::Screen, 2).is_none());
+        assert!(live.viewer(session, Pane::Terminal, 2).is_some());
+        drop(first);
+        assert_eq!(live.screen_viewers(session), 1);
+        assert!(live.viewer(session, Pane::Screen, 2).is_some());
+        drop(second);
+        assert_eq!(live.viewers(), 0);
+        assert!(lock(&live.viewers).is_empty());
+    }
+}

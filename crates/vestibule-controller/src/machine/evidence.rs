@@ -1,0 +1,371 @@
+//! Evidence bundles: what the controller adds to them, saves for them, and reads from them.
+use crate::store::{MachineRow, SessionRow};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+};
+use vestibule_api::{
+    cause::{Cause, Stage},
+    control::EvidenceFile,
+    finding::{Verdict, VerdictKind},
+    ids::{ImageDigest, MachineId, ProviderId, SessionId},
+    session::{SessionEvent, SessionState},
+    time::Timestamp,
+};
+
+/// Of a file that a dead runner left, so many bytes are saved: its beginning and its end, half each.
+const SAVE_BYTES: u64 = 2 << 20;
+
+/// Why evidence was not written.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} `{path}`")]
+pub(crate) struct EvidenceError {
+    operation: &'static str,
+    path: Utf8PathBuf,
+    #[source]
+    err: io::Error,
+}
+
+fn failed(operation: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> EvidenceError {
+    let path = path.to_owned();
+    move |err| EvidenceError {
+        operation,
+        path,
+        err,
+    }
+}
+
+/// `session.json`: what the controller knows of a session when its VM is gone. No secret is in it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Story {
+    session_id: SessionId,
+    machine_id: MachineId,
+    provider: ProviderId,
+    flow: String,
+    state: SessionState,
+    image_alias: String,
+    image_digest: ImageDigest,
+    created_at: Timestamp,
+    captured_at: Option<Timestamp>,
+    ended_at: Timestamp,
+    machine_ready_at: Option<Timestamp>,
+    failure: Option<Verdict>,
+    events: Vec<SessionEvent>,
+}
+
+impl Story {
+    pub(crate) fn new(
+        session: &SessionRow,
+        machine: &MachineRow,
+        events: Vec<SessionEvent>,
+    ) -> Self {
+        Self {
+            session_id: session.id,
+            machine_id: machine.id,
+            provider: session.provider.clone(),
+            flow: session.flow.clone(),
+            state: session.state,
+            image_alias: session.image_alias.clone(),
+            image_digest: machine.image_digest.clone(),
+            created_at: session.created_at,
+            captured_at: session.captured_at,
+            ended_at: session.updated_at,
+            machine_ready_at: machine.ready_at,
+            failure: session.failure.clone(),
+            events,
+        }
+    }
+}
+
+/// Saves the regular files of a runner's directory that are not in the evidence, then removes the directory.
+pub(crate) fn salvage(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), EvidenceError> {
+    let entries = match vm_dir.read_dir_utf8() {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(failed("list", vm_dir)(err)),
+    };
+    make_dir(evidence_dir)?;
+    for entry in entries.flatten() {
+        let target = evidence_dir.join(entry.file_name());
+        if entry.file_type().is_ok_and(|kind| kind.is_file()) && !target.exists() {
+            save(entry.path(), &target)?;
+        }
+    }
+    std::fs::remove_dir_all(vm_dir).map_err(failed("remove", vm_dir))
+}
+
+/// Writes `session.json` and `verdict.json`. Returns the verdict.
+pub(crate) fn complete(dir: &Utf8Path, story: Story) -> Result<Verdict, EvidenceError> {
+    make_dir(dir)?;
+    let verdict = weigh(&story, judge(dir));
+    let story = Story {
+        failure: story.failure.is_some().then(|| verdict.clone()),
+        ..story
+    };
+    write_json(&dir.join("session.json"), &story)?;
+    write_json(&dir.join("verdict.json"), &verdict)?;
+    Ok(verdict)
+}
+
+/// What the diagnosis reads from the bundle alone.
+fn judge(dir: &Utf8Path) -> Verdict {
+    match vestibule_diagnose::Evidence::from_dir(dir.as_std_path()) {
+        Ok(evidence) => vestibule_diagnose::diagnose(&evidence),
+        Err(err) => {
+            tracing::warn!(path = %dir, error = %vestibule_api::error::Chain(&err), "the evidence can't be judged");
+            unknown(Vec::new())
+        }
+    }
+}
+
+fn unknown(looked_at: Vec<String>) -> Verdict {
+    Verdict {
+        verdict: VerdictKind::Unknown,
+        finding: None,
+        also: Vec::new(),
+        notes: Vec::new(),
+        looked_at,
+        collect_next: Vec::new(),
+        elapsed_ms: 0,
+    }
+}
+
+/// The session's own finding against the diagnosis of the bundle. The one that names less gives way: a VM that never
+/// became ready has an earlier reason than "deadline" or "ended", and one that did has none of the earlier stages.
+fn weigh(story: &Story, judged: Verdict) -> Verdict {
+    let Some(own) = story.failure.clone() else {
+        return match story.state {
+            SessionState::Completed => Verdict {
+                verdict: VerdictKind::Healthy,
+                finding: None,
+                ..judged
+            },
+            SessionState::Requested
+            | SessionState::Placing
+            | SessionState::Starting
+            | SessionState::Ready
+            | SessionState::AwaitingUser
+            | SessionState::Capturing
+            | SessionState::Failed
+            | SessionState::Cancelled
+            | SessionState::Expired => judged,
+        };
+    };
+    let (Some(told), Some(found)) = (&own.finding, &judged.finding) else {
+        return Verdict {
+            looked_at: looked_at(&own, &judged),
+            notes: judged.notes,
+            elapsed_ms: judged.elapsed_ms,
+            ..own
+        };
+    };
+    let vague = matches!(
+        told.cause,
+        Cause::RunnerLost | Cause::VmmExited | Cause::Deadline | Cause::StreamLost
+    );
+    let never_ready = story.machine_ready_at.is_none() && told.stage != Stage::ImageNotBuilt;
+    let looked_at = looked_at(&own, &judged);
+    let same = told.cause == found.cause;
+    if !same
+        && judged.verdict == VerdictKind::Cause
+        && (vague || never_ready && found.stage <= told.stage)
+    {
+        let mut verdict = judged.clone();
+        verdict.also.insert(0, told.clone());
+        return Verdict {
+            looked_at,
+            ..verdict
+        };
+    }
+    let mut also = own.also.clone();
+    if !same && story.machine_ready_at.is_none() {
+        also.push(found.clone());
+    }
+    Verdict {
+        also,
+        looked_at,
+        notes: judged.notes,
+        elapsed_ms: judged.elapsed_ms,
+        ..own
+    }
+}
+
+fn looked_at(own: &Verdict, judged: &Verdict) -> Vec<String> {
+    let mut all = own.looked_at.clone();
+    all.extend(judged.looked_at.iter().cloned());
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The files of a bundle, by name; none where there is no bundle.
+pub(crate) fn list(dir: &Utf8Path) -> io::Result<Option<Vec<EvidenceFile>>> {
+    let entries = match dir.read_dir_utf8() {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(err) => return Err(err),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        if meta.is_file() {
+            files.push(EvidenceFile {
+                name: entry.file_name().to_owned(),
+                bytes: meta.len(),
+            });
+        }
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Some(files))
+}
+
+fn make_dir(dir: &Utf8Path) -> Result<(), EvidenceError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed("create directory", dir))
+}
+
+fn create(path: &Utf8Path) -> Result<File, EvidenceError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed("create", path))
+}
+
+fn write_json<T: Serialize>(path: &Utf8Path, value: &T) -> Result<(), EvidenceError> {
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|err| failed("write", path)(err.into()))?;
+    bytes.push(b'\n');
+    create(path)?
+        .write_all(&bytes)
+        .map_err(failed("write", path))
+}
+
+fn save(from: &Utf8Path, to: &Utf8Path) -> Result<(), EvidenceError> {
+    let mut target = create(to)?;
+    let mut copy = || -> io::Result<()> {
+        let mut source = File::open(from)?;
+        let length = source.metadata()?.len();
+        if length <= SAVE_BYTES {
+            return io::copy(&mut source, &mut target).map(drop);
+        }
+        let half = SAVE_BYTES / 2;
+        io::copy(&mut (&source).take(half), &mut target)?;
+        writeln!(target, "\n[{} bytes left out]", length - SAVE_BYTES)?;
+        source.seek(SeekFrom::Start(length - half))?;
+        io::copy(&mut source.take(half), &mut target).map(drop)
+    };
+    copy().map_err(failed("save", from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vestibule_api::finding::{Finding, Quote};
+
+    fn finding(cause: Cause) -> Finding {
+        let quote = Quote {
+            source: "serial".to_owned(),
+            line: None,
+            text: "x".to_owned(),
+        };
+        Finding::new(cause, quote, "why", "fix")
+    }
+
+    fn story(cause: Cause, ready: bool) -> Story {
+        let session = SessionId::generate();
+        let machine = MachineRow::new(
+            session,
+            "browser".to_owned(),
+            "a".repeat(64).parse().unwrap(),
+            1,
+            1,
+        );
+        Story {
+            session_id: session,
+            machine_id: machine.id,
+            provider: "gh".parse().unwrap(),
+            flow: "web".to_owned(),
+            state: SessionState::Failed,
+            image_alias: "browser".to_owned(),
+            image_digest: machine.image_digest,
+            created_at: Timestamp::now(),
+            captured_at: None,
+            ended_at: Timestamp::now(),
+            machine_ready_at: ready.then(Timestamp::now),
+            failure: Some(Verdict::of(finding(cause), vec!["events".to_owned()])),
+            events: Vec::new(),
+        }
+    }
+
+    fn cause_of(told: Cause, ready: bool, found: Cause) -> Cause {
+        let judged = Verdict::of(finding(found), vec!["serial".to_owned()]);
+        let verdict = weigh(&story(told, ready), judged);
+        assert_eq!(verdict.looked_at, ["events", "serial"]);
+        verdict.finding.unwrap().cause
+    }
+
+    #[test]
+    fn the_earlier_and_better_founded_cause_wins() {
+        assert_eq!(
+            cause_of(Cause::Deadline, false, Cause::KernelPanic),
+            Cause::KernelPanic
+        );
+        assert_eq!(
+            cause_of(Cause::RunnerLost, true, Cause::OutOfMemoryGuest),
+            Cause::OutOfMemoryGuest
+        );
+        assert_eq!(
+            cause_of(Cause::ConsentDenied, true, Cause::UnitMasked),
+            Cause::ConsentDenied
+        );
+        assert_eq!(
+            cause_of(Cause::DisplayNotReady, false, Cause::UnitMasked),
+            Cause::UnitMasked
+        );
+        assert_eq!(
+            cause_of(Cause::KernelPanic, false, Cause::KernelPanic),
+            Cause::KernelPanic
+        );
+    }
+
+    #[test]
+    fn what_a_dead_runner_left_is_saved_before_it_is_removed() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let (vm, evidence) = (home.path().join("vm"), home.path().join("evidence/x"));
+        std::fs::create_dir(&vm).unwrap();
+        let long = [vec![b'a'; 3 << 20], vec![b'z'; 10]].concat();
+        std::fs::write(vm.join("serial.log"), &long).unwrap();
+        std::fs::write(vm.join("report.json"), "{}").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(vm.join("runner.sock")).unwrap();
+        std::fs::create_dir_all(&evidence).unwrap();
+        std::fs::write(evidence.join("report.json"), "the runner's own").unwrap();
+        salvage(&vm, &evidence).unwrap();
+        assert!(!vm.exists());
+        let serial = std::fs::read(evidence.join("serial.log")).unwrap();
+        assert!(serial.ends_with(b"zzzzzzzzzz") && serial.len() < long.len());
+        assert_eq!(
+            std::fs::read_to_string(evidence.join("report.json")).unwrap(),
+            "the runner's own"
+        );
+        let names: Vec<_> = list(&evidence)
+            .unwrap()
+            .unwrap()
+            .into_iter()
+            .map(|f| f.name)
+            .collect();
+        assert_eq!(names, ["report.json", "serial.log"], "no socket");
+        salvage(&vm, &evidence).unwrap();
+        assert!(list(&vm).unwrap().is_none());
+    }
+}

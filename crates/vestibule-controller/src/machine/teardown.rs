@@ -1,0 +1,141 @@
+//! Ends a session's VM: the runner writes the evidence and ends the VM; what a dead runner left is saved and removed; then
+//! the controller adds what it knows, and the machine's place is free.
+use super::{
+    EffectError,
+    evidence::{self, Story},
+    launch::machine_of,
+};
+use crate::{
+    core::{Shared, off_runtime},
+    store::{MachineRow, SessionRow},
+};
+use hyper::Method;
+use std::time::Duration;
+use vestibule_api::{
+    client::CallError,
+    error::Chain,
+    ids::MachineId,
+    machine::{Disposal, StopRequest},
+    time::Timestamp,
+};
+
+/// A runner writes evidence and ends its VM within this time, or is asked again.
+const STOP_TIME: Duration = Duration::from_secs(90);
+/// A runner that lives but did not do what it was asked so often is killed.
+const STOP_TRIES: u32 = 8;
+/// A runner that has answered is gone soon.
+const END_TIME: Duration = Duration::from_secs(10);
+
+/// Carries [`crate::state::Effect::Teardown`] out.
+pub(crate) async fn teardown(core: &Shared, session: &SessionRow) -> Result<(), EffectError> {
+    let Some(machine) = machine_of(core, session).await? else {
+        return Ok(());
+    };
+    if machine.gone_at.is_some() {
+        return Ok(());
+    }
+    end(core, machine.id, &format!("session {}", session.state.id())).await?;
+    clean(core, machine.id).await?;
+    // The VM is gone: from here on nothing may keep its place from the next one.
+    if let Err(err) = tell(core, session, &machine).await {
+        tracing::error!(session.id = %session.id, machine.id = %machine.id, error = %Chain(&err), "the evidence is not complete");
+    }
+    core.store
+        .machine_gone(machine.id, Timestamp::now())
+        .await?;
+    core.live.forget(session.id);
+    Ok(())
+}
+
+/// Ends a VM that has no session.
+pub(crate) async fn end_stray(
+    core: &Shared,
+    machine: MachineId,
+    reason: &str,
+) -> Result<(), EffectError> {
+    end(core, machine, reason).await?;
+    clean(core, machine).await?;
+    core.store.machine_gone(machine, Timestamp::now()).await?;
+    Ok(())
+}
+
+/// Returns when neither runner nor VM lives.
+async fn end(core: &Shared, id: MachineId, reason: &str) -> Result<(), EffectError> {
+    if !core.runner_alive(id).await {
+        return Ok(());
+    }
+    let asked = stop(core, id, reason).await;
+    if let Err(err) = &asked {
+        tracing::warn!(machine.id = %id, error = %Chain(err), "the runner did not stop its VM");
+        if core.live.unanswered(id, false) >= STOP_TRIES {
+            core.scheduler.kill(id);
+        }
+    }
+    let ended = tokio::time::timeout(END_TIME, async {
+        while core.runner_alive(id).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    match (ended.await, asked) {
+        (Ok(()), _) => {
+            core.live.unanswered(id, true);
+            Ok(())
+        }
+        (Err(_), Err(err)) => Err(err),
+        (Err(_), Ok(())) => Err(EffectError::StillAlive),
+    }
+}
+
+async fn stop(core: &Shared, id: MachineId, reason: &str) -> Result<(), EffectError> {
+    let request = StopRequest {
+        reason: reason.to_owned(),
+    };
+    let runner = core.runner(id);
+    let call = runner.call::<_, Option<Disposal>>(Method::POST, "/stop", Some(&request));
+    match tokio::time::timeout(STOP_TIME, call).await {
+        Err(_) => Err(EffectError::Timeout(STOP_TIME.as_secs())),
+        // The runner may be gone before its reply is through.
+        Ok(Err(CallError::Http { .. } | CallError::Body { .. })) => Ok(()),
+        Ok(Err(err)) => Err(err.into()),
+        Ok(Ok(disposal)) => {
+            if disposal.is_some_and(|disposal| !disposal.complete) {
+                tracing::error!(machine.id = %id, "the runner says that something of the VM is left; see disposal.json");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Saves what a runner left in its directory, then removes that.
+async fn clean(core: &Shared, id: MachineId) -> Result<(), EffectError> {
+    let (vm_dir, evidence_dir) = (core.vm_dir(id), core.evidence_dir(id));
+    off_runtime(move || evidence::salvage(&vm_dir, &evidence_dir)).await??;
+    Ok(())
+}
+
+/// Adds the session's story and the verdict to the evidence; a failed session gets the best founded verdict.
+async fn tell(
+    core: &Shared,
+    session: &SessionRow,
+    machine: &MachineRow,
+) -> Result<(), EffectError> {
+    let machine = core
+        .store
+        .machine(machine.id)
+        .await?
+        .unwrap_or_else(|| machine.clone());
+    let session = core
+        .store
+        .session(session.id)
+        .await?
+        .unwrap_or_else(|| session.clone());
+    let events = core.store.events(session.id, 0, 10_000).await?;
+    let dir = core.evidence_dir(machine.id);
+    let story = Story::new(&session, &machine, events);
+    let written = off_runtime(move || evidence::complete(&dir, story)).await??;
+    if session.failure.is_some() {
+        core.store.set_verdict(session.id, &written).await?;
+        core.store.signals.sessions.send(session.id).ok();
+    }
+    Ok(())
+}

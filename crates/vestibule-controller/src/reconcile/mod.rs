@@ -1,0 +1,202 @@
+//! Reconcilers: idempotent functions without input that make the host what the rows say.
+//!
+//! Each is run when something changed, when something is due, and every few seconds all the same. None is told what
+//! changed; none repeats anything by itself: what did not work is still to be done the next time. Whatever the controller
+//! was doing when it was killed, they begin again from the rows.
+mod deadlines;
+mod effects;
+mod machines;
+mod orphans;
+pub(crate) mod place;
+mod retention;
+
+use crate::{
+    core::{Shared, stopped},
+    store::StoreError,
+};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+use vestibule_api::{control::ReconcilerView, error::Chain, time::Timestamp};
+
+/// Why a reconciler's run ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReconcileError {
+    #[error("use the database")]
+    Store(#[from] StoreError),
+    #[error("do it off the runtime")]
+    Join(#[from] tokio::task::JoinError),
+    #[error("list `{path}`")]
+    List {
+        path: camino::Utf8PathBuf,
+        #[source]
+        err: std::io::Error,
+    },
+    #[error("end a VM that nobody owns")]
+    Stray(#[source] crate::machine::EffectError),
+}
+
+/// The reconcilers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Gives waiting sessions their machines.
+    Place,
+    /// Carries the outbox out.
+    Effects,
+    /// Ends what has stayed too long.
+    Deadlines,
+    /// Follows every runner.
+    Machines,
+    /// Adopts runners that nobody knows, ends those that nobody owns.
+    Orphans,
+    /// Forgets old sessions.
+    Retention,
+}
+
+impl Kind {
+    const ALL: [Self; 6] = [
+        Self::Place,
+        Self::Effects,
+        Self::Deadlines,
+        Self::Machines,
+        Self::Orphans,
+        Self::Retention,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Place => "place",
+            Self::Effects => "effects",
+            Self::Deadlines => "deadlines",
+            Self::Machines => "machines",
+            Self::Orphans => "orphans",
+            Self::Retention => "retention",
+        }
+    }
+
+    /// It runs at least so often; those that look at the rows only are woken when these change.
+    const fn period(self) -> Duration {
+        match self {
+            Self::Place | Self::Effects | Self::Deadlines | Self::Machines => {
+                Duration::from_secs(5)
+            }
+            Self::Orphans => Duration::from_secs(20),
+            Self::Retention => Duration::from_secs(3600),
+        }
+    }
+
+    /// Whether a change of the rows is a reason to run.
+    const fn is_woken(self) -> bool {
+        !matches!(self, Self::Orphans | Self::Retention)
+    }
+}
+
+/// What the reconcilers did, for people.
+#[derive(Debug)]
+pub(crate) struct Statuses(Mutex<Vec<ReconcilerView>>);
+
+impl Default for Statuses {
+    fn default() -> Self {
+        let view = |kind: Kind| ReconcilerView {
+            name: kind.name().to_owned(),
+            runs: 0,
+            failures: 0,
+            last_run_at: None,
+            last_duration_ms: None,
+            last_count: 0,
+            last_error: None,
+        };
+        Self(Mutex::new(Kind::ALL.into_iter().map(view).collect()))
+    }
+}
+
+impl Statuses {
+    /// All of them.
+    pub(crate) fn views(&self) -> Vec<ReconcilerView> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn ran(&self, kind: Kind, at: Timestamp, took: Duration, result: &Result<u64, ReconcileError>) {
+        let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(view) = views.iter_mut().find(|view| view.name == kind.name()) else {
+            return;
+        };
+        view.runs += 1;
+        view.last_run_at = Some(at);
+        view.last_duration_ms = u64::try_from(took.as_millis()).ok();
+        view.last_count = *result.as_ref().unwrap_or(&0);
+        view.last_error = result.as_ref().err().map(|err| Chain(err).to_string());
+        view.failures += u64::from(result.is_err());
+    }
+}
+
+/// Runs every reconciler until the controller stops. What is under way then is left as it is: the rows know.
+pub(crate) async fn run(core: Shared) {
+    let mut tasks = JoinSet::new();
+    for kind in Kind::ALL {
+        tasks.spawn(keep_running(core.clone(), kind));
+    }
+    stopped(core.stopping.clone()).await;
+    tasks.shutdown().await;
+}
+
+async fn keep_running(core: Shared, kind: Kind) {
+    let mut changes = core.store.signals.work.subscribe();
+    let mut state = State::default();
+    loop {
+        changes.mark_unchanged();
+        let (at, begun) = (Timestamp::now(), Instant::now());
+        let result = once(&core, kind, &mut state).await;
+        if let Err(err) = &result {
+            tracing::error!(reconciler = kind.name(), error = %Chain(err), "a reconciler's run failed");
+        }
+        core.statuses.ran(kind, at, begun.elapsed(), &result);
+        let pause = pause(&core, kind, result.is_err()).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = changes.changed(), if kind.is_woken() && result.is_ok() => {}
+            Some(_) = state.tasks.join_next() => {}
+        }
+    }
+}
+
+/// What a reconciler has under way in this process. Losing it loses nothing but time.
+#[derive(Debug, Default)]
+struct State {
+    tasks: JoinSet<()>,
+    effects: effects::UnderWay,
+    followed: machines::Followed,
+}
+
+async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, ReconcileError> {
+    match kind {
+        Kind::Place => place::run(core).await,
+        Kind::Effects => effects::run(core, state).await,
+        Kind::Deadlines => deadlines::run(core).await,
+        Kind::Machines => machines::run(core, state).await,
+        Kind::Orphans => orphans::run(core).await,
+        Kind::Retention => retention::run(core).await,
+    }
+}
+
+/// Until the next run: the period, or less when an effect or a deadline is due before.
+async fn pause(core: &Shared, kind: Kind, failed: bool) -> Duration {
+    let period = kind.period();
+    if failed {
+        return period.min(Duration::from_secs(1));
+    }
+    if !matches!(kind, Kind::Effects | Kind::Deadlines) {
+        return period;
+    }
+    match core.store.next_due().await {
+        // Never zero: what is due and under way is not to be looked for in a circle.
+        Ok(Some(at)) => Duration::from_micros(at.micros_since(Timestamp::now()))
+            .clamp(Duration::from_millis(20), period),
+        Ok(None) | Err(_) => period,
+    }
+}

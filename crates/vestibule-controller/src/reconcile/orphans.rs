@@ -1,0 +1,103 @@
+//! What is on the host and in no row, and what is in a row and has no owner.
+//!
+//! A runner that somebody started by hand (`vestibule vm run`) belongs to no session: it is shown and left alone. A runner
+//! of a session that this database does not know, or that has ended, is ended. A directory without a runner is removed,
+//! its files saved first.
+use super::ReconcileError;
+use crate::{
+    core::{Shared, off_runtime},
+    machine::{evidence, teardown},
+    state::Effect,
+    store::MachineRow,
+};
+use camino::Utf8PathBuf;
+use std::time::{Duration, SystemTime};
+use vestibule_api::{error::Chain, ids::MachineId, machine::MachineView};
+
+/// Somebody may be about to start a runner in a directory that is younger.
+const YOUNG: Duration = Duration::from_secs(60);
+
+pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
+    let mut count = 0;
+    for (id, dir) in directories(core.config.home.join("vms")).await? {
+        match core.store.machine(id).await? {
+            Some(machine) if machine.gone_at.is_none() => count += owned(core, &machine).await?,
+            Some(_) | None => count += unknown(core, id, dir).await?,
+        }
+    }
+    Ok(count)
+}
+
+async fn directories(path: Utf8PathBuf) -> Result<Vec<(MachineId, Utf8PathBuf)>, ReconcileError> {
+    off_runtime(move || {
+        let entries = match path.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(err) => return Err(ReconcileError::List { path, err }),
+        };
+        let found = entries.flatten().filter_map(|entry| {
+            let id = entry.file_name().parse().ok()?;
+            Some((id, entry.path().to_owned()))
+        });
+        Ok(found.collect())
+    })
+    .await?
+}
+
+/// A machine whose session has ended and has nothing left to do about it.
+async fn owned(core: &Shared, machine: &MachineRow) -> Result<u64, ReconcileError> {
+    let Some(session) = machine.session_id else {
+        return Ok(0);
+    };
+    let over = core
+        .store
+        .session(session)
+        .await?
+        .is_none_or(|row| row.state.is_terminal());
+    if !over || core.store.is_open(session, Effect::Teardown).await? {
+        return Ok(0);
+    }
+    tracing::warn!(machine.id = %machine.id, session.id = %session, "ending a VM whose session has ended");
+    teardown::end_stray(core, machine.id, "its session has ended")
+        .await
+        .map_err(ReconcileError::Stray)?;
+    Ok(1)
+}
+
+/// A directory of no machine that the rows know.
+async fn unknown(core: &Shared, id: MachineId, dir: Utf8PathBuf) -> Result<u64, ReconcileError> {
+    match core.runner(id).get::<MachineView>("/machine").await {
+        Ok(view) if view.session_id.is_none() => {
+            tracing::info!(machine.id = %id, "found a VM that somebody started by hand");
+            core.store.adopt(&MachineRow::found(&view)).await?;
+            core.store.signals.wake();
+            Ok(1)
+        }
+        Ok(view) => {
+            tracing::warn!(machine.id = %id, session.id = ?view.session_id, "ending a VM of a session that is not known");
+            core.store.adopt(&MachineRow::found(&view)).await?;
+            teardown::end_stray(core, id, "no session owns it")
+                .await
+                .map_err(ReconcileError::Stray)?;
+            Ok(1)
+        }
+        Err(_) if core.runner_alive(id).await || is_young(dir.clone()).await? => Ok(0),
+        Err(err) => {
+            tracing::warn!(machine.id = %id, error = %Chain(&err), "removing what a runner left that is gone");
+            let evidence_dir = core.evidence_dir(id);
+            let saved = off_runtime(move || evidence::salvage(&dir, &evidence_dir)).await?;
+            saved.map_err(|err| ReconcileError::Stray(err.into()))?;
+            Ok(1)
+        }
+    }
+}
+
+async fn is_young(dir: Utf8PathBuf) -> Result<bool, ReconcileError> {
+    let age = off_runtime(move || {
+        let modified = std::fs::metadata(&dir)
+            .and_then(|meta| meta.modified())
+            .ok()?;
+        SystemTime::now().duration_since(modified).ok()
+    });
+    Ok(age.await?.is_some_and(|age| age < YOUNG))
+}

@@ -1,0 +1,310 @@
+//! Where runners run. On one machine: a process of its own for each VM, which outlives the controller.
+//!
+//! That a runner lives is a lock: the controller locks `vms/<id>/runner.stderr` and hands the open file to the runner as
+//! its standard error. The kernel gives the lock back when the last holder is gone, whoever that was and however it ended,
+//! so a controller that comes back knows at once, without process ids.
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::{
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Seek as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    process::Stdio,
+};
+use vestibule_api::{ids::MachineId, machine::VmSpec};
+
+/// Why no runner was started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("{operation} `{path}`")]
+    File {
+        operation: &'static str,
+        path: Utf8PathBuf,
+        #[source]
+        err: io::Error,
+    },
+    #[error("hand the VM's specification over")]
+    Spec(#[source] io::Error),
+    #[error("start the runner `{program}`")]
+    Spawn {
+        program: String,
+        #[source]
+        err: io::Error,
+    },
+}
+
+impl LaunchError {
+    /// The operating system's own error.
+    pub fn io(&self) -> &io::Error {
+        match self {
+            Self::File { err, .. } | Self::Spec(err) | Self::Spawn { err, .. } => err,
+        }
+    }
+}
+
+/// Starts runners and says which live. The seam for other schedulers; nothing above it knows processes.
+pub trait Scheduler: std::fmt::Debug + Send + Sync {
+    /// Starts the runner of `spec`, once: where it lives already, nothing happens.
+    ///
+    /// # Errors
+    /// When it could not be started.
+    fn launch(&self, spec: &VmSpec) -> Result<(), LaunchError>;
+
+    /// Whether the runner of this VM, or anything that it left running, lives.
+    fn alive(&self, id: MachineId) -> bool;
+
+    /// Ends a runner that does not answer any more. Nothing happens where it does not live.
+    fn kill(&self, id: MachineId);
+}
+
+/// Runners as processes of this host.
+#[derive(Debug)]
+pub(crate) struct Local {
+    home: Utf8PathBuf,
+    /// Empty: this program, as `run-vm`.
+    command: Vec<String>,
+}
+
+impl Local {
+    pub(crate) fn new(home: Utf8PathBuf, command: Vec<String>) -> Self {
+        Self { home, command }
+    }
+
+    fn stderr(&self, id: MachineId) -> Utf8PathBuf {
+        self.home
+            .join("vms")
+            .join(id.to_string())
+            .join("runner.stderr")
+    }
+
+    fn spawn(&self, spec: &VmSpec, stderr: File) -> Result<(), LaunchError> {
+        // The running program itself, also where its file was replaced meanwhile.
+        let own = ["/proc/self/exe".to_owned(), "run-vm".to_owned()];
+        let command = if self.command.is_empty() {
+            &own[..]
+        } else {
+            &self.command
+        };
+        let [program, args @ ..] = command else {
+            return Ok(());
+        };
+        let stdin = spec_file(spec).map_err(LaunchError::Spec)?;
+        let mut process = tokio::process::Command::new(program);
+        process
+            .args(args)
+            .env_clear()
+            .stdin(stdin)
+            .stdout(Stdio::null())
+            .stderr(stderr);
+        for name in ["PATH", "HOME", "TMPDIR", "RUST_LOG"] {
+            process.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        if self.command.is_empty() {
+            process.arg0("vestibule");
+        }
+        own_session(&mut process);
+        // Dropping the handle leaves the process alone; tokio collects its status when it ends.
+        process.spawn().map(drop).map_err(|err| LaunchError::Spawn {
+            program: program.clone(),
+            err,
+        })
+    }
+}
+
+impl Scheduler for Local {
+    fn launch(&self, spec: &VmSpec) -> Result<(), LaunchError> {
+        for dir in [&spec.vm_dir, &spec.evidence_dir] {
+            private_dir(Utf8Path::new(dir))?;
+        }
+        let path = self.stderr(spec.machine_id);
+        let failed = |operation| {
+            let path = path.clone();
+            move |err| LaunchError::File {
+                operation,
+                path,
+                err,
+            }
+        };
+        let stderr = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open"))?;
+        match stderr.try_lock() {
+            Ok(()) => self.spawn(spec, stderr),
+            Err(TryLockError::WouldBlock) => Ok(()),
+            Err(TryLockError::Error(err)) => Err(failed("lock")(err)),
+        }
+    }
+
+    fn alive(&self, id: MachineId) -> bool {
+        match File::open(self.stderr(id)).map(|file| file.try_lock()) {
+            Ok(Err(TryLockError::WouldBlock)) => true,
+            Ok(Ok(()) | Err(TryLockError::Error(_))) | Err(_) => false,
+        }
+    }
+
+    fn kill(&self, id: MachineId) {
+        let path = self.stderr(id);
+        for pid in processes() {
+            // The handle first, then the look: a process id that is given to another meanwhile can't be hit.
+            let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+            else {
+                continue;
+            };
+            let stderr = std::fs::read_link(format!("/proc/{}/fd/2", pid.as_raw_pid()));
+            if stderr.is_ok_and(|target| target == path.as_std_path()) {
+                tracing::warn!(machine.id = %id, pid = pid.as_raw_pid(), "ending a runner that does not answer");
+                let _ = rustix::process::pidfd_send_signal(handle, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
+fn processes() -> Vec<rustix::process::Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(rustix::process::Pid::from_raw)
+        .collect()
+}
+
+fn private_dir(path: &Utf8Path) -> Result<(), LaunchError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|err| LaunchError::File {
+            operation: "create directory",
+            path: path.to_owned(),
+            err,
+        })
+}
+
+/// The specification in memory, at its beginning: never on disk, and of any size.
+fn spec_file(spec: &VmSpec) -> io::Result<File> {
+    let mut file = File::from(memfd_create("vestibule-spec", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(spec)?)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// A session of its own: a signal to the controller's terminal or group is not for the runner.
+#[expect(unsafe_code, reason = "setsid(2) has to run in the child")]
+fn own_session(process: &mut tokio::process::Command) {
+    // SAFETY: setsid is async-signal-safe, and the closure neither allocates nor touches memory of the parent.
+    unsafe {
+        process.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+    use vestibule_api::{egress::EgressPolicy, machine::DriverChoice};
+
+    fn spec(home: &Utf8Path) -> VmSpec {
+        let machine_id = MachineId::generate();
+        VmSpec {
+            machine_id,
+            session_id: None,
+            image_digest: "b".repeat(64).parse().unwrap(),
+            image_dir: String::new(),
+            driver: DriverChoice::Auto,
+            memory_mib: 1,
+            vcpus: 1,
+            vm_dir: home.join("vms").join(machine_id.to_string()).into_string(),
+            evidence_dir: home
+                .join("evidence")
+                .join(machine_id.to_string())
+                .into_string(),
+            // Larger than a pipe holds.
+            egress: EgressPolicy {
+                extra_ca_pem: vec!["x".repeat(200_000)],
+                ..EgressPolicy::default()
+            },
+            boot_deadline_s: 1,
+            console_keep_bytes: 1,
+            idle_deadline_s: None,
+        }
+    }
+
+    async fn wait(what: &str, mut ready: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !ready() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_runner_is_started_once_in_a_session_of_its_own_and_can_be_ended() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let script = "cat > \"$0/spec.json\"; echo run >> \"$0/runs\"; ps -o sid= $$ > \"$0/sid\"; exec sleep 60";
+        let command = ["/bin/sh", "-c", script, home.path().as_str()]
+            .map(str::to_owned)
+            .to_vec();
+        let local = Local::new(home.path().to_owned(), command);
+        let spec = spec(home.path());
+        assert!(!local.alive(spec.machine_id));
+        local.launch(&spec).unwrap();
+        assert!(local.alive(spec.machine_id));
+        wait("the runner writes its session", || {
+            std::fs::read_to_string(home.path().join("sid")).is_ok_and(|sid| sid.ends_with('\n'))
+        })
+        .await;
+        local.launch(&spec).unwrap();
+        let again = Local::new(home.path().to_owned(), Vec::new());
+        assert!(
+            again.alive(spec.machine_id),
+            "a controller that comes back sees it"
+        );
+        assert_eq!(
+            std::fs::read_to_string(home.path().join("runs")).unwrap(),
+            "run\n",
+            "started once"
+        );
+        let read: VmSpec =
+            serde_json::from_slice(&std::fs::read(home.path().join("spec.json")).unwrap()).unwrap();
+        assert_eq!(read, spec);
+        let sid = std::fs::read_to_string(home.path().join("sid")).unwrap();
+        assert_ne!(
+            sid.trim(),
+            rustix::process::getsid(None)
+                .unwrap()
+                .as_raw_pid()
+                .to_string()
+        );
+        again.kill(spec.machine_id);
+        wait("the runner ends", || !local.alive(spec.machine_id)).await;
+    }
+
+    #[tokio::test]
+    async fn a_runner_that_can_not_be_started_is_named() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let local = Local::new(
+            home.path().to_owned(),
+            vec!["/nonexistent/runner".to_owned()],
+        );
+        let err = local.launch(&spec(home.path())).unwrap_err();
+        assert!(err.to_string().contains("/nonexistent/runner"), "{err}");
+        std::fs::write(home.path().join("evidence2"), "").unwrap();
+        let mut spec = spec(home.path());
+        spec.evidence_dir = home.path().join("evidence2/x").into_string();
+        assert!(matches!(
+            local.launch(&spec),
+            Err(LaunchError::File {
+                operation: "create directory",
+                ..
+            })
+        ));
+    }
+}

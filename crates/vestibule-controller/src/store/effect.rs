@@ -1,0 +1,122 @@
+//! The outbox: effects that are due, done, or to be tried again.
+use super::{Store, StoreError, row};
+use crate::state::Effect;
+use sqlx::{Any, Transaction};
+use std::time::Duration;
+use vestibule_api::{ids::SessionId, time::Timestamp};
+
+/// An effect whose time has come. Per session only its oldest open one is due: they are carried out in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DueEffect {
+    pub(crate) id: String,
+    pub(crate) session: SessionId,
+    pub(crate) kind: Effect,
+    /// Times it was tried before.
+    pub(crate) attempts: u32,
+    pub(crate) created_at: Timestamp,
+}
+
+/// Writes an effect down, after those that the session has.
+pub(super) async fn insert(
+    tx: &mut Transaction<'static, Any>,
+    session: SessionId,
+    effect: Effect,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO effect (id, session_id, seq, kind, created_at, attempts, not_before) \
+         SELECT $1, $2, COALESCE(MAX(seq), 0) + 1, $3, $4, 0, $4 FROM effect WHERE session_id = $2",
+    )
+    .bind(uuid::Uuid::now_v7().to_string())
+    .bind(session.to_string())
+    .bind(effect.id())
+    .bind(now.as_micros())
+    .execute(&mut **tx)
+    .await
+    .map(|_| ())
+    .map_err(StoreError::query("insert an effect"))
+}
+
+impl Store {
+    /// Effects to carry out now.
+    pub(crate) async fn due_effects(&self, now: Timestamp) -> Result<Vec<DueEffect>, StoreError> {
+        sqlx::query(
+            "SELECT * FROM effect WHERE done_at IS NULL AND not_before <= $1 AND NOT EXISTS (\
+             SELECT 1 FROM effect older WHERE older.session_id = effect.session_id AND older.done_at IS NULL \
+             AND older.seq < effect.seq) ORDER BY id",
+        )
+        .bind(now.as_micros())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("list due effects"))?
+        .iter()
+        .map(|found| {
+            Ok(DueEffect {
+                id: row::text(found, "id")?,
+                session: row::id(found, "session_id")?,
+                kind: row::word(found, "kind", Effect::from_id)?,
+                attempts: row::count(found, "attempts")?,
+                created_at: row::time(found, "created_at")?,
+            })
+        })
+        .collect()
+    }
+
+    /// The moment at which the next effect or deadline is due; none: nothing is open.
+    pub(crate) async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+        let found = sqlx::query(
+            "SELECT MIN(at) AS at FROM (SELECT not_before AS at FROM effect WHERE done_at IS NULL AND NOT EXISTS (\
+             SELECT 1 FROM effect older WHERE older.session_id = effect.session_id AND older.done_at IS NULL \
+             AND older.seq < effect.seq) UNION ALL SELECT deadline_at AS at FROM session WHERE deadline_at IS NOT NULL) AS due",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::query("look for what is due next"))?;
+        row::maybe_time(&found, "at")
+    }
+
+    /// The effect is done. Doing it again would change nothing.
+    pub(crate) async fn effect_done(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
+        sqlx::query("UPDATE effect SET done_at = $2 WHERE id = $1 AND done_at IS NULL")
+            .bind(id)
+            .bind(now.as_micros())
+            .execute(&self.pool)
+            .await
+            .map_err(StoreError::query("finish an effect"))?;
+        self.signals.wake();
+        Ok(())
+    }
+
+    /// Whether this effect of a session has still to be carried out.
+    pub(crate) async fn is_open(
+        &self,
+        session: SessionId,
+        kind: Effect,
+    ) -> Result<bool, StoreError> {
+        sqlx::query("SELECT id FROM effect WHERE session_id = $1 AND kind = $2 AND done_at IS NULL")
+            .bind(session.to_string())
+            .bind(kind.id())
+            .fetch_optional(&self.pool)
+            .await
+            .map(|row| row.is_some())
+            .map_err(StoreError::query("look for an open effect"))
+    }
+
+    /// The effect is tried again after `delay`; `error` (a chain without secrets) stands in its row.
+    pub(crate) async fn effect_failed(
+        &self,
+        id: &str,
+        now: Timestamp,
+        delay: Duration,
+        error: &str,
+    ) -> Result<(), StoreError> {
+        sqlx::query("UPDATE effect SET attempts = attempts + 1, not_before = $2, last_error = $3 WHERE id = $1")
+            .bind(id)
+            .bind(now.plus(delay).as_micros())
+            .bind(error)
+            .execute(&self.pool)
+            .await
+            .map(|_| ())
+            .map_err(StoreError::query("put an effect off"))
+    }
+}

@@ -1,0 +1,192 @@
+//! The one truth about sessions and machines: rows in SQLite or PostgreSQL.
+//!
+//! SQL is written once for both (`$1` placeholders, TEXT and BIGINT only). A transition, its events and its effects are
+//! one transaction that holds the row from its beginning. After a commit, [`Signals`] wakes whoever waits.
+mod effect;
+mod event;
+mod login;
+mod machine;
+mod row;
+mod session;
+
+pub(crate) use effect::DueEffect;
+pub(crate) use machine::{MachineRow, Reported};
+pub(crate) use session::{Applied, Facts, NewSession, SessionRow};
+
+use crate::state::Deadlines;
+use camino::Utf8Path;
+use sqlx::{Any, Executor as _, Transaction, any::AnyPoolOptions};
+use std::{os::unix::fs::OpenOptionsExt as _, time::Duration};
+use tokio::sync::{broadcast, watch};
+use vestibule_api::ids::SessionId;
+
+/// Why the database did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("open the database `{what}`")]
+    Open {
+        what: String,
+        #[source]
+        err: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("{what}")]
+    Query {
+        what: &'static str,
+        #[source]
+        err: sqlx::Error,
+    },
+    #[error("understand column `{column}` of the database")]
+    Column {
+        column: &'static str,
+        #[source]
+        err: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StoreError {
+    fn query(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |err| Self::Query { what, err }
+    }
+}
+
+/// Wakes those who wait for a change. Level-triggered: whoever is woken looks at the rows.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    /// There may be work for reconcilers.
+    pub(crate) work: watch::Sender<()>,
+    /// The session has new events.
+    pub(crate) sessions: broadcast::Sender<SessionId>,
+}
+
+impl Signals {
+    /// Makes every reconciler look at the rows.
+    pub(crate) fn wake(&self) {
+        self.work.send_replace(());
+    }
+}
+
+/// The database.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pool: sqlx::AnyPool,
+    /// On SQLite a transaction that writes must say so at its beginning, or it can fail in its middle.
+    begin: &'static str,
+    deadlines: Deadlines,
+    pub(crate) signals: Signals,
+}
+
+impl Store {
+    /// Opens the SQLite file `vestibule.db` in `home`, or the PostgreSQL database at `url`, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// When it can't be opened or migrated.
+    pub(crate) async fn open(
+        url: &str,
+        home: &Utf8Path,
+        deadlines: Deadlines,
+    ) -> Result<Self, StoreError> {
+        sqlx::any::install_default_drivers();
+        let path = home.join("vestibule.db");
+        let sqlite = url == "sqlite";
+        let failed = |err: Box<dyn std::error::Error + Send + Sync>| StoreError::Open {
+            // A PostgreSQL URL may hold a password.
+            what: if sqlite {
+                path.to_string()
+            } else {
+                "postgres".to_owned()
+            },
+            err,
+        };
+        let (target, connections) = if sqlite {
+            create_private(&path).map_err(|err| failed(err.into()))?;
+            (format!("sqlite://{path}"), 4)
+        } else {
+            (url.to_owned(), 8)
+        };
+        let pool = AnyPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(10))
+            .after_connect(|connection, _| Box::pin(prepare(connection)))
+            .connect(&target)
+            .await
+            .map_err(|err| failed(err.into()))?;
+        sqlx::migrate!()
+            .run(&pool)
+            .await
+            .map_err(|err| failed(err.into()))?;
+        Ok(Self {
+            pool,
+            begin: if sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" },
+            deadlines,
+            signals: Signals {
+                work: watch::channel(()).0,
+                sessions: broadcast::channel(1024).0,
+            },
+        })
+    }
+
+    /// Asks the database for a row.
+    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1")
+            .execute(&self.pool)
+            .await
+            .map(|_| ())
+            .map_err(StoreError::query("reach the database"))
+    }
+
+    /// Waits for what is under way and closes every connection.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        self.pool
+            .begin_with(self.begin)
+            .await
+            .map_err(StoreError::query("begin a transaction"))
+    }
+
+    /// Commits, then wakes those who wait for `session` and for work.
+    async fn commit(
+        &self,
+        tx: Transaction<'static, Any>,
+        session: Option<SessionId>,
+    ) -> Result<(), StoreError> {
+        tx.commit()
+            .await
+            .map_err(StoreError::query("commit a transaction"))?;
+        if let Some(session) = session {
+            // Nobody listening is fine.
+            drop(self.signals.sessions.send(session));
+        }
+        self.signals.wake();
+        Ok(())
+    }
+}
+
+/// The file with mode 0600 before SQLite would make it with another; its journal files inherit the mode.
+fn create_private(path: &Utf8Path) -> std::io::Result<()> {
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+}
+
+async fn prepare(connection: &mut sqlx::AnyConnection) -> Result<(), sqlx::Error> {
+    if connection.backend_name() == "SQLite" {
+        // `synchronous` stays FULL: a state that was told to somebody survives the host's crash.
+        for pragma in [
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA busy_timeout = 10000",
+            "PRAGMA foreign_keys = ON",
+        ] {
+            connection.execute(pragma).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,2 @@
+//! The controller over real HTTP.
+mod openapi;
