@@ -1,6 +1,6 @@
 //! The role `agent`: one thread, one runtime, and the state that its tasks share.
 use crate::{
-    api, attach, events::EventLog, guest::Guest, link, login::Logins, notify, proxy,
+    api, attach, desktop, events::EventLog, guest::Guest, link, login::Logins, notify, proxy,
     readiness::Readiness, shim,
 };
 use sha2::{Digest as _, Sha256};
@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::info;
 use vestibule_api::{
-    agent::{AGENT_API, AGENT_PORT, Health, PROXY_PORT},
+    agent::{AGENT_API, AGENT_PORT, DisplayReport, Health, PROXY_PORT},
     ids::SessionId,
     mux::Mux,
 };
@@ -52,6 +52,8 @@ pub(crate) struct Agent {
     /// The stream to the host, while there is one.
     pub(crate) link: watch::Sender<Option<Mux>>,
     pub(crate) login: Logins,
+    /// The screen, as it was last looked at.
+    pub(crate) display: watch::Sender<Option<DisplayReport>>,
     /// The session that this VM belongs to; once set it stays.
     pub(crate) session: OnceLock<SessionId>,
     build: String,
@@ -61,11 +63,12 @@ impl Agent {
     /// The state of an agent that has done nothing yet. `build` is the SHA-256 of the program, in hex.
     pub(crate) fn new(guest: Guest, build: String) -> Arc<Self> {
         Arc::new(Self {
-            readiness: Readiness::new(),
+            readiness: Readiness::new(&guest.image),
             guest,
             events: Arc::new(EventLog::new()),
             link: watch::Sender::new(None),
             login: Logins::new(),
+            display: watch::Sender::new(None),
             session: OnceLock::new(),
             build,
         })
@@ -123,6 +126,8 @@ async fn run() -> Result<(), AgentError> {
     info!(agent.version = env!("CARGO_PKG_VERSION"), "serving");
     tokio::spawn(notify::feed_watchdog());
     tokio::spawn(Arc::clone(&agent).watch_readiness());
+    tokio::spawn(Arc::clone(&agent).watch_units());
+    desktop::start(&agent);
     link::keep(agent).await;
     Ok(())
 }

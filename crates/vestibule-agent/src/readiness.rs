@@ -1,5 +1,5 @@
 //! Ready or not, and what is missing. Each condition is a fact that one task reports; ready is when none is missing.
-use crate::agent::Agent;
+use crate::{agent::Agent, guest::ImageFacts};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::watch;
 use vestibule_api::agent::{AgentEvent, HealthStatus};
@@ -23,10 +23,21 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    pub(crate) fn new() -> Self {
-        let stream = (Condition::Stream, vec!["the host on the stream".to_owned()]);
+    /// Nothing holds yet of what an image with these facts needs.
+    pub(crate) fn new(image: &ImageFacts) -> Self {
+        let mut missing =
+            BTreeMap::from([(Condition::Stream, vec!["the host on the stream".to_owned()])]);
+        if !image.required_units.is_empty() {
+            missing.insert(Condition::Units, image.required_units.clone());
+        }
+        if image.has("browser") {
+            missing.insert(
+                Condition::Painted,
+                vec!["the browser on the screen".to_owned()],
+            );
+        }
         Self {
-            missing: watch::Sender::new(BTreeMap::from([stream])),
+            missing: watch::Sender::new(missing),
             was_ready: watch::Sender::new(false),
         }
     }
@@ -85,8 +96,8 @@ mod tests {
 
     #[test]
     fn ready_is_when_nothing_is_missing() {
-        let readiness = Readiness::new();
-        readiness.set(Condition::Units, vec!["x.service".into()]);
+        let facts = r#"{"requiredUnits": ["x.service"], "features": ["terminal"]}"#;
+        let readiness = Readiness::new(&serde_json::from_str(facts).unwrap());
         assert_eq!(readiness.now().0, HealthStatus::Starting);
         readiness.set(Condition::Stream, Vec::new());
         assert_eq!(

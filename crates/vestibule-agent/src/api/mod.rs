@@ -5,7 +5,7 @@ mod login;
 mod reply;
 mod terminal;
 
-use crate::agent::Agent;
+use crate::{agent::Agent, report};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
@@ -22,7 +22,7 @@ use tokio::{
     net::TcpListener,
 };
 use tracing::warn;
-use vestibule_api::agent::Health;
+use vestibule_api::agent::{Health, Report};
 
 pub(crate) use reply::Refusal;
 
@@ -65,6 +65,7 @@ fn for_guest(agent: &Arc<Agent>) -> Router {
 fn common() -> Router<Arc<Agent>> {
     Router::new()
         .route("/health", get(health))
+        .route("/report", get(full_report))
         .method_not_allowed_fallback(reply::no_such_method)
 }
 
@@ -90,6 +91,10 @@ fn engineers_only(agent: &Agent, headers: &HeaderMap) -> Result<(), Refusal> {
 
 async fn health(State(agent): Shared) -> Json<Health> {
     Json(agent.health())
+}
+
+async fn full_report(State(agent): Shared) -> Json<Report> {
+    Json(report::collect(&agent).await)
 }
 
 /// Serves one connection to its end, upgrades included.
