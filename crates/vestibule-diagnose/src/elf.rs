@@ -37,8 +37,8 @@ pub(crate) struct Elf {
 pub(crate) enum Bad {
     /// No ELF magic.
     NotElf,
-    /// Cut short, or 32-bit or big-endian tables that this reader does not follow.
-    Truncated,
+    /// Cut short; with the machine, where the header says so much.
+    Truncated(Option<u16>),
 }
 
 /// The name of an `e_machine`.
@@ -57,17 +57,17 @@ pub(crate) fn machine_name(machine: u16) -> String {
 
 /// Reads the ELF file at `path` of `root`.
 pub(crate) fn read(root: &Root, path: &str) -> Result<Elf, Bad> {
-    let head = root.read_at(path, 0, 64).ok_or(Bad::Truncated)?;
+    let head = root.read_at(path, 0, 64).ok_or(Bad::Truncated(None))?;
     if !head.starts_with(b"\x7fELF") {
         return Err(Bad::NotElf);
     }
     let wide = head.get(4) == Some(&2);
     let little = head.get(5) == Some(&1);
-    let machine = head.get(18..20).ok_or(Bad::Truncated)?;
+    let machine = head.get(18..20).ok_or(Bad::Truncated(None))?;
     let machine = match machine {
         [a, b] if little => u16::from_le_bytes([*a, *b]),
         [a, b] => u16::from_be_bytes([*a, *b]),
-        _ => return Err(Bad::Truncated),
+        _ => return Err(Bad::Truncated(None)),
     };
     let mut elf = Elf {
         machine,
@@ -76,7 +76,7 @@ pub(crate) fn read(root: &Root, path: &str) -> Result<Elf, Bad> {
     if !wide || !little {
         return Ok(elf);
     }
-    tables(root, path, &head, &mut elf).ok_or(Bad::Truncated)?;
+    tables(root, path, &head, &mut elf).ok_or(Bad::Truncated(Some(machine)))?;
     Ok(elf)
 }
 
@@ -114,7 +114,7 @@ fn tables(root: &Root, path: &str, head: &[u8], elf: &mut Elf) -> Option<()> {
                     path,
                     s.offset,
                     usize::try_from(s.size.min(4096)).ok()?,
-                )?)
+                )?);
             }
             2 => dynamic(root, path, s, &segments, elf)?,
             _ => {}

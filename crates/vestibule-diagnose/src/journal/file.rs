@@ -188,11 +188,9 @@ impl<'a> File<'a> {
 
     fn plausible(&self, object: &Object<'_>) -> bool {
         let width = if self.compact { 4 } else { 16 };
-        object
-            .body
-            .len()
-            .checked_sub(64)
-            .is_some_and(|n| n % width < 8 && n / width <= ITEM_LIMIT)
+        object.body.len().checked_sub(64).is_some_and(|n| {
+            n.checked_rem(width).is_some_and(|r| r < 8) && n <= width.saturating_mul(ITEM_LIMIT)
+        })
     }
 
     fn entry(&mut self, offset: u64) -> Option<Entry> {

@@ -10,7 +10,7 @@ const WIDTH_LIMIT: usize = 8_192;
 const STATUS: [&str; 6] = ["OK", "FAILED", "DEPEND", "TIME", "ASSERT", "INFO"];
 
 /// Lines that look bad and stop nothing; none of them is ever evidence for a cause.
-pub(crate) const HARMLESS: [&str; 14] = [
+const HARMLESS: [&str; 14] = [
     "Failed to enable 64-bit or 32-bit DMA",
     "Unable to open unknown-block",
     "fail to add MMCONFIG information",
@@ -26,6 +26,11 @@ pub(crate) const HARMLESS: [&str; 14] = [
     "EXT4-fs (vda): warning: mounting fs with errors, running e2fsck is recommended",
     "Unknown key",
 ];
+
+/// Whether a line is one of them.
+pub(super) fn is_harmless(text: &str) -> bool {
+    HARMLESS.iter().any(|h| text.contains(h))
+}
 
 /// Splits a console into lines; at most `limit`, the last ones.
 pub(super) fn lines(bytes: &[u8], limit: usize) -> Vec<Line> {
@@ -63,6 +68,7 @@ fn line(source: &Rc<str>, number: u64, text: &str) -> Line {
         speaker,
         unit: None,
         pid: None,
+        harmless: is_harmless(&rest),
         text: rest,
     }
 }

@@ -35,6 +35,8 @@ pub struct Line {
     pub unit: Option<Rc<str>>,
     pub pid: Option<u32>,
     pub text: String,
+    /// It looks bad and stops nothing: never evidence.
+    pub harmless: bool,
 }
 
 impl Line {
@@ -108,6 +110,7 @@ impl Log {
                 speaker,
                 unit,
                 pid: entry.pid,
+                harmless: console::is_harmless(&entry.message),
                 text: entry.message.to_string(),
             });
         }
@@ -115,7 +118,7 @@ impl Log {
 
     /// The first line that `test` accepts.
     pub fn first(&self, test: impl Fn(&Line) -> bool) -> Option<&Line> {
-        self.lines.iter().find(|l| test(l))
+        self.lines.iter().find(|l| !l.harmless && test(l))
     }
 
     /// The first line that contains `needle`.

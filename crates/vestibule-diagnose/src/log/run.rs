@@ -31,7 +31,7 @@ impl<'a> UnitLog<'a> {
             };
             match line.speaker {
                 Speaker::Manager if line.unit.as_deref() == Some(name) || named() => {
-                    out.manager.push(line)
+                    out.manager.push(line);
                 }
                 // A forked child speaks with PID 1's voice before it executes: `Failed at step EXEC …`.
                 Speaker::Program if line.text.starts_with(&colon) => out.manager.push(line),

@@ -470,7 +470,8 @@ pub fn security(case: &Case<'_>, name: &str) -> Vec<Candidate> {
             });
         let loads =
             disk.boot.starts("apparmor.service") && disk.units.load("apparmor.service").is_loaded();
-        if !off && !(defined && loads) {
+        let confined = defined && loads;
+        if !off && !confined {
             let why = format!(
                 "the unit runs under the AppArmor profile {}, which nothing in this image {}",
                 a.value,

@@ -118,11 +118,10 @@ pub fn waits_for_network(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     {
         return Vec::new();
     }
-    let fix = match cause {
-        Cause::NetworkMatchesNoLink => {
-            "correct Name= in [Match] (virtio cards are eth0, or ens3 and the like), or drop the dependency on network-online.target"
-        }
-        _ => "order the unit after network.target or nothing, and mask the wait-online service",
+    let fix = if cause == Cause::NetworkMatchesNoLink {
+        "correct Name= in [Match] (virtio cards are eth0, or ens3 and the like), or drop the dependency on network-online.target"
+    } else {
+        "order the unit after network.target or nothing, and mask the wait-online service"
     };
     if let Some(own) = own_limit {
         let f = waiting::job_timeout(name, own, &disk.units.load(name), link);

@@ -111,7 +111,7 @@ fn argument(service: &Service<'_>, options: &[&str]) -> Option<Variable> {
             // `--bind 127.0.0.1:8080`
             let value = value
                 .rsplit_once(':')
-                .map_or(value.clone(), |(h, _)| h.to_owned());
+                .map_or_else(|| value.clone(), |(h, _)| h.to_owned());
             return Some(Variable { value, quote });
         }
     }
@@ -130,7 +130,7 @@ fn lost_line(
             .trim()
             .strip_prefix("export ")
             .or_else(|| text.trim().strip_prefix("set "))
-            .unwrap_or(text.trim());
+            .unwrap_or_else(|| text.trim());
         let pair = line.split_once('=').or_else(|| line.split_once(':'));
         pair.is_some_and(|(n, v)| {
             names.contains(&n.trim()) && wanted(v.trim().trim_matches(['"', '\'']))

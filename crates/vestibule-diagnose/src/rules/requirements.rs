@@ -172,7 +172,8 @@ fn bound(
         Some(Ending::Success(_) | Ending::Failure) => true,
         Some(Ending::Never | Ending::Test(..)) | None => false,
     };
-    if !(skipped || (ends && !stays && !restarts)) {
+    let gone = skipped || (ends && !stays && !restarts);
+    if !gone {
         return None;
     }
     let why = format!(

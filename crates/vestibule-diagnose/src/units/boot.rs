@@ -142,10 +142,10 @@ impl<'a> Boot<'a> {
             }
             match names::unit_type(name) {
                 "socket" if unit.default_dependencies() => {
-                    self.add_after("sockets.target", name, None)
+                    self.add_after("sockets.target", name, None);
                 }
                 "timer" if unit.default_dependencies() => {
-                    self.add_after("timers.target", name, None)
+                    self.add_after("timers.target", name, None);
                 }
                 "path" if unit.default_dependencies() => self.add_after("paths.target", name, None),
                 _ => {}

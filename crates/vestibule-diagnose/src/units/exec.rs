@@ -138,7 +138,10 @@ impl<'a> Resolver<'a> {
                     why.to_owned(),
                 ))
             }
-            Err(elf::Bad::Truncated) => {
+            Err(elf::Bad::Truncated(machine)) => {
+                if let Some(problem) = machine.and_then(|m| self.wrong_machine(path, m)) {
+                    return Some(problem);
+                }
                 let text = format!("[{} bytes]", meta.size);
                 Some(Problem::Format(
                     quote_disk(path, None, &text),
@@ -227,17 +230,8 @@ impl<'a> Resolver<'a> {
     }
 
     fn check_elf(&self, path: &str, real: &str, found: &elf::Elf, who: &As<'_>) -> Option<Problem> {
-        if let Some(machine) = self.machine
-            && found.machine != machine
-            && !(machine == elf::X86_64 && found.machine == elf::I386)
-            && !self.has_binfmt()
-        {
-            let (is, want) = (elf::machine_name(found.machine), elf::machine_name(machine));
-            let quote = quote_disk(path, None, &format!("[ELF file for {is}]"));
-            return Some(Problem::WrongArchitecture(
-                quote,
-                format!("the guest is {want}"),
-            ));
+        if let Some(problem) = self.wrong_machine(path, found.machine) {
+            return Some(problem);
         }
         let interpreter = found.interpreter.as_deref()?;
         if !self.root.exists(interpreter) {
@@ -248,6 +242,15 @@ impl<'a> Resolver<'a> {
             ));
         }
         self.check_libraries(path, real, found, who)
+    }
+
+    fn wrong_machine(&self, path: &str, found: u16) -> Option<Problem> {
+        let machine = self.machine?;
+        let runs =
+            found == machine || (machine == elf::X86_64 && found == elf::I386) || self.has_binfmt();
+        let (is, want) = (elf::machine_name(found), elf::machine_name(machine));
+        let quote = quote_disk(path, None, &format!("[ELF file for {is}]"));
+        (!runs).then(|| Problem::WrongArchitecture(quote, format!("the guest is {want}")))
     }
 
     fn has_binfmt(&self) -> bool {

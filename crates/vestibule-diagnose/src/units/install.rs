@@ -102,7 +102,7 @@ impl Presets {
 pub fn first_boot_overlay(units: &UnitSet<'_>, because: &Quote) -> Overlay {
     let presets = Presets::read(units.root);
     let mut overlay = Overlay::default();
-    for (name, path) in units.files() {
+    for name in units.files().into_keys() {
         let (enabled, quote, instances) = presets.enables(&name);
         if !enabled || units.canonical(&name) != name {
             continue;
@@ -113,7 +113,6 @@ pub fn first_boot_overlay(units: &UnitSet<'_>, because: &Quote) -> Overlay {
                 enable(
                     units,
                     &names::with_instance(&name, inst),
-                    &path,
                     quote,
                     &mut overlay,
                     0,
@@ -121,19 +120,12 @@ pub fn first_boot_overlay(units: &UnitSet<'_>, because: &Quote) -> Overlay {
             }
             continue;
         }
-        enable(units, &name, &path, quote, &mut overlay, 0);
+        enable(units, &name, quote, &mut overlay, 0);
     }
     overlay
 }
 
-fn enable(
-    units: &UnitSet<'_>,
-    name: &str,
-    path: &str,
-    quote: &Quote,
-    overlay: &mut Overlay,
-    depth: u32,
-) {
+fn enable(units: &UnitSet<'_>, name: &str, quote: &Quote, overlay: &mut Overlay, depth: u32) {
     let unit = units.load(name);
     if !unit.is_loaded() || depth > 4 {
         return;
@@ -173,7 +165,7 @@ fn enable(
     }
     for also in listed("Also") {
         if also != name {
-            enable(units, &also, path, quote, overlay, depth.saturating_add(1));
+            enable(units, &also, quote, overlay, depth.saturating_add(1));
         }
     }
 }

@@ -114,29 +114,6 @@ pub(crate) fn unescape_path(stem: &str) -> String {
     if stem == "-" { "/".to_owned() } else { out }
 }
 
-/// A path as it stands in a unit name: `/data/x-y` → `data-x\x2dy`.
-pub(crate) fn escape_path(path: &str) -> String {
-    let path = path.trim_matches('/');
-    if path.is_empty() {
-        return "-".to_owned();
-    }
-    let mut out = String::new();
-    for (index, c) in path.chars().enumerate() {
-        match c {
-            '/' => out.push('-'),
-            '.' if index == 0 => out.push_str("\\x2e"),
-            c if c.is_ascii_alphanumeric() || ":_.".contains(c) => out.push(c),
-            c => {
-                let mut buf = [0; 4];
-                for byte in c.encode_utf8(&mut buf).bytes() {
-                    out.push_str(&format!("\\x{byte:02x}"));
-                }
-            }
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +144,5 @@ mod tests {
             unescape_path("dev-disk-by\\x2duuid-1"),
             "/dev/disk/by-uuid/1"
         );
-        assert_eq!(escape_path("/data/x-y"), "data-x\\x2dy");
     }
 }

@@ -4,7 +4,13 @@
 //! Needs root (the mutations call `chroot`), the folder (`VESTIBULE_FAULTS`, default `../shared/faults` beside the
 //! checkout) and a base tree (`VESTIBULE_FAULTS_BASE`, default `target/faults/base`, made by `base/mkbase.sh` in about a
 //! minute). Without them the test says so and passes. `VESTIBULE_FAULT=047,049` runs a selection.
+#![expect(
+    clippy::print_stdout,
+    reason = "the table of cases, and why they were skipped"
+)]
+
 mod tree;
+mod variants;
 
 use anyhow::{Context, Result};
 use flate2::read::GzDecoder;
@@ -122,7 +128,7 @@ fn every_recorded_failure_is_named() -> Result<()> {
     let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let faults = std::env::var_os("VESTIBULE_FAULTS")
         .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
-    let Some(base) = Base::find(&checkout, &faults)? else {
+    let Some(base) = Base::find("cases", &checkout, &faults)? else {
         return Ok(());
     };
     let only = std::env::var("VESTIBULE_FAULT").unwrap_or_default();

@@ -37,7 +37,7 @@ fn run(command: &mut Command) -> Result<()> {
 
 impl Base {
     /// Finds or builds the base tree; none, with a printed reason, where that is not possible here.
-    pub(crate) fn find(checkout: &Path, faults: &Path) -> Result<Option<Self>> {
+    pub(crate) fn find(name: &str, checkout: &Path, faults: &Path) -> Result<Option<Self>> {
         if !faults.join("base/mkbase.sh").is_file() {
             println!(
                 "skipped: no folder of faults at {} (set VESTIBULE_FAULTS)",
@@ -70,7 +70,8 @@ impl Base {
                 .arg(faults.join("base/mkbase.sh"))
                 .arg(&dir))?;
         }
-        let work = std::env::temp_dir().join(format!("vestibule-faults-{}", std::process::id()));
+        let work =
+            std::env::temp_dir().join(format!("vestibule-faults-{}-{name}", std::process::id()));
         fs::create_dir_all(&work)?;
         Ok(Some(Self {
             dir: dir.canonicalize()?,
@@ -80,7 +81,28 @@ impl Base {
 
     /// A view of the base, changed by the case's `mutate.sh`.
     pub(crate) fn mutate(&self, case: &Path, fill: bool) -> Result<Mutated> {
-        let work = self.work.join("case");
+        let mut mutated = self.view()?;
+        run(Command::new("bash")
+            .arg(case.join("mutate.sh"))
+            .arg(&mutated.dir))?;
+        if fill {
+            mutated.image = Some(filled_image(&mutated.work, &mutated.dir)?);
+        }
+        Ok(mutated)
+    }
+
+    /// A view of the base, changed by a few lines of shell with the variables of a `mutate.sh`.
+    pub(crate) fn script(&self, lines: &str) -> Result<Mutated> {
+        let mutated = self.view()?;
+        let script = format!("{PRELUDE}{lines}");
+        run(Command::new("bash")
+            .args(["-c", &script, "mutate"])
+            .arg(&mutated.dir))?;
+        Ok(mutated)
+    }
+
+    fn view(&self) -> Result<Mutated> {
+        let work = tempdir(&self.work)?;
         let dir = work.join("tree");
         for part in ["upper", "work", "tree"] {
             fs::create_dir_all(work.join(part))?;
@@ -95,23 +117,33 @@ impl Base {
             .args(["-t", "overlay", "overlay", "-o", &options])
             .arg(&dir))
         .is_ok();
-        let mut mutated = Mutated {
-            dir: dir.clone(),
-            image: None,
-            work: work.clone(),
-            mounted,
-        };
         if !mounted {
             fs::remove_dir(&dir)?;
             run(Command::new("cp").arg("-a").arg(&self.dir).arg(&dir))?;
         }
-        run(Command::new("bash").arg(case.join("mutate.sh")).arg(&dir))?;
-        if fill {
-            mutated.image = Some(filled_image(&work, &dir)?);
-        }
-        Ok(mutated)
+        Ok(Mutated {
+            dir,
+            image: None,
+            work,
+            mounted,
+        })
     }
 }
+
+fn tempdir(parent: &Path) -> Result<PathBuf> {
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let dir = parent.join(format!("case{number}"));
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}
+
+/// The variables that every `mutate.sh` has.
+const PRELUDE: &str = r#"set -euo pipefail
+R=$(cd "${1:?}" && pwd); SVC=vm-browser-agent.service; U=$R/etc/systemd/system/$SVC
+W=$R/etc/systemd/system/multi-user.target.wants; S=$R/etc/systemd/system; A=$R/opt/vm-browser-agent
+dropin() { mkdir -p "$U.d"; cat > "$U.d/$1.conf"; }
+"#;
 
 impl Drop for Base {
     fn drop(&mut self) {
