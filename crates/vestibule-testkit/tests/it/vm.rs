@@ -25,7 +25,10 @@ async fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// Says how long a part took, for `script/test`.
-#[expect(clippy::print_stdout, reason = "timings are what the test's reader asked for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "timings are what the test's reader asked for"
+)]
 fn took(part: &str, since: Instant) {
     println!("  {part}: {:.1} s", since.elapsed().as_secs_f32());
 }
