@@ -185,7 +185,7 @@ fn memory_available_mib() -> Option<u64> {
 fn disk_free_mib(home: &Path) -> Option<u64> {
     let existing = home.ancestors().find(|path| path.exists())?;
     let stat = rustix::fs::statvfs(existing).ok()?;
-    Some(stat.f_bavail * stat.f_frsize >> 20)
+    Some((stat.f_bavail * stat.f_frsize) >> 20)
 }
 
 impl fmt::Display for Report {

@@ -77,7 +77,10 @@ pub enum LaunchError {
     Spawn(#[from] SpawnError),
     /// The VMM ended before it answered; its own words are in the VMM log.
     #[error("the VMM ended at once")]
-    Died { exit: Exit },
+    Died {
+        exit: Exit,
+        command_line: Vec<String>,
+    },
     #[error("speak with the VMM")]
     Control(#[source] QmpError),
 }

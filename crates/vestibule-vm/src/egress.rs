@@ -63,9 +63,9 @@ impl Egress {
     ///
     /// # Errors
     /// When the policy cannot be used.
-    pub fn new(policy: EgressPolicy, events: Arc<EventLog>) -> Result<Arc<Self>, PolicyError> {
+    pub fn new(policy: &EgressPolicy, events: Arc<EventLog>) -> Result<Arc<Self>, PolicyError> {
         Ok(Arc::new(Self {
-            policy: RwLock::new(Arc::new(Policy::new(&policy)?)),
+            policy: RwLock::new(Arc::new(Policy::new(policy)?)),
             counters: Arc::default(),
             connections: Arc::new(Semaphore::new(CONNECTION_LIMIT)),
             reporter: Reporter::new(events),
@@ -76,8 +76,8 @@ impl Egress {
     ///
     /// # Errors
     /// When the policy cannot be used; the old one stays.
-    pub fn set_policy(&self, policy: EgressPolicy) -> Result<(), PolicyError> {
-        let policy = Arc::new(Policy::new(&policy)?);
+    pub fn set_policy(&self, policy: &EgressPolicy) -> Result<(), PolicyError> {
+        let policy = Arc::new(Policy::new(policy)?);
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
         Ok(())
     }

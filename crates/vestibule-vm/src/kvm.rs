@@ -83,9 +83,9 @@ impl fmt::Display for KvmVerdict {
 
 /// Probes `/dev/kvm`. Blocks for some milliseconds where it works, at most [`PATIENCE`] where it hangs.
 pub fn probe() -> KvmVerdict {
-    match rustix::fs::access("/dev/kvm", rustix::fs::Access::EXISTS) {
-        Err(rustix::io::Errno::NOENT) => return KvmVerdict::Absent,
-        Ok(()) | Err(_) => {}
+    let there = rustix::fs::access("/dev/kvm", rustix::fs::Access::EXISTS);
+    if there == Err(rustix::io::Errno::NOENT) {
+        return KvmVerdict::Absent;
     }
     let (tell, told) = mpsc::channel();
     let thread = std::thread::Builder::new().name(String::from("kvm probe"));
@@ -221,7 +221,7 @@ fn identity_map() -> Memory {
         memory.0[at..at + 8].copy_from_slice(&value.to_le_bytes());
     };
     entry(0, PAGE as u64 | PRESENT_WRITABLE);
-    entry(PAGE, 2 * PAGE as u64 | PRESENT_WRITABLE);
+    entry(PAGE, (2 * PAGE as u64) | PRESENT_WRITABLE);
     entry(2 * PAGE, PRESENT_WRITABLE | LARGE);
     memory
 }

@@ -134,8 +134,13 @@ fn prepare(runner: Pid, inherit: &[OwnedFd]) -> io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets flags of this process' descriptors.
     #[expect(unsafe_code, reason = "neither std nor rustix has close_range")]
-    let marked =
-        unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+    let marked = unsafe {
+        libc::close_range(
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC.cast_signed(),
+        )
+    };
     if marked != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,8 +1,12 @@
 //! The QEMU driver: Debian's `qemu-system-x86_64` 7.2 or newer, with KVM where it works and TCG elsewhere.
 //!
 //! The machine has two read-only disks (root image and config drive), a serial console, an entropy source and one
-//! virtio-serial port, which carries the stream. It has no network card, no display and no USB. QEMU gets its sockets
-//! and pipes as descriptors; the only path it opens in the VM's directory is none.
+//! virtio-serial port, which carries the stream. It has no network card, no display and no USB. QEMU gets its sockets,
+//! pipes and the config drive as descriptors; the paths that it opens are the image's, for reading.
+//!
+//! The machine type is `q35`. Measured with Debian's cloud kernel under TCG, start to agent, in CPU seconds of QEMU:
+//! q35 7.8 to 8.9, `microvm,acpi=on` 8.9 to 9.4, and the latter needs to be told the host's TSC frequency. `-cpu max`
+//! against `qemu64`, `EPYC` and `Nehalem` made no difference beyond noise.
 mod argv;
 pub mod qmp;
 
@@ -18,7 +22,7 @@ use crate::{
 use argv::{Accel, Descriptors};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::{FutureExt, future::BoxFuture};
-use qmp::{Qmp, QmpEvent};
+use qmp::{Qmp, QmpError, QmpEvent};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     fs::File,
@@ -145,8 +149,9 @@ async fn start(
             .map_err(prepare("keep the config drive"))?,
     };
     let args = argv::argv(accel, &launch, &fds);
-    let command_line = std::iter::once(program.to_string()).chain(args.iter().cloned());
-    let command_line = command_line.collect();
+    let command_line: Vec<_> = std::iter::once(program.to_string())
+        .chain(args.iter().cloned())
+        .collect();
     let child = Program {
         path: program.to_owned(),
         args,
@@ -156,12 +161,11 @@ async fn start(
     }
     .spawn()
     .await?;
-    let (qmp, _version, events) = tokio::select! {
-        connected = Qmp::connect(ours) => connected.map_err(LaunchError::Control),
-        exit = child.wait() => Err(LaunchError::Died { exit }),
-    }
-    .or_else_died(&child)
-    .await?;
+    let (qmp, events) = match greet(ours, &child).await {
+        Ok(greeted) => greeted,
+        Err(NotGreeted::Died(exit)) => return Err(LaunchError::Died { exit, command_line }),
+        Err(NotGreeted::Control(err)) => return Err(LaunchError::Control(err)),
+    };
     let (closings, closed) = watch::channel(0);
     tokio::spawn(watch_port(events, closings));
     Ok(QemuMachine {
@@ -173,22 +177,24 @@ async fn start(
     })
 }
 
-/// A control socket that closes usually means that QEMU is about to be gone: its exit says more than the socket.
-trait OrDied<T> {
-    async fn or_else_died(self, child: &Child) -> Result<T, LaunchError>;
+enum NotGreeted {
+    Died(Exit),
+    Control(QmpError),
 }
 
-impl<T> OrDied<T> for Result<T, LaunchError> {
-    async fn or_else_died(self, child: &Child) -> Self {
-        match self {
-            Err(LaunchError::Control(err)) => {
-                match tokio::time::timeout(QUIT_TIMEOUT, child.wait()).await {
-                    Ok(exit) => Err(LaunchError::Died { exit }),
-                    Err(_) => Err(LaunchError::Control(err)),
-                }
-            }
-            other => other,
-        }
+/// Waits for QEMU's greeting. A control socket that closes usually means that QEMU is about to be gone: its exit says
+/// more than the socket.
+async fn greet(
+    socket: UnixStream,
+    child: &Child,
+) -> Result<(Qmp, broadcast::Receiver<QmpEvent>), NotGreeted> {
+    let err = match Qmp::connect(socket).await {
+        Ok((qmp, _version, events)) => return Ok((qmp, events)),
+        Err(err) => err,
+    };
+    match tokio::time::timeout(QUIT_TIMEOUT, child.wait()).await {
+        Ok(exit) => Err(NotGreeted::Died(exit)),
+        Err(_) => Err(NotGreeted::Control(err)),
     }
 }
 

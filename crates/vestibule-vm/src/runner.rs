@@ -82,6 +82,15 @@ pub async fn run(spec: VmSpec) -> Result<Exit, RunError> {
             path: directory.clone(),
             err,
         })?;
+    let result = run_in(&directory, spec).await;
+    if result.is_err() {
+        // There was no VM; the error is what matters, and nothing should be left beside it.
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+    result
+}
+
+async fn run_in(directory: &Utf8Path, spec: VmSpec) -> Result<Exit, RunError> {
     let log = |name: &str, keep| {
         let path = directory.join(name);
         BoundedLog::create(&path, keep).map_err(|err| RunError::Log { path, err })
@@ -89,14 +98,13 @@ pub async fn run(spec: VmSpec) -> Result<Exit, RunError> {
     let console = log("serial.log", spec.console_keep_bytes)?;
     let vmm_log = log("vmm.log", VMM_LOG_KEEP)?;
     let events = Arc::new(EventLog::default());
-    let egress = Egress::new(spec.egress.clone(), Arc::clone(&events)).map_err(RunError::Policy)?;
+    let egress = Egress::new(&spec.egress, Arc::clone(&events)).map_err(RunError::Policy)?;
     let listener = listen(&directory.join(SOCKET))?;
     let (shared, inbox) = Shared::new(spec, console, vmm_log, egress, events);
     let signals = signals(&shared)?;
     let quiet = CancellationToken::new();
-    let router = api::router(&shared);
-    let server =
-        axum::serve(listener, router).with_graceful_shutdown(quiet.clone().cancelled_owned());
+    let server = axum::serve(listener, api::router(&shared))
+        .with_graceful_shutdown(quiet.clone().cancelled_owned());
     let server = tokio::spawn(server.into_future());
     let exit = Life::new(shared, inbox).live().await;
     quiet.cancel();

@@ -54,22 +54,11 @@ pub(super) async fn tunnel(
 ) -> Result<Counted, Refusal> {
     let addresses = policy.resolve(target).await?;
     let Some(proxy) = &policy.upstream else {
-        return Ok(Counted::new(Box::new(connect(&addresses).await?), counters));
+        let stream = connect(&addresses).await?;
+        return Ok(Counted::new(Box::new(stream), counters));
     };
     let (stream, local) = upstream(proxy).await?;
-    let named = if local {
-        checked(target, &addresses)
-    } else {
-        target.to_string()
-    };
-    let through = tokio::time::timeout(HANDSHAKE_TIMEOUT, ask(stream, named));
-    match through.await {
-        Ok(through) => Ok(Counted::new(through?, counters)),
-        Err(_) => Err(Refusal::late(
-            EgressReason::Unreachable,
-            "the user's proxy did not answer in time",
-        )),
-    }
+    through(stream, named(target, &addresses, local), counters).await
 }
 
 /// Connects for one plain HTTP request.
@@ -78,17 +67,38 @@ pub(super) async fn plain(
     target: &Target,
     counters: &Arc<Counters>,
 ) -> Result<Outside, Refusal> {
-    match &policy.upstream {
-        None => Ok(Outside::Direct(tunnel(policy, target, counters).await?)),
-        Some(proxy) => {
-            policy.resolve(target).await?;
-            let (stream, local) = upstream(proxy).await?;
-            if local {
-                // It could resolve the name to itself: it is asked for the checked address, by tunnel.
-                drop(stream);
-                return Ok(Outside::Direct(tunnel(policy, target, counters).await?));
-            }
-            Ok(Outside::Forwarder(Counted::new(Box::new(stream), counters)))
+    let Some(proxy) = &policy.upstream else {
+        return tunnel(policy, target, counters).await.map(Outside::Direct);
+    };
+    let addresses = policy.resolve(target).await?;
+    let (stream, local) = upstream(proxy).await?;
+    if local {
+        // It would resolve the name itself; by tunnel it can be asked for the checked address.
+        let through = through(stream, named(target, &addresses, local), counters);
+        return through.await.map(Outside::Direct);
+    }
+    Ok(Outside::Forwarder(Counted::new(Box::new(stream), counters)))
+}
+
+/// What the user's proxy is asked for: the name, as commercial proxies want it, unless the proxy is inside the host's own
+/// network. There a name that answers differently the second time would lead to where the guest may not go.
+fn named(target: &Target, addresses: &[SocketAddr], local: bool) -> String {
+    match addresses.first() {
+        Some(address) if local => address.to_string(),
+        Some(_) | None => target.to_string(),
+    }
+}
+
+async fn through(
+    stream: TcpStream,
+    named: String,
+    counters: &Arc<Counters>,
+) -> Result<Counted, Refusal> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, ask(stream, named)).await {
+        Ok(stream) => Ok(Counted::new(stream?, counters)),
+        Err(_) => {
+            let why = "the user's proxy did not answer in time";
+            Err(Refusal::late(EgressReason::Unreachable, why))
         }
     }
 }
@@ -160,12 +170,6 @@ async fn upstream(proxy: &Target) -> Result<(TcpStream, bool), Refusal> {
         .peer_addr()
         .is_ok_and(|address| address::refuse(address.ip()).is_some());
     Ok((stream, local))
-}
-
-fn checked(target: &Target, addresses: &[SocketAddr]) -> String {
-    addresses
-        .first()
-        .map_or_else(|| target.to_string(), ToString::to_string)
 }
 
 /// `CONNECT` through the user's proxy (RFC 9110 section 9.3.6).

@@ -217,12 +217,7 @@ fn check(address: IpAddr, host: &HostName) -> Result<(), Refusal> {
         HostName::Address(_) => format!("the address is {address}"),
     };
     if let Some(reason) = address::refuse(address) {
-        let kind = match reason {
-            EgressReason::Loopback => "which is this computer itself",
-            EgressReason::Private => "which is in a private network",
-            EgressReason::LinkLocal => "which is link-local or a cloud's metadata service",
-            _ => "which is not a public address",
-        };
+        let kind = kind(reason);
         return Err(Refusal::new(reason, format!("{what}, {kind}")));
     }
     if is_own(address) {
@@ -232,6 +227,22 @@ fn check(address: IpAddr, host: &HostName) -> Result<(), Refusal> {
         ));
     }
     Ok(())
+}
+
+/// What a refused address is, in words.
+const fn kind(reason: EgressReason) -> &'static str {
+    match reason {
+        EgressReason::Loopback => "which is this computer itself",
+        EgressReason::Private => "which is in a private network",
+        EgressReason::LinkLocal => "which is link-local or a cloud's metadata service",
+        EgressReason::NotGlobal
+        | EgressReason::Policy
+        | EgressReason::BadRequest
+        | EgressReason::NameNotFound
+        | EgressReason::Unreachable
+        | EgressReason::Tls
+        | EgressReason::TooMany => "which is not a public address",
+    }
 }
 
 /// Whether the host itself has this address: then the kernel would send from it to it. Connecting a UDP socket asks the

@@ -105,9 +105,9 @@ async fn answer(
 }
 
 fn refuse(egress: &Egress, target: Option<&Target>, refusal: &Refusal) -> Response<Body> {
-    let (host, port) = target.map_or((String::from("(none)"), 0), |t| {
-        (t.host.to_string(), t.port)
-    });
+    let host = target.map(|target| target.host.to_string());
+    let host = host.unwrap_or_else(|| String::from("(none)"));
+    let port = target.map_or(0, |target| target.port);
     egress.refused(&host, port, refusal.reason, Instant::now());
     let body = Full::new(Bytes::from(page::html(&host, refusal)));
     let mut response = Response::new(body.map_err(|never| match never {}).boxed_unsync());
@@ -146,14 +146,14 @@ async fn plain(
         Outside::Direct(stream) => {
             let activity = stream.activity();
             exchange(stream, origin_form(target, request)?, async move {
-                activity.idle().await
+                activity.idle().await;
             })
             .await
         }
         Outside::Forwarder(stream) => {
             let activity = stream.activity();
             exchange(stream, absolute_form(target, request)?, async move {
-                activity.idle().await
+                activity.idle().await;
             })
             .await
         }

@@ -104,12 +104,13 @@ mod tests {
         let lines = events.lines();
         let lines = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         lines
-            .map(
-                |line| match serde_json::from_slice::<RunnerEvent>(line).unwrap().event {
-                    RunnerEventKind::Egress { host, count, .. } => (host, count),
-                    other => panic!("{other:?}"),
-                },
-            )
+            .map(|line| {
+                let event = serde_json::from_slice::<RunnerEvent>(line).unwrap().event;
+                let RunnerEventKind::Egress { host, count, .. } = event else {
+                    panic!("{event:?}")
+                };
+                (host, count)
+            })
             .collect()
     }
 

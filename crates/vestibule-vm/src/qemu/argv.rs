@@ -82,8 +82,8 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
         .pair("-cpu", if accel == Accel::Kvm { "host" } else { "max" })
         .pair("-smp", launch.vcpus.to_string())
         .pair("-m", format!("{}M", launch.memory_mib))
-        .pair("-kernel", &launch.kernel)
-        .pair("-initrd", &launch.initrd)
+        .pair("-kernel", launch.kernel.as_str())
+        .pair("-initrd", launch.initrd.as_str())
         .pair("-append", format!("{} {}", launch.cmdline, accel.cmdline()))
         .pair(
             "-add-fd",
@@ -138,9 +138,9 @@ fn raw_node(name: &str) -> serde_json::Value {
 struct Args(Vec<String>);
 
 impl Args {
-    fn pair(&mut self, option: &str, value: impl ToString) -> &mut Self {
+    fn pair(&mut self, option: &str, value: impl Into<String>) -> &mut Self {
         self.0.push(option.to_owned());
-        self.0.push(value.to_string());
+        self.0.push(value.into());
         self
     }
 

@@ -2,7 +2,7 @@
 //! published or put a request into the queue; none changes the VM's state.
 use super::{
     relay,
-    shared::{ClaimError, Input, Shared},
+    shared::{Busy, ClaimError, Input, Shared},
 };
 use axum::{
     Json, Router,
@@ -14,12 +14,15 @@ use axum::{
     routing::{any, get, post},
 };
 use futures_util::{StreamExt, stream};
+use hyper::body as http_body;
 use std::{
     convert::Infallible,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
 };
 use tokio::sync::oneshot;
 use vestibule_api::{
@@ -51,15 +54,38 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
         .with_state(Arc::clone(shared))
 }
 
-/// An idle VM is one that nobody asks for: the request is open until its body has been sent.
+/// An idle VM is one that nobody asks for: a request is open until its reply has been sent.
 async fn count(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let busy = shared.activity.begin();
-    let (head, body) = next.run(request).await.into_parts();
-    let stream = body.into_data_stream().map(move |piece| {
-        let _open = &busy;
-        piece
-    });
-    Response::from_parts(head, Body::from_stream(stream))
+    next.run(request)
+        .await
+        .map(|body| Body::new(Counted { body, _busy: busy }))
+}
+
+/// A body that counts as an open request until it is dropped.
+struct Counted {
+    body: Body,
+    _busy: Busy,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An error as every HTTP API of Vestibule's answers it.

@@ -74,6 +74,14 @@ pub(super) fn driver_absent(name: &str) -> Finding {
 
 /// The image cannot be booted.
 pub(super) fn image(err: &ImageError) -> Finding {
+    if matches!(err, ImageError::Memory { .. }) {
+        return Finding::new(
+            Cause::OutOfMemoryGuest,
+            quote("host", err.to_string()),
+            "the image's manifest says that it cannot run in so little memory",
+            "give the VM more memory",
+        );
+    }
     Finding::new(
         Cause::ImageMissing,
         quote("host", Chain(err).to_string()),
@@ -101,7 +109,7 @@ pub(super) fn host(err: &(dyn Error + 'static)) -> Finding {
 /// The VMM did not start.
 pub(super) fn launch(err: &LaunchError, shared: &Shared) -> Finding {
     match err {
-        LaunchError::Died { exit } => vmm_gone(exit, shared),
+        LaunchError::Died { exit, .. } => vmm_gone(exit, shared),
         LaunchError::Spawn(_) => no_start(err),
         LaunchError::Prepare { .. } => host(err),
         LaunchError::Control(_) => no_start(err).and(last_line("vmm", &shared.vmm_log)),

@@ -78,7 +78,7 @@ async fn take(life: &Life, reason: &str) -> Bundle {
         spec: &shared.spec,
         view: shared.view(),
         capabilities: life.capabilities.as_ref(),
-        command_line: life.machine.as_ref().map_or(&[], |m| m.command_line()),
+        command_line: &life.command_line,
         reason,
         missing: Vec::new(),
     };

@@ -63,6 +63,8 @@ pub(super) struct Life {
     pub inbox: mpsc::Receiver<Input>,
     pub machine: Option<Arc<dyn Machine>>,
     pub capabilities: Option<Capabilities>,
+    /// The VMM's command line, also of one that died at once.
+    pub command_line: Vec<String>,
     /// Callers of `POST /stop`, answered when nothing is left.
     pub stops: Vec<oneshot::Sender<Disposal>>,
     image: Option<Image>,
@@ -78,6 +80,7 @@ impl Life {
             inbox,
             machine: None,
             capabilities: None,
+            command_line: Vec::new(),
             stops: Vec::new(),
             image: None,
             progress: Progress::default(),
@@ -104,7 +107,7 @@ impl Life {
         tokio::pin!(starting);
         let started = loop {
             tokio::select! {
-                started = &mut starting => break started?,
+                started = &mut starting => break started,
                 Some(input) = self.inbox.recv() => {
                     if let Some(end) = self.take(input) {
                         return Err(end);
@@ -112,6 +115,10 @@ impl Life {
                 }
             }
         };
+        let started = started.map_err(|not| {
+            self.command_line.clone_from(&not.command_line);
+            End::from(not)
+        })?;
         let Started {
             image,
             machine,
@@ -130,6 +137,7 @@ impl Life {
         );
         self.shared.tasks.spawn(link.run());
         self.shared.tasks.spawn(tick(Arc::clone(&self.shared)));
+        self.command_line = machine.command_line().to_vec();
         self.image = Some(image);
         self.machine = Some(Arc::clone(&machine));
         self.capabilities = Some(capabilities);
@@ -173,7 +181,7 @@ impl Life {
         match input {
             Input::Claim { claim, reply } => {
                 // Who asked may have gone away; the claim holds all the same.
-                let _ = reply.send(self.claim(*claim));
+                let _ = reply.send(self.claim(&claim));
             }
             Input::Stop { request, reply } => {
                 self.stops.extend(reply);
@@ -200,13 +208,13 @@ impl Life {
         None
     }
 
-    fn claim(&self, claim: Claim) -> Result<MachineView, ClaimError> {
+    fn claim(&self, claim: &Claim) -> Result<MachineView, ClaimError> {
         if self.shared.view().session_id.is_some() {
             return Err(ClaimError::Taken);
         }
         self.shared
             .egress
-            .set_policy(claim.egress)
+            .set_policy(&claim.egress)
             .map_err(|err| ClaimError::Policy(err.to_string()))?;
         self.shared
             .update(|view| view.session_id = Some(claim.session_id));

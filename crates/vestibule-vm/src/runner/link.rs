@@ -153,7 +153,7 @@ impl Link {
             match serde_json::from_str::<AgentEventLine>(&line) {
                 Ok(event) => self.pass_on(event).await,
                 Err(err) => {
-                    tracing::warn!(error = %err, "the agent said something that this host does not know")
+                    tracing::warn!(error = %err, "the agent said something that this host does not know");
                 }
             }
         }
@@ -217,7 +217,7 @@ async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
                 );
             }
             Err(err) => {
-                tracing::warn!(error = %Chain(&err), "the guest opened a stream and it was dropped")
+                tracing::warn!(error = %Chain(&err), "the guest opened a stream and it was dropped");
             }
         }
     }

@@ -30,6 +30,7 @@ pub(super) struct Started {
 pub(super) struct NotStarted {
     pub finding: Finding,
     pub exit: Exit,
+    pub command_line: Vec<String>,
 }
 
 impl From<Finding> for NotStarted {
@@ -37,6 +38,7 @@ impl From<Finding> for NotStarted {
         Self {
             finding,
             exit: Exit::default(),
+            command_line: Vec::new(),
         }
     }
 }
@@ -47,7 +49,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         .await
         .map_err(|err| findings::host(&err))?
         .map_err(|err| findings::image(&err))?;
-    let driver = driver(shared.spec.driver)?;
+    let driver = driver(shared.spec.driver).map_err(|finding| *finding)?;
     let capabilities = driver
         .probe()
         .await
@@ -86,25 +88,21 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
 }
 
 async fn not_launched(err: &LaunchError, shared: &Shared) -> NotStarted {
-    let exit = match err {
-        LaunchError::Died { exit } => exit.clone(),
-        LaunchError::Prepare { .. } | LaunchError::Spawn(_) | LaunchError::Control(_) => {
-            Exit::default()
-        }
-    };
     shared.logs_ended().await;
-    NotStarted {
-        finding: findings::launch(err, shared),
-        exit,
+    let mut not = NotStarted::from(findings::launch(err, shared));
+    if let LaunchError::Died { exit, command_line } = err {
+        not.exit = exit.clone();
+        not.command_line.clone_from(command_line);
     }
+    not
 }
 
-fn driver(choice: DriverChoice) -> Result<Box<dyn Driver>, Finding> {
+fn driver(choice: DriverChoice) -> Result<Box<dyn Driver>, Box<Finding>> {
     match choice {
         DriverChoice::Auto | DriverChoice::Qemu => {
-            let qemu = QemuDriver::find().map_err(|err| findings::no_driver(&err))?;
+            let qemu = QemuDriver::find().map_err(|err| Box::new(findings::no_driver(&err)))?;
             Ok(Box::new(qemu))
         }
-        DriverChoice::Firecracker => Err(findings::driver_absent("firecracker")),
+        DriverChoice::Firecracker => Err(Box::new(findings::driver_absent("firecracker"))),
     }
 }
