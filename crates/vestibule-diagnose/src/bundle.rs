@@ -48,7 +48,12 @@ impl Evidence {
             host.image_digest = text(&["/spec/imageDigest", "/imageDigest"]);
             host.declared_agent_build =
                 text(&["/agentBuild", "/declaredAgentBuild", "/spec/agentBuild"]);
-            if let Some(cmdline) = text(&["/cmdline", "/spec/cmdline", "/kernelCmdline"]) {
+            host.agent_build = text(&["/view/health/build"]);
+            host.failure = value
+                .pointer("/view/failure")
+                .and_then(|f| serde_json::from_value(f.clone()).ok());
+            host.failed = host.failure.is_some();
+            if let Some(cmdline) = kernel_cmdline(&value) {
                 evidence = evidence.cmdline(cmdline);
             }
         }
@@ -76,6 +81,13 @@ impl Evidence {
         }
         Ok(evidence.host(host))
     }
+}
+
+/// The argument of QEMU's `-append` in the effective command line.
+fn kernel_cmdline(machine: &serde_json::Value) -> Option<String> {
+    let words = machine.pointer("/commandLine")?.as_array()?;
+    let at = words.iter().position(|w| w == "-append")?;
+    words.get(at.checked_add(1)?)?.as_str().map(str::to_owned)
 }
 
 fn take_events(host: &mut HostFacts, bytes: &[u8]) {
@@ -129,4 +141,37 @@ fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, ReadBundleError> {
 
 fn json<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, ReadBundleError> {
     Ok(read(dir, name)?.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vestibule_api::{cause::Cause, finding::VerdictKind};
+
+    /// A bundle as the runner of `vestibule-vm` writes it, of a VM whose kernel has no driver for its disk.
+    #[test]
+    fn a_bundle_is_judged() {
+        let dir = std::env::temp_dir().join(format!("vestibule-bundle-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        assert!(matches!(
+            Evidence::from_dir(&dir),
+            Err(ReadBundleError::Empty { .. })
+        ));
+        let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+        write(
+            "machine.json",
+            r#"{"spec":{"imageDigest":"sha256:1"},"commandLine":["qemu","-append","console=ttyS0 root=/dev/vda"]}"#,
+        );
+        write(
+            "serial.log",
+            "[ 1.0] VFS: Cannot open root device \"vda\" or unknown-block(0,0): error -6\n[ 1.1] Kernel panic - not syncing: VFS: Unable to mount root fs\n",
+        );
+        write("exit.json", r#"{"code":0,"signal":null,"asked":false}"#);
+        write("events.ndjson", "not json\n");
+        let verdict = crate::diagnose(&Evidence::from_dir(&dir).unwrap());
+        assert_eq!(verdict.verdict, VerdictKind::Cause);
+        assert_eq!(verdict.finding.unwrap().cause, Cause::RootDriverMissing);
+        assert_eq!(verdict.looked_at, ["serial", "cmdline", "vmm"]);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }
