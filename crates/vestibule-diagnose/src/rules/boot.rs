@@ -19,7 +19,7 @@ pub fn root_device(case: &Case<'_>) -> Vec<Candidate> {
         "gave up waiting for root device",
         "Gave up waiting for root file system device",
         "Gave up waiting for root device",
-        "no block device with serial",
+        "find the disk with serial `vestibule-root`",
         "Timed out waiting for device dev-disk-by",
         "dracut-initqueue timeout",
     ];
@@ -68,7 +68,10 @@ pub fn root_device(case: &Case<'_>) -> Vec<Candidate> {
 }
 
 fn visible_disks(case: &Case<'_>, line: &Line) -> Vec<String> {
-    if let Some((_, listed)) = line.text.split_once("block devices:") {
+    let listed = ["block devices:", "the kernel shows "]
+        .iter()
+        .find_map(|m| line.text.split_once(m));
+    if let Some((_, listed)) = listed.filter(|(_, l)| !l.starts_with("no ")) {
         return listed.split_whitespace().map(str::to_owned).collect();
     }
     let mut disks = Vec::new();
@@ -484,145 +487,4 @@ fn generator_gap(case: &Case<'_>) -> Option<Quote> {
         }
     }
     None
-}
-
-/// The disk is full, by its superblock or by what programs said.
-pub fn disk_space(case: &Case<'_>) -> Vec<Candidate> {
-    let fix = "make the image larger, or find out what fills it; an overlay needs room for what the guest writes";
-    let said = case.log.containing("No space left on device");
-    let superblock = case.disk.as_ref().and_then(|d| d.base.root.superblock());
-    let free = superblock.filter(|s| s.blocks > 0).map(|s| {
-        (
-            s.free_blocks.saturating_mul(s.block_size),
-            s.free_inodes,
-            s.blocks,
-        )
-    });
-    let overlay = case
-        .cmdline
-        .as_deref()
-        .is_some_and(|c| c.contains("vestibule.overlay") || c.contains("overlayroot"));
-    let full = free.filter(|(bytes, inodes, _)| (*bytes < 1 << 20 || *inodes < 8) && !overlay);
-    let quote_super = full.map(|(bytes, inodes, blocks)| {
-        quote_disk(
-            "superblock",
-            None,
-            &format!("{bytes} bytes and {inodes} inodes are free of {blocks} blocks"),
-        )
-    });
-    if let Some(line) = said {
-        let mut f = vm(
-            Cause::DiskFull,
-            line.quote(),
-            "something could not write because the file system is full",
-            fix,
-        );
-        if let Some(q) = quote_super {
-            f = f.and(q);
-        }
-        return vec![
-            Candidate::observed(
-                f.refuted_by("free blocks in the superblock of the disk after the run"),
-            )
-            .specific(7),
-        ];
-    }
-    if let Some(quote) = quote_super {
-        let f = vm(Cause::DiskFull, quote, "the root file system has no room: the journal cannot be kept and programs that write at their start fail", fix)
-            .refuted_by("a root that is mounted under an overlay, which has room of its own");
-        return vec![Candidate::fixed(f).specific(7)];
-    }
-    writers_failed(case, false).map(|(q, also)| {
-        let why = "the services whose whole work is a small write to /var failed together, on a root that is mounted read-write";
-        let f = vm(Cause::DiskFull, q, why, fix).and(also).refuted_by("free blocks in the superblock of the disk after the run");
-        Candidate::observed(f).specific(7)
-    }).into_iter().collect()
-}
-
-/// `systemd-random-seed` and `systemd-update-utmp` both failed, on a root mounted as asked.
-fn writers_failed(case: &Case<'_>, read_only: bool) -> Option<(Quote, Quote)> {
-    let failed = |name: &str, description: &str| {
-        case.log.first(|l| {
-            let rest = l
-                .text
-                .strip_prefix("Failed to start ")
-                .map(|r| r.trim_end_matches('.'));
-            rest.is_some_and(|r| {
-                crate::text::ellipsized(r, &format!("{name} - {description}"))
-                    || r == format!("{name} - {description}")
-            })
-        })
-    };
-    let seed = failed("systemd-random-seed.service", "Load/Save Random Seed")?;
-    let utmp = failed(
-        "systemd-update-utmp.service",
-        "Record System Boot/Shutdown in UTMP",
-    )?;
-    (mounted_read_only(case) == read_only).then(|| (seed.quote(), utmp.quote()))
-}
-
-fn mounted_read_only(case: &Case<'_>) -> bool {
-    let said = case
-        .log
-        .any_of(&["Remounting filesystem read-only", "Read-only file system"])
-        .is_some();
-    let cmdline_rw = case
-        .cmdline
-        .as_deref()
-        .is_some_and(|c| c.split_whitespace().any(|w| w == "rw"));
-    let fstab = case.disk.as_ref().and_then(|d| d.base.fstab.root());
-    said || match fstab {
-        Some(root) => root.has("ro"),
-        None => case.disk.is_some() && !cmdline_rw,
-    }
-}
-
-/// The root file system cannot be written.
-pub fn read_only_root(case: &Case<'_>) -> Vec<Candidate> {
-    let fix = "mount the root read-write (rw on the command line, no ro in fstab), or give it an overlay; after an ext4 error, build the image again";
-    let remounted = case
-        .log
-        .first(|l| l.text.contains("Remounting filesystem read-only"));
-    let said = case.log.first(|l| {
-        l.text.contains("Read-only file system")
-            || l.text.contains("EROFS")
-            || l.text.contains("read-only file system, ")
-    });
-    let fstab = case
-        .disk
-        .as_ref()
-        .and_then(|d| d.base.fstab.root())
-        .filter(|m| m.has("ro"));
-    let overlay = case.cmdline.as_deref().is_some_and(|c| {
-        c.contains("vestibule.overlay")
-            || c.contains("overlayroot")
-            || c.contains("systemd.volatile")
-    });
-    let writers = writers_failed(case, true);
-    if let Some(line) = remounted.or(said) {
-        let mut f = vm(
-            Cause::RootReadOnly,
-            line.quote(),
-            "something could not write because the root file system is read-only",
-            fix,
-        )
-        .refuted_by("`rw` for / in /proc/mounts of the running guest");
-        if let Some(m) = fstab {
-            f = f.and(m.quote.clone());
-        }
-        return vec![Candidate::observed(f).specific(7)];
-    }
-    if let Some((seed, utmp)) = writers {
-        let f = vm(Cause::RootReadOnly, seed, "the services whose whole work is a small write to /var failed together, and the root is mounted read-only", fix).and(utmp)
-            .refuted_by("`rw` for / in /proc/mounts of the running guest");
-        return vec![Candidate::observed(f).specific(7)];
-    }
-    match fstab {
-        Some(m) if !overlay => {
-            let f = vm(Cause::RootReadOnly, m.quote.clone(), "systemd-remount-fs makes / read-only as this line says, so nothing under /var or /etc can be written", fix)
-                .refuted_by("an overlay over the root");
-            vec![Candidate::fixed(f).strength(Strength::Conditional)]
-        }
-        Some(_) | None => Vec::new(),
-    }
 }

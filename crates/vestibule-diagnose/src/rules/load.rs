@@ -2,7 +2,9 @@
 use super::{Candidate, about};
 use crate::{
     case::{Case, DiskCase},
-    units::{Load, Unit, names, parse, quote_assignment, quote_disk, service::Service},
+    units::{
+        Load, Unit, command::Refusal, names, parse, quote_assignment, quote_disk, service::Service,
+    },
 };
 use vestibule_api::{cause::Cause, finding::Quote};
 
@@ -37,12 +39,27 @@ pub(super) fn refusal(disk: &DiskCase<'_>, name: &str) -> Option<(Cause, Quote, 
         return None;
     }
     let service = Service::new(&unit, disk.base.root, &disk.base.accounts);
-    if let Some(Err((refusal, quote))) = service.commands().into_iter().find(Result::is_err) {
+    let commands = service.commands();
+    let mut refusals = commands.iter().filter_map(|c| c.as_ref().err());
+    if let Some((refusal, quote)) = refusals.find(|(r, _)| *r != Refusal::Quoting) {
+        let why = format!("systemd refuses the unit: {refusal}");
+        let fix = "write an absolute path, or a bare program name";
+        return Some((Cause::ExecPathInvalid, quote.clone(), why, fix.into()));
+    }
+    // A line with an open quote is ignored (measured with 252), which matters where it was the only command.
+    let open = commands
+        .iter()
+        .filter_map(|c| c.as_ref().err())
+        .find(|(r, _)| *r == Refusal::Quoting);
+    if let Some((_, quote)) = open
+        && service.main().is_none()
+    {
+        let why = "systemd ignores the line because a quote is not closed, and without ExecStart= it refuses the unit";
         return Some((
-            Cause::ExecPathInvalid,
-            quote,
-            format!("systemd refuses the unit: {refusal}"),
-            "write an absolute path, or a bare program name".into(),
+            Cause::UnitWithoutExec,
+            quote.clone(),
+            why.into(),
+            "close the quote".into(),
         ));
     }
     refused_path(&unit, &service)

@@ -8,9 +8,12 @@ pub mod load;
 pub mod logged;
 pub mod network;
 pub mod notes;
+mod patterns;
 pub mod reach;
 pub mod requirements;
 pub mod runtime;
+pub mod said;
+pub mod storage;
 pub mod waiting;
 
 use crate::case::Case;
@@ -115,8 +118,8 @@ pub const VM_RULES: &[VmRule] = &[
     boot::first_boot_prompt,
     boot::out_of_memory,
     boot::generator_hangs,
-    boot::disk_space,
-    boot::read_only_root,
+    storage::disk_space,
+    storage::read_only_root,
     network::driver_missing,
 ];
 
@@ -144,9 +147,9 @@ pub const UNIT_RULES: &[UnitRule] = &[
     reach::wrong_address,
     reach::blocked_loop,
     logged::manager_lines,
-    logged::program_lines,
-    logged::waiting_jobs,
-    logged::reported,
+    said::program_lines,
+    said::waiting_jobs,
+    said::reported,
 ];
 
 /// Starts a finding about a unit.
