@@ -163,6 +163,8 @@ pub enum SessionEventKind {
     },
     /// What the start waits for, and since when.
     Waiting {
+        // What `rename_all_fields` makes of it; utoipa does not know that attribute.
+        #[schema(rename = "waitingFor")]
         waiting_for: Vec<String>,
     },
     /// The tool asked for this page.
