@@ -63,7 +63,6 @@ pub(crate) struct Content {
 #[derive(Debug)]
 pub(crate) struct Home {
     fd: OwnedFd,
-    path: PathBuf,
     owner: Option<(Uid, Gid)>,
 }
 
@@ -80,15 +79,7 @@ impl Home {
                 err,
             })?;
         let owner = person.map(|person| (Uid::from_raw(person.uid), Gid::from_raw(person.gid)));
-        Ok(Self {
-            fd,
-            path: path.to_owned(),
-            owner,
-        })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+        Ok(Self { fd, owner })
     }
 
     /// The last `limit` bytes of the file at `path`, as text; empty where there is no such file.
@@ -187,7 +178,7 @@ impl Home {
             .file_name()
             .ok_or_else(|| HomeError::Path(path.to_owned()))?;
         let directory = self
-            .make_directories(whole.parent().unwrap_or(Path::new("")))
+            .make_directories(whole.parent().unwrap_or_else(|| Path::new("")))
             .map_err(failed)?;
         let temporary = format!(".vestibule-{}", uuid::Uuid::new_v4().simple());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;

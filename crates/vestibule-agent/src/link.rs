@@ -85,13 +85,13 @@ pub(crate) async fn serve(agent: &Arc<Agent>, mut incoming: Incoming) {
     while let Some(opened) = incoming.accept().await {
         match opened {
             Ok((Open::Http, stream)) => {
-                drop(tokio::spawn(api::serve_connection(stream, api.clone())))
+                drop(tokio::spawn(api::serve_connection(stream, api.clone())));
             }
             Ok((Open::Rfb, stream)) => {
-                drop(tokio::spawn(relay_screen(stream, agent.guest.rfb.clone())))
+                drop(tokio::spawn(relay_screen(stream, agent.guest.rfb.clone())));
             }
             Ok((Open::Proxy, _)) => {
-                warn!("the host opened a proxy stream; only the guest does that")
+                warn!("the host opened a proxy stream; only the guest does that");
             }
             Err(err) => warn!(error = %Chain(&err), "a stream of the host's was dropped"),
         }

@@ -178,7 +178,14 @@ impl Edge {
             epoll::EventData::new_u64(0),
             flags | epoll::EventFlags::ET,
         )?;
-        Ok(Self(AsyncFd::with_interest(inner, Interest::READABLE)?))
+        #[expect(
+            unsafe_code,
+            reason = "tokio asks for a promise about the descriptor that only its owner can give"
+        )]
+        // SAFETY: `inner` owns its descriptor and moves into the AsyncFd, so it stays open, and the same, until the AsyncFd
+        // is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
+        Ok(Self(registered?))
     }
 
     /// Waits for the next edge. Who waits has tried before, so an edge seen twice costs one more try and no more.

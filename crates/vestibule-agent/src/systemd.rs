@@ -11,9 +11,9 @@ use vestibule_api::{
     error::Chain,
 };
 use zbus::{
-    Connection, MessageStream,
+    Connection, MessageStream, OwnedObjectPath, OwnedVariant,
     message::Type,
-    zvariant::{DynamicType, OwnedObjectPath, OwnedValue, Type as Signature},
+    zvariant::{DynamicType, Type as Signature},
 };
 
 const SOCKET: &str = "/run/systemd/private";
@@ -85,7 +85,7 @@ impl Systemd {
     /// `running`, `starting`, `degraded`, …
     pub(crate) async fn state(&self) -> Result<String, SystemdError> {
         let properties = "org.freedesktop.DBus.Properties";
-        let value: OwnedValue = self
+        let value: OwnedVariant = self
             .call(
                 "read the system's state",
                 MANAGER,
@@ -157,7 +157,7 @@ impl Systemd {
     async fn service(
         &self,
         path: &OwnedObjectPath,
-    ) -> Result<BTreeMap<String, OwnedValue>, SystemdError> {
+    ) -> Result<BTreeMap<String, OwnedVariant>, SystemdError> {
         let (properties, interface) = (
             "org.freedesktop.DBus.Properties",
             "org.freedesktop.systemd1.Service",
@@ -244,7 +244,7 @@ async fn within<T>(
     }
 }
 
-fn text(value: &OwnedValue) -> String {
+fn text(value: &OwnedVariant) -> String {
     value.downcast_ref::<&str>().unwrap_or_default().to_owned()
 }
 

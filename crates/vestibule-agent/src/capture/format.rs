@@ -132,6 +132,10 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the cases below read better so"
+    )]
     fn check(format: &str, text: &str, expected: Option<Value>) {
         let rule: CredentialRule =
             serde_json::from_value(json!({"id": "x", "path": "x", "format": format})).unwrap();

@@ -163,10 +163,10 @@ impl Screen {
                     looked_at += 1;
                     match self.instance(child)?.as_deref() {
                         Some(BROWSER) if found.browser.is_none() => {
-                            found.browser = self.if_mapped(child)?
+                            found.browser = self.if_mapped(child)?;
                         }
                         Some(TERMINAL) if found.terminal.is_none() => {
-                            found.terminal = self.if_mapped(child)?
+                            found.terminal = self.if_mapped(child)?;
                         }
                         _ => below.push(child),
                     }

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn reader(extra: serde_json::Value) -> Reader {
+    fn reader(extra: &serde_json::Value) -> Reader {
         let mut flow = json!({"id": "f", "title": "F", "kind": "tui", "timeout_s": 60});
         flow.as_object_mut()
             .unwrap()
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn a_prompt_is_answered_once_or_each_time_it_is_new() {
         let mut reader = reader(
-            json!({"prompt": [{"when": "Press Enter", "send": "\r"}, {"when": r"\? Again", "send": "y\r", "once": false}]}),
+            &json!({"prompt": [{"when": "Press Enter", "send": "\r"}, {"when": r"\? Again", "send": "y\r", "once": false}]}),
         );
         assert_eq!(reader.prompts("nothing"), []);
         assert_eq!(reader.prompts("Press Enter"), [(0, "\r".to_owned())]);
@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn codes_are_shown_once() {
-        let mut reader = reader(json!({"code": {"cli_regex": r"code: ([A-Z0-9]{4}-[A-Z0-9]{4})"}}));
+        let mut reader =
+            reader(&json!({"code": {"cli_regex": r"code: ([A-Z0-9]{4}-[A-Z0-9]{4})"}}));
         assert_eq!(
             reader.codes("! First copy your one-time code: ABCD-1234\n"),
             ["ABCD-1234"]
@@ -246,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_failure_comes_with_its_line_and_the_more_exact_rule_wins() {
-        let mut reader = reader(json!({"fail": [
+        let mut reader = reader(&json!({"fail": [
             {"when": "(?i)state mismatch", "cause": "state-mismatch"}, {"when": "error", "cause": "tool-failed"}]}));
         let now = Instant::now();
         let mut at = |text, after: u64, last| {
@@ -275,7 +276,7 @@ mod tests {
     #[test]
     fn a_log_that_says_the_same_for_long_is_a_failure() {
         let mut reader = reader(
-            json!({"fail": [{"when": r"starting exchange\s*\z", "cause": "token-endpoint-failed", "file": "x.log", "for_s": 60}]}),
+            &json!({"fail": [{"when": r"starting exchange\s*\z", "cause": "token-endpoint-failed", "file": "x.log", "for_s": 60}]}),
         );
         let now = Instant::now();
         let log = std::cell::Cell::new("starting exchange\n");

@@ -105,7 +105,7 @@ pub(crate) fn find(text: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    fn rule(extra: serde_json::Value) -> UrlRule {
+    fn rule(extra: &serde_json::Value) -> UrlRule {
         let mut rule = serde_json::json!({"sources": ["shim"], "hosts": ["auth.openai.com"]});
         rule.as_object_mut()
             .unwrap()
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn only_the_packs_hosts_are_opened() {
-        let rule = rule(serde_json::json!({}));
+        let rule = rule(&serde_json::json!({}));
         for good in [
             "https://auth.openai.com/x?y",
             "https://AUTH.openai.com",
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn parameters_tell_two_flows_apart() {
         let rule = rule(
-            serde_json::json!({"path_prefix": "/oauth/", "must_have": ["state"], "must_not_have": ["manual"]}),
+            &serde_json::json!({"path_prefix": "/oauth/", "must_have": ["state"], "must_not_have": ["manual"]}),
         );
         assert!(check(&rule, "https://auth.openai.com/oauth/authorize?state=1").is_ok());
         assert_eq!(
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_test_server_is_allowed_by_the_operator_only() {
-        let rule = rule(serde_json::json!({"hosts": ["127.0.0.1", "::1"], "allow_http": true}));
+        let rule = rule(&serde_json::json!({"hosts": ["127.0.0.1", "::1"], "allow_http": true}));
         assert!(check(&rule, "http://127.0.0.1:9500/auth").is_ok());
         assert!(check(&rule, "http://[::1]:9500/auth").is_ok());
         assert!(check(&rule, "http://127.0.0.2:9500/auth").is_err());

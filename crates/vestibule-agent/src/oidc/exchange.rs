@@ -312,7 +312,8 @@ impl Exchange {
             Value::Array(many) => {
                 many.iter().any(|one| one == client) && (many.len() == 1 || claims["azp"] == client)
             }
-            one => one == client,
+            Value::String(one) => one == client,
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
         };
         if !audience {
             return Err(OidcError::IdToken("it is for another client"));

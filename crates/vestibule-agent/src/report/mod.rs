@@ -38,7 +38,7 @@ pub(crate) async fn collect(agent: &Arc<Agent>) -> Report {
     }
     match units().await {
         Ok((state, units, jobs)) => {
-            (report.system_state, report.units, report.jobs) = (state, units, jobs)
+            (report.system_state, report.units, report.jobs) = (state, units, jobs);
         }
         Err(err) => report.missing.push(format!("units: {}", Chain(&err))),
     }
