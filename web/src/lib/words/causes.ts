@@ -3,9 +3,9 @@
  * a title that is not an id. Causes of the sign-in itself have one each; what broke before that point is the operator's
  * matter and has one for its stage.
  */
-import type { Finding } from "../api/types";
+import type { Cause, Stage } from "../api/types";
 
-const BY_CAUSE: Record<string, string> = {
+const BY_CAUSE: Partial<Record<Cause, string>> = {
   "image-missing": "No image has been published yet",
   "host-disk-full": "The server’s disk is full",
   "vmm-missing": "This server can’t run private computers",
@@ -13,6 +13,7 @@ const BY_CAUSE: Record<string, string> = {
   "browser-not-ready": "The browser did not open",
   "browser-missing": "There is no browser in the image",
   "display-not-ready": "The screen stayed blank",
+  "launch-refused": "This server refused to start a private computer",
   "stream-lost": "The private computer stopped answering",
   "runner-lost": "The private computer disappeared",
   "egress-refused": "A page that the sign-in needs was not allowed",
@@ -34,7 +35,7 @@ const BY_CAUSE: Record<string, string> = {
   deadline: "The sign-in took too long",
 };
 
-const BY_STAGE: Record<string, string> = {
+const BY_STAGE: Record<Stage, string> = {
   "image-not-built": "The image could not be built",
   "wrong-image": "The private computer was made from the wrong image",
   "no-boot": "The private computer did not start",
@@ -46,7 +47,8 @@ const BY_STAGE: Record<string, string> = {
   provider: "The sign-in did not work out",
 };
 
-export function headline(finding: Pick<Finding, "cause" | "stage">): string {
+/** A newer server may know causes and stages that this page does not. */
+export function headline(finding: { cause: Cause; stage: Stage }): string {
   return BY_CAUSE[finding.cause] ?? BY_STAGE[finding.stage] ?? "The sign-in did not work out";
 }
 
