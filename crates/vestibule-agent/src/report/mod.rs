@@ -4,7 +4,7 @@ mod proc;
 
 use crate::{
     agent::{Agent, uptime_ms},
-    systemd::{Systemd, SystemdError},
+    systemd::{BusError, Systemd},
 };
 use std::sync::Arc;
 use vestibule_api::{
@@ -45,8 +45,8 @@ pub(crate) async fn collect(agent: &Arc<Agent>) -> Report {
     report
 }
 
-async fn units() -> Result<(String, Vec<UnitReport>, Vec<JobReport>), SystemdError> {
-    let systemd = Systemd::connect().await?;
+async fn units() -> Result<(String, Vec<UnitReport>, Vec<JobReport>), BusError> {
+    let mut systemd = Systemd::connect().await?;
     Ok((
         systemd.state().await?,
         systemd.units().await?,
