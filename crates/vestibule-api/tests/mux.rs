@@ -1,4 +1,5 @@
 //! The handshake and the multiplexer over in-memory transports: what they accept, what they refuse, and that they end.
+#![expect(clippy::unwrap_used, reason = "in a test an error is a failure")]
 use proptest::prelude::*;
 use std::time::Duration;
 use tokio::{
