@@ -5,10 +5,9 @@ import { backoffMs, pause } from "./backoff";
 
 /** Kept on the page; the whole console is in the evidence. */
 const KEEP = 256 * 1024;
-// CSI and OSC sequences, and control characters that a <pre> can't show.
+// CSI, OSC and other escape sequences (ECMA-48), and control characters that a <pre> can't show.
 const ESCAPES =
-  // eslint-disable-next-line no-control-regex
-  /\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_()][0-9A-B]?|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]/g;
+  /\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]/g;
 
 /** Console text as plain lines: without colours and cursor movements, carriage returns folded. */
 export function plainText(text: string): string {

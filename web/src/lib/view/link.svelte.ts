@@ -23,6 +23,8 @@ export class Link {
   phase: LinkPhase = $state("waiting");
   /** Why it is not connected, in words; empty while it is. */
   reason = $state("");
+  /** Whether it was connected before. */
+  known = $state(false);
 
   readonly #session: string;
   readonly #what: "view" | "terminal";
@@ -57,6 +59,7 @@ export class Link {
       const end = await this.#once(right, signal, () => {
         upAt = performance.now();
         this.phase = "connected";
+        this.known = true;
         this.reason = "";
       });
       if (signal.aborted) return;
