@@ -21,9 +21,16 @@ impl Controller {
             let path = home.path().join(name);
             std::fs::read_to_string(&path)
                 .map(|text| text.trim().to_owned())
-                .with_context(|| format!("read `{path}`; is a controller running? Start one with `vestibule serve`"))
+                .with_context(|| {
+                    format!(
+                        "read `{path}`; is a controller running? Start one with `vestibule serve`"
+                    )
+                })
         };
-        Ok(Self { address: read("address")?, token: read("token")? })
+        Ok(Self {
+            address: read("address")?,
+            token: read("token")?,
+        })
     }
 
     /// `http://127.0.0.1:4000`.
@@ -38,15 +45,27 @@ impl Controller {
         path: &str,
         body: Option<&B>,
     ) -> anyhow::Result<Response<Incoming>> {
-        let stream = tokio::net::TcpStream::connect(&self.address).await.with_context(|| {
-            format!("connect to the controller at {}; start it with `vestibule serve`", self.address)
-        })?;
+        let stream = tokio::net::TcpStream::connect(&self.address)
+            .await
+            .with_context(|| {
+                format!(
+                    "connect to the controller at {}; start it with `vestibule serve`",
+                    self.address
+                )
+            })?;
         let mut request: Request<Full<Bytes>> = client::json_request(method, path, body)?;
         let headers = request.headers_mut();
         headers.insert(hyper::header::HOST, self.address.parse()?);
-        headers.insert(hyper::header::AUTHORIZATION, format!("Bearer {}", self.token).parse()?);
+        headers.insert(
+            hyper::header::AUTHORIZATION,
+            format!("Bearer {}", self.token).parse()?,
+        );
         let reply = client::send(stream, request).await?;
-        if reply.status().is_success() { Ok(reply) } else { Err(refusal(path, reply).await) }
+        if reply.status().is_success() {
+            Ok(reply)
+        } else {
+            Err(refusal(path, reply).await)
+        }
     }
 
     /// A JSON call.
@@ -58,7 +77,11 @@ impl Controller {
     ) -> anyhow::Result<R> {
         let reply = self.open(method, path, body).await?;
         let bytes = client::body(path, reply).await?;
-        let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
+        let bytes = if bytes.is_empty() {
+            Bytes::from_static(b"null")
+        } else {
+            bytes
+        };
         serde_json::from_slice(&bytes).with_context(|| format!("understand the reply of {path}"))
     }
 
@@ -77,7 +100,12 @@ async fn refusal(path: &str, reply: Response<Incoming>) -> anyhow::Error {
         Ok(_) => String::new(),
     };
     match serde_json::from_str::<ErrorBody>(&error) {
-        Ok(body) => anyhow::anyhow!("{}\n  fix: {} (request {})", body.error.message, body.error.fix, body.error.request_id),
+        Ok(body) => anyhow::anyhow!(
+            "{}\n  fix: {} (request {})",
+            body.error.message,
+            body.error.fix,
+            body.error.request_id
+        ),
         Err(_) => anyhow::anyhow!("{path} answered {status}: {error}"),
     }
 }

@@ -44,7 +44,11 @@ pub(crate) enum CredentialCommand {
     Rm { credential: CredentialId },
 }
 
-pub(crate) async fn run(home: &Home, command: CredentialCommand, out: Output) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(
+    home: &Home,
+    command: CredentialCommand,
+    out: Output,
+) -> anyhow::Result<ExitCode> {
     let controller = Controller::of(home)?;
     match command {
         CredentialCommand::List => {
@@ -66,14 +70,30 @@ pub(crate) async fn run(home: &Home, command: CredentialCommand, out: Output) ->
             })?;
         }
         CredentialCommand::Show { credential } => {
-            let view: CredentialView = controller.get(&format!("/api/credentials/{credential}")).await?;
+            let view: CredentialView = controller
+                .get(&format!("/api/credentials/{credential}"))
+                .await?;
             out.print(&view, show)?;
         }
-        CredentialCommand::Get { credential, into, output, stdout, force, purpose } => {
+        CredentialCommand::Get {
+            credential,
+            into,
+            output,
+            stdout,
+            force,
+            purpose,
+        } => {
             let path = format!("/api/credentials/{credential}/content");
             let request = ContentRequest { purpose };
-            let content: ContentReply = controller.call(Method::POST, &path, Some(&request)).await?;
-            hand_over(&content.files, into.as_deref(), output.as_deref(), stdout, force)?;
+            let content: ContentReply =
+                controller.call(Method::POST, &path, Some(&request)).await?;
+            hand_over(
+                &content.files,
+                into.as_deref(),
+                output.as_deref(),
+                stdout,
+                force,
+            )?;
         }
         CredentialCommand::Rm { credential } => {
             let path = format!("/api/credentials/{credential}");
@@ -96,7 +116,11 @@ fn show(view: &CredentialView) -> String {
         text.push_str(&format!("\nexpires     {at}"));
     }
     for file in &view.files {
-        text.push_str(&format!("\nfile        ~/{} ({})", file.path, output::bytes(file.bytes)));
+        text.push_str(&format!(
+            "\nfile        ~/{} ({})",
+            file.path,
+            output::bytes(file.bytes)
+        ));
     }
     text
 }
@@ -113,7 +137,8 @@ fn hand_over(
             for file in files {
                 let target = below(dir, &file.path)?;
                 if let Some(parent) = target.parent() {
-                    std::fs::create_dir_all(parent).with_context(|| format!("create `{parent}`"))?;
+                    std::fs::create_dir_all(parent)
+                        .with_context(|| format!("create `{parent}`"))?;
                 }
                 write_private(&target, &decode(file)?, force)?;
                 output::note(&format!("wrote {target}"));
@@ -125,9 +150,10 @@ fn hand_over(
             output::note(&format!("wrote {path}"));
             Ok(())
         }
-        (None, None, true) => {
-            std::io::stdout().lock().write_all(&decode(only(files)?)?).context("write to standard output")
-        }
+        (None, None, true) => std::io::stdout()
+            .lock()
+            .write_all(&decode(only(files)?)?)
+            .context("write to standard output"),
         _ => bail!("say where to: --into DIR, --output FILE, or --stdout"),
     }
 }
@@ -148,7 +174,10 @@ fn decode(file: &ContentFile) -> anyhow::Result<Vec<u8>> {
 /// `dir/path`, refused where `path` would leave `dir`.
 fn below(dir: &Utf8Path, path: &str) -> anyhow::Result<Utf8PathBuf> {
     let relative = Utf8Path::new(path);
-    if relative.components().all(|part| matches!(part, Utf8Component::Normal(_))) {
+    if relative
+        .components()
+        .all(|part| matches!(part, Utf8Component::Normal(_)))
+    {
         Ok(dir.join(relative))
     } else {
         bail!("the credential's path `{path}` leaves the directory; nothing was written")
@@ -171,7 +200,9 @@ fn write_private(path: &Utf8Path, bytes: &[u8], force: bool) -> anyhow::Result<(
         .create_new(true)
         .open(path)
         .with_context(|| format!("create `{path}` (use --force to replace a file)"))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(|| format!("write `{path}`"))
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("write `{path}`"))
 }
 
 #[cfg(test)]
@@ -181,7 +212,10 @@ mod tests {
     #[test]
     fn paths_stay_below() {
         let dir = Utf8Path::new("/home/x");
-        assert_eq!(below(dir, ".codex/auth.json").unwrap(), "/home/x/.codex/auth.json");
+        assert_eq!(
+            below(dir, ".codex/auth.json").unwrap(),
+            "/home/x/.codex/auth.json"
+        );
         for bad in ["../x", "/etc/passwd", "a/../../b"] {
             assert!(below(dir, bad).is_err(), "{bad}");
         }

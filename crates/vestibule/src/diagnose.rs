@@ -1,9 +1,17 @@
 //! `vestibule diagnose`: evidence in, one verdict out. Exit status 0 healthy, 1 a cause, 2 unknown, 64 and up for bad
 //! usage or unreadable input (sysexits.h).
 use crate::output::{self, Output};
-use camino::Utf8PathBuf;
+use anyhow::Context as _;
+use camino::{Utf8Path, Utf8PathBuf};
 use std::process::ExitCode;
-use vestibule_api::{cause::Cause, finding::{Verdict, VerdictKind}};
+use vestibule_api::{
+    cause::Cause,
+    finding::{Verdict, VerdictKind},
+};
+use vestibule_diagnose::{
+    Evidence,
+    disk::{dir::DirTree, ext4::Ext4Tree, source::SeekSource},
+};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DiagnoseArgs {
@@ -42,42 +50,84 @@ pub(crate) fn run(args: &DiagnoseArgs, out: Output) -> anyhow::Result<ExitCode> 
     if let Some(id) = &args.explain {
         return Ok(explain(id));
     }
-    let mut evidence = vestibule_diagnose::Evidence::new();
-    let read = collect(&mut evidence, args);
-    if let Err(error) = read {
-        output::print_error(out, &error);
-        return Ok(ExitCode::from(NO_INPUT));
-    }
-    if evidence.is_empty() {
-        output::note("vestibule: nothing to look at; give at least one of --disk, --serial, --journal, --evidence");
+    let sources = [&args.disk, &args.serial, &args.journal, &args.evidence];
+    if sources.iter().all(|source| source.is_none()) {
+        output::note(
+            "vestibule: nothing to look at; give at least one of --disk, --serial, --journal, --evidence",
+        );
         return Ok(ExitCode::from(USAGE));
     }
-    print(&vestibule_diagnose::diagnose(&evidence), out)
+    match collect(args) {
+        Ok(evidence) => print(&vestibule_diagnose::diagnose(&evidence), out),
+        Err(error) => {
+            output::print_error(out, &error);
+            Ok(ExitCode::from(NO_INPUT))
+        }
+    }
 }
 
-fn collect(evidence: &mut vestibule_diagnose::Evidence, args: &DiagnoseArgs) -> anyhow::Result<()> {
-    if let Some(dir) = &args.evidence {
-        evidence.add_bundle(dir.as_std_path())?;
+fn collect(args: &DiagnoseArgs) -> anyhow::Result<Evidence> {
+    let mut evidence = match &args.evidence {
+        Some(dir) => Evidence::from_dir(dir.as_std_path())?,
+        None => Evidence::new(),
+    };
+    if let Some(path) = &args.disk {
+        evidence = disk(evidence, path)?;
     }
-    if let Some(disk) = &args.disk {
-        evidence.add_disk(disk.as_std_path())?;
+    if let Some(path) = &args.serial {
+        evidence = evidence.serial(read(path)?);
     }
-    if let Some(serial) = &args.serial {
-        evidence.add_serial(serial.as_std_path())?;
-    }
-    if let Some(journal) = &args.journal {
-        evidence.add_journal(journal.as_std_path())?;
+    if let Some(path) = &args.journal {
+        for file in journal_files(path)? {
+            evidence = evidence.journal(&read(&file)?, file.as_str());
+        }
     }
     if let Some(cmdline) = &args.cmdline {
-        evidence.set_cmdline(cmdline);
+        evidence = evidence.cmdline(cmdline);
     }
     if let Some(release) = &args.kernel_modules {
-        evidence.set_kernel_modules(release);
+        evidence = evidence.kernel_modules(release);
     }
-    for unit in &args.unit {
-        evidence.require_unit(unit);
+    Ok(args.unit.iter().fold(evidence, Evidence::unit))
+}
+
+fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("read `{path}`"))
+}
+
+/// A directory is a root tree; a file is an image. One that cannot be read as ext4 is evidence too.
+fn disk(evidence: Evidence, path: &Utf8Path) -> anyhow::Result<Evidence> {
+    if path.is_dir() {
+        return Ok(evidence.disk(DirTree::new(path.as_std_path())));
     }
-    Ok(())
+    let source = std::fs::File::open(path)
+        .and_then(SeekSource::file)
+        .with_context(|| format!("open `{path}`"))?;
+    Ok(match Ext4Tree::open(source) {
+        Ok(tree) => evidence.disk(tree),
+        Err(error) => evidence.unreadable_disk(vestibule_api::error::Chain(&error).to_string()),
+    })
+}
+
+/// The file itself, or every `.journal` file below the directory (`/var/log/journal/<machine-id>/`).
+fn journal_files(path: &Utf8Path) -> anyhow::Result<Vec<Utf8PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in path
+        .read_dir_utf8()
+        .with_context(|| format!("list `{path}`"))?
+    {
+        let entry = entry.with_context(|| format!("list `{path}`"))?;
+        if entry.file_type()?.is_dir() {
+            files.extend(journal_files(entry.path())?);
+        } else if entry.path().extension() == Some("journal") {
+            files.push(entry.into_path());
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn explain(id: &str) -> ExitCode {
@@ -88,7 +138,10 @@ fn explain(id: &str) -> ExitCode {
         }
         None => {
             let known: Vec<&str> = Cause::ALL.iter().map(|cause| cause.id()).collect();
-            output::note(&format!("vestibule: there is no cause `{id}`; there are {}", known.join(", ")));
+            output::note(&format!(
+                "vestibule: there is no cause `{id}`; there are {}",
+                known.join(", ")
+            ));
             ExitCode::from(USAGE)
         }
     }
@@ -131,7 +184,11 @@ fn text(verdict: &Verdict) -> String {
     for note in &verdict.notes {
         text.push_str(&format!("\nnote    {}: {}", note.note, note.why));
     }
-    text.push_str(&format!("\nlooked at {} in {} ms", verdict.looked_at.join(", "), verdict.elapsed_ms));
+    text.push_str(&format!(
+        "\nlooked at {} in {} ms",
+        verdict.looked_at.join(", "),
+        verdict.elapsed_ms
+    ));
     for next in &verdict.collect_next {
         text.push_str(&format!("\ncollect next: {next}"));
     }

@@ -5,5 +5,9 @@ use std::process::ExitCode;
 pub(crate) fn run(home: &Home, out: Output) -> anyhow::Result<ExitCode> {
     let report = vestibule_vm::doctor(home.path());
     out.print(&report, ToString::to_string)?;
-    Ok(if report.usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.usable() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -19,7 +19,11 @@ pub(crate) enum ImageCommand {
         /// The recipe's directory: `images/browser`.
         recipe: Utf8PathBuf,
         /// The static agent binary, as `cargo xtask agent` makes it.
-        #[arg(long, default_value = "target/agent/vestibule-agent", value_name = "FILE")]
+        #[arg(
+            long,
+            default_value = "target/agent/vestibule-agent",
+            value_name = "FILE"
+        )]
         agent: Utf8PathBuf,
         /// A file that the recipe asks for by name.
         #[arg(long = "input", value_name = "NAME=FILE", value_parser = parse_input)]
@@ -61,8 +65,18 @@ fn parse_input(text: &str) -> Result<(String, Utf8PathBuf), String> {
 pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Result<ExitCode> {
     let store = Store::open(home.path())?;
     match command {
-        ImageCommand::Build { recipe, agent, inputs, refresh } => {
-            let options = BuildOptions { recipe, agent, inputs: inputs.into_iter().collect(), refresh };
+        ImageCommand::Build {
+            recipe,
+            agent,
+            inputs,
+            refresh,
+        } => {
+            let options = BuildOptions {
+                recipe,
+                agent,
+                inputs: inputs.into_iter().collect(),
+                refresh,
+            };
             let bars = Bars::new(out);
             let built = vestibule_image::build(&store, &options, &bars)?;
             bars.finish();
@@ -74,16 +88,27 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             output::line(&serde_json::to_string_pretty(&image)?);
         }
         ImageCommand::Lint { image } => {
-            return crate::diagnose::print(&vestibule_image::lint(&store, &store.resolve(&image)?)?, out);
+            return crate::diagnose::print(
+                &vestibule_image::lint(&store, &store.resolve(&image)?)?,
+                out,
+            );
         }
         ImageCommand::Verify { image, deadline } => {
-            let runner = Utf8PathBuf::try_from(std::env::current_exe()?).context("the path of this program is UTF-8")?;
+            let runner = Utf8PathBuf::try_from(std::env::current_exe()?)
+                .context("the path of this program is UTF-8")?;
             let bars = Bars::new(out);
-            let options = VerifyOptions { runner, deadline: Duration::from_secs(deadline) };
+            let options = VerifyOptions {
+                runner,
+                deadline: Duration::from_secs(deadline),
+            };
             let report = vestibule_image::verify(&store, &store.resolve(&image)?, &options, &bars)?;
             bars.finish();
             out.print(&report, ToString::to_string)?;
-            return Ok(if report.green { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if report.green {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         ImageCommand::Publish { alias, image } => {
             let digest = store.resolve(&image)?;
@@ -97,7 +122,11 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
         ImageCommand::History { alias } => {
             let history = store.history(&alias)?;
             out.print(&history, |history| {
-                history.iter().map(|entry| format!("{}  {}", entry.at, entry.digest)).collect::<Vec<_>>().join("\n")
+                history
+                    .iter()
+                    .map(|entry| format!("{}  {}", entry.at, entry.digest))
+                    .collect::<Vec<_>>()
+                    .join("\n")
             })?;
         }
         ImageCommand::Rm { image } => {

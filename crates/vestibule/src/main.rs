@@ -92,7 +92,12 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
         Command::Diagnose(args) => diagnose::run(&args, out),
         Command::Doctor => doctor::run(&home, out),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "vestibule",
+                &mut std::io::stdout(),
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Man => {
@@ -103,7 +108,10 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?)
 }
 
 #[cfg(test)]

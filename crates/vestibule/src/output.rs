@@ -9,8 +9,16 @@ pub(crate) struct Output {
 
 impl Output {
     /// Prints `value` as JSON, or `text` of it.
-    pub(crate) fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
-        let rendered = if self.json { serde_json::to_string_pretty(value)? } else { text(value) };
+    pub(crate) fn print<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        let rendered = if self.json {
+            serde_json::to_string_pretty(value)?
+        } else {
+            text(value)
+        };
         line(rendered.trim_end());
         Ok(())
     }
@@ -25,7 +33,10 @@ pub(crate) fn line(text: &str) {
 /// Prints a note for people on standard error.
 pub(crate) fn note(text: &str) {
     use std::io::Write as _;
-    std::io::stderr().lock().write_all(format!("{text}\n").as_bytes()).ok();
+    std::io::stderr()
+        .lock()
+        .write_all(format!("{text}\n").as_bytes())
+        .ok();
 }
 
 /// Prints an error's chain, and as JSON where JSON was asked for.
@@ -42,17 +53,25 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         .iter()
         .enumerate()
         .map(|(i, title)| {
-            let cells = rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count());
+            let cells = rows
+                .iter()
+                .filter_map(|row| row.get(i))
+                .map(|cell| cell.chars().count());
             cells.chain([title.len()]).max().unwrap_or(0)
         })
         .collect();
     let render = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> =
-            cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<String> = cells
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         padded.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![render(&mut head.iter().copied())];
-    lines.extend(rows.iter().map(|row| render(&mut row.iter().map(String::as_str))));
+    lines.extend(
+        rows.iter()
+            .map(|row| render(&mut row.iter().map(String::as_str))),
+    );
     lines.join("\n")
 }
 
@@ -67,7 +86,11 @@ pub(crate) fn bytes(count: u64) -> String {
         scaled /= 1024;
         unit += 1;
     }
-    if unit == 0 { format!("{count} B") } else { format!("{scaled}.{rest} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{count} B")
+    } else {
+        format!("{scaled}.{rest} {}", UNITS[unit])
+    }
 }
 
 /// A verdict's finding for people: cause, why, evidence, fix, what would refute it.
@@ -78,7 +101,10 @@ pub(crate) fn finding(finding: &vestibule_api::finding::Finding) -> String {
     }
     text.push_str(&format!("\n  why     {}", finding.why));
     for quote in &finding.evidence {
-        let at = quote.line.map(|line| format!(":{line}")).unwrap_or_default();
+        let at = quote
+            .line
+            .map(|line| format!(":{line}"))
+            .unwrap_or_default();
         text.push_str(&format!("\n  proof   {}{at}: {}", quote.source, quote.text));
     }
     text.push_str(&format!("\n  fix     {}", finding.fix));

@@ -28,9 +28,16 @@ pub(crate) fn run(home: &Home, command: ProviderCommand, out: Output) -> anyhow:
             out.print(&packs, |packs| {
                 let row = |p: &ProviderPack| {
                     let flows: Vec<&str> = p.flow.iter().map(|f| f.id.as_str()).collect();
-                    vec![p.provider.id.to_string(), p.provider.name.clone(), flows.join(", ")]
+                    vec![
+                        p.provider.id.to_string(),
+                        p.provider.name.clone(),
+                        flows.join(", "),
+                    ]
                 };
-                output::table(&["PROVIDER", "NAME", "FLOWS"], &packs.iter().map(row).collect::<Vec<_>>())
+                output::table(
+                    &["PROVIDER", "NAME", "FLOWS"],
+                    &packs.iter().map(row).collect::<Vec<_>>(),
+                )
             })?;
         }
         ProviderCommand::Show { provider } => {
@@ -38,7 +45,9 @@ pub(crate) fn run(home: &Home, command: ProviderCommand, out: Output) -> anyhow:
             let pack = packs
                 .iter()
                 .find(|p| p.provider.id == provider)
-                .with_context(|| format!("there is no pack `{provider}`; `vestibule provider list` shows them"))?;
+                .with_context(|| {
+                    format!("there is no pack `{provider}`; `vestibule provider list` shows them")
+                })?;
             out.print(pack, show)?;
         }
         ProviderCommand::Check { files } => return check(&files, out),
@@ -49,14 +58,32 @@ pub(crate) fn run(home: &Home, command: ProviderCommand, out: Output) -> anyhow:
 fn show(pack: &ProviderPack) -> String {
     let mut text = format!(
         "{}  {} by {}\n{}\nterms  {}\n       {}",
-        pack.provider.id, pack.provider.name, pack.provider.vendor, pack.provider.homepage, pack.terms.note, pack.terms.url
+        pack.provider.id,
+        pack.provider.name,
+        pack.provider.vendor,
+        pack.provider.homepage,
+        pack.terms.note,
+        pack.terms.url
     );
     for flow in &pack.flow {
-        let hosts = flow.url.as_ref().map(|u| u.hosts.join(", ")).unwrap_or_default();
-        text.push_str(&format!("\nflow   {}: {}\n       runs {}\n       opens {hosts}", flow.id, flow.title, flow.argv.join(" ")));
+        let hosts = flow
+            .url
+            .as_ref()
+            .map(|u| u.hosts.join(", "))
+            .unwrap_or_default();
+        text.push_str(&format!(
+            "\nflow   {}: {}\n       runs {}\n       opens {hosts}",
+            flow.id,
+            flow.title,
+            flow.argv.join(" ")
+        ));
     }
     for rule in &pack.credential {
-        text.push_str(&format!("\nkeeps  ~/{} ({})", rule.path, rule.required.join(", ")));
+        text.push_str(&format!(
+            "\nkeeps  ~/{} ({})",
+            rule.path,
+            rule.required.join(", ")
+        ));
     }
     text
 }
@@ -73,5 +100,9 @@ fn check(files: &[Utf8PathBuf], out: Output) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    Ok(if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if bad == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

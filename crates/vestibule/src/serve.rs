@@ -25,7 +25,9 @@ pub(crate) fn init_logging() {
     use std::io::IsTerminal as _;
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         builder.init();
     } else {
@@ -41,7 +43,10 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
     }
     vestibule_controller::serve(config, ended(), |serving| {
         output::note(&format!("vestibule: serving on http://{}", serving.address));
-        output::line(&format!("open the dashboard (works once, 10 minutes): {}", serving.link));
+        output::line(&format!(
+            "open the dashboard (works once, 10 minutes): {}",
+            serving.link
+        ));
     })
     .await?;
     Ok(ExitCode::SUCCESS)
@@ -50,7 +55,10 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
 /// Resolves on SIGTERM or SIGINT.
 async fn ended() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }

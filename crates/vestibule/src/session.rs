@@ -9,7 +9,9 @@ use hyper::Method;
 use std::process::ExitCode;
 use vestibule_api::{
     ids::{ProviderId, SessionId},
-    session::{SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest},
+    session::{
+        SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest,
+    },
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -37,16 +39,41 @@ pub(crate) enum SessionCommand {
     Cancel { session: SessionId },
 }
 
-pub(crate) async fn run(home: &Home, command: SessionCommand, out: Output) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(
+    home: &Home,
+    command: SessionCommand,
+    out: Output,
+) -> anyhow::Result<ExitCode> {
     let controller = Controller::of(home)?;
     match command {
-        SessionCommand::Start { provider, flow, user, follow: stay } => {
-            let request = StartRequest { provider, user_id: user, flow, image: None };
-            let reply: StartReply = controller.call(Method::POST, "/api/auth/start", Some(&request)).await?;
+        SessionCommand::Start {
+            provider,
+            flow,
+            user,
+            follow: stay,
+        } => {
+            let request = StartRequest {
+                provider,
+                user_id: user,
+                flow,
+                image: None,
+            };
+            let reply: StartReply = controller
+                .call(Method::POST, "/api/auth/start", Some(&request))
+                .await?;
             out.print(&reply, |reply| {
-                format!("{}\nsee it at {}/#/session/{}", reply.session_id, controller.base(), reply.session_id)
+                format!(
+                    "{}\nsee it at {}/#/session/{}",
+                    reply.session_id,
+                    controller.base(),
+                    reply.session_id
+                )
             })?;
-            if stay { follow(&controller, reply.session_id, out).await } else { Ok(ExitCode::SUCCESS) }
+            if stay {
+                follow(&controller, reply.session_id, out).await
+            } else {
+                Ok(ExitCode::SUCCESS)
+            }
         }
         SessionCommand::List => {
             let list: Vec<SessionView> = controller.get("/api/sessions?limit=100").await?;
@@ -68,7 +95,9 @@ pub(crate) async fn run(home: &Home, command: SessionCommand, out: Output) -> an
             Ok(ExitCode::SUCCESS)
         }
         SessionCommand::Show { session } => {
-            let view: SessionView = controller.get(&format!("/api/auth/session/{session}")).await?;
+            let view: SessionView = controller
+                .get(&format!("/api/auth/session/{session}"))
+                .await?;
             out.print(&view, show)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -97,7 +126,10 @@ fn show(view: &SessionView) -> String {
         }
     };
     add("vm", view.machine_id.map(|id| id.to_string()));
-    add("image", view.image_digest.as_ref().map(|d| d.short().to_owned()));
+    add(
+        "image",
+        view.image_digest.as_ref().map(|d| d.short().to_owned()),
+    );
     add("account", view.account.clone());
     add("sealed as", view.credential_id.map(|id| id.to_string()));
     if let Some(finding) = view.failure.as_ref().and_then(|v| v.finding.as_ref()) {
@@ -107,31 +139,52 @@ fn show(view: &SessionView) -> String {
 }
 
 /// Prints events until the session is terminal. Exit status 0 only for *completed*.
-async fn follow(controller: &Controller, session: SessionId, out: Output) -> anyhow::Result<ExitCode> {
+async fn follow(
+    controller: &Controller,
+    session: SessionId,
+    out: Output,
+) -> anyhow::Result<ExitCode> {
     let path = format!("/api/auth/session/{session}/events");
-    let mut body = controller.open(Method::GET, &path, None::<&()>).await?.into_body();
+    let mut body = controller
+        .open(Method::GET, &path, None::<&()>)
+        .await?
+        .into_body();
     let mut buffer = String::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
         buffer.push_str(&String::from_utf8_lossy(&data));
         while let Some(end) = buffer.find("\n\n") {
             let block: String = buffer.drain(..end + 2).collect();
-            let Some(event) = parse_sse(&block) else { continue };
+            let Some(event) = parse_sse(&block) else {
+                continue;
+            };
             out.print(&event, describe)?;
             if let SessionEventKind::State { state } = event.event
                 && state.is_terminal()
             {
                 let done = state == SessionState::Completed;
-                return Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+                return Ok(if done {
+                    ExitCode::SUCCESS
+                } else {
+                    ExitCode::FAILURE
+                });
             }
         }
     }
-    anyhow::bail!("the controller ended the event stream before session {session} ended; follow it again")
+    anyhow::bail!(
+        "the controller ended the event stream before session {session} ended; follow it again"
+    )
 }
 
 /// One block of an event stream (HTML Living Standard section 9.2.6).
 fn parse_sse(block: &str) -> Option<SessionEvent> {
-    let data: String = block.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim_start).collect();
+    let data: String = block
+        .lines()
+        .filter_map(|line| line.strip_prefix("data:"))
+        .map(str::trim_start)
+        .collect();
     serde_json::from_str(&data).ok()
 }
 
@@ -139,18 +192,30 @@ fn describe(event: &SessionEvent) -> String {
     let what = match &event.event {
         SessionEventKind::State { state } => state.id().to_owned(),
         SessionEventKind::Phase { phase } => format!("  {phase:?}"),
-        SessionEventKind::Waiting { waiting_for } => format!("  waits for {}", waiting_for.join(", ")),
+        SessionEventKind::Waiting { waiting_for } => {
+            format!("  waits for {}", waiting_for.join(", "))
+        }
         SessionEventKind::UrlOpened { host, path } => format!("  opened {host}{path}"),
         SessionEventKind::UrlRefused { host, why } => format!("  did not open {host}: {why}"),
         SessionEventKind::UserCode { code } => format!("  code {code}"),
-        SessionEventKind::CredentialPartial { rule, why } => format!("  {rule} is not complete: {why}"),
-        SessionEventKind::EgressRefused { host, port, reason, count } => {
+        SessionEventKind::CredentialPartial { rule, why } => {
+            format!("  {rule} is not complete: {why}")
+        }
+        SessionEventKind::EgressRefused {
+            host,
+            port,
+            reason,
+            count,
+        } => {
             format!("  way out: {host}:{port} {reason:?} ({count})")
         }
         SessionEventKind::Viewers { count } => format!("  {count} viewing"),
         SessionEventKind::BrowserRestarted => "  browser was closed and started again".to_owned(),
         SessionEventKind::Captured { account } => {
-            format!("  captured {}", account.as_deref().unwrap_or("a credential"))
+            format!(
+                "  captured {}",
+                account.as_deref().unwrap_or("a credential")
+            )
         }
         SessionEventKind::Failure { finding } => output::finding(finding),
     };
@@ -165,7 +230,12 @@ mod tests {
     fn event_blocks_parse() {
         let block = "id: 3\nevent: state\ndata: {\"seq\":3,\"at\":\"2026-11-23T08:00:00Z\",\"event\":{\"type\":\"state\",\"state\":\"ready\"}}\n\n";
         let event = parse_sse(block).unwrap();
-        assert_eq!(event.event, SessionEventKind::State { state: SessionState::Ready });
+        assert_eq!(
+            event.event,
+            SessionEventKind::State {
+                state: SessionState::Ready
+            }
+        );
         assert!(parse_sse(": keep-alive\n\n").is_none());
     }
 }

@@ -55,7 +55,8 @@ pub(crate) enum VmCommand {
 /// The role `run-vm`: reads the specification from standard input and owns the VM until it ends.
 pub(crate) async fn run_vm() -> anyhow::Result<ExitCode> {
     crate::serve::init_logging();
-    let text = std::io::read_to_string(std::io::stdin()).context("read the VM's specification from standard input")?;
+    let text = std::io::read_to_string(std::io::stdin())
+        .context("read the VM's specification from standard input")?;
     let spec = serde_json::from_str(&text).context("understand the VM's specification")?;
     vestibule_vm::run(spec).await?;
     Ok(ExitCode::SUCCESS)
@@ -66,14 +67,30 @@ pub(crate) async fn run(home: &Home, command: VmCommand, out: Output) -> anyhow:
         VmCommand::Run(args) => return start::start(home, args, out).await,
         VmCommand::List => list(home, out).await?,
         VmCommand::Logs { vm, follow } => logs(home, vm, follow).await?,
-        VmCommand::Exec { vm, person, timeout, argv } => return exec(home, vm, person, timeout, argv, out).await,
+        VmCommand::Exec {
+            vm,
+            person,
+            timeout,
+            argv,
+        } => return exec(home, vm, person, timeout, argv, out).await,
         VmCommand::Shell { vm } => shell::shell(&runner(home, vm)?).await?,
         VmCommand::Stop { vm } => {
-            let request = StopRequest { reason: "asked for on the command line".to_owned() };
-            let disposal: Disposal = runner(home, vm)?.call(Method::POST, "/stop", Some(&request)).await?;
+            let request = StopRequest {
+                reason: "asked for on the command line".to_owned(),
+            };
+            let disposal: Disposal = runner(home, vm)?
+                .call(Method::POST, "/stop", Some(&request))
+                .await?;
             out.print(&disposal, |d| {
-                let state = if d.complete { "gone, without a trace" } else { "ended, but something is left" };
-                format!("{vm} is {state}; evidence in {}", home.evidence().join(vm.to_string()))
+                let state = if d.complete {
+                    "gone, without a trace"
+                } else {
+                    "ended, but something is left"
+                };
+                format!(
+                    "{vm} is {state}; evidence in {}",
+                    home.evidence().join(vm.to_string())
+                )
             })?;
         }
         VmCommand::Why { vm } => return why(home, vm, out),
@@ -87,7 +104,9 @@ fn runner(home: &Home, vm: MachineId) -> anyhow::Result<Runner> {
     if socket.exists() {
         return Ok(Runner::at(socket));
     }
-    bail!("VM {vm} does not run; `vestibule vm list` shows those that do, `vestibule vm why {vm}` says how it ended")
+    bail!(
+        "VM {vm} does not run; `vestibule vm list` shows those that do, `vestibule vm why {vm}` says how it ended"
+    )
 }
 
 async fn list(home: &Home, out: Output) -> anyhow::Result<()> {
@@ -98,8 +117,12 @@ async fn list(home: &Home, out: Output) -> anyhow::Result<()> {
         Err(error) => return Err(error).with_context(|| format!("list `{}`", home.vms())),
     };
     for entry in entries {
-        let Ok(id) = MachineId::from_str(entry.file_name()) else { continue };
-        let Ok(runner) = runner(home, id) else { continue };
+        let Ok(id) = MachineId::from_str(entry.file_name()) else {
+            continue;
+        };
+        let Ok(runner) = runner(home, id) else {
+            continue;
+        };
         // A runner that does not answer is not running; what is left of it is the controller's to collect.
         if let Ok(view) = runner.get::<MachineView>("/machine").await {
             views.push(view);
@@ -109,14 +132,20 @@ async fn list(home: &Home, out: Output) -> anyhow::Result<()> {
         let row = |v: &MachineView| {
             vec![
                 v.machine_id.to_string(),
-                serde_json::to_value(v.state).ok().and_then(|s| s.as_str().map(str::to_owned)).unwrap_or_default(),
+                serde_json::to_value(v.state)
+                    .ok()
+                    .and_then(|s| s.as_str().map(str::to_owned))
+                    .unwrap_or_default(),
                 v.driver.clone(),
                 v.image_digest.short().to_owned(),
                 v.session_id.map(|s| s.to_string()).unwrap_or_default(),
                 v.started_at.to_string(),
             ]
         };
-        output::table(&["VM", "STATE", "DRIVER", "IMAGE", "SESSION", "STARTED"], &views.iter().map(row).collect::<Vec<_>>())
+        output::table(
+            &["VM", "STATE", "DRIVER", "IMAGE", "SESSION", "STARTED"],
+            &views.iter().map(row).collect::<Vec<_>>(),
+        )
     })
 }
 
@@ -124,14 +153,24 @@ async fn logs(home: &Home, vm: MachineId, follow: bool) -> anyhow::Result<()> {
     let Ok(runner) = runner(home, vm) else {
         let path = evidence_of(home, vm)?.join("serial.log");
         let bytes = std::fs::read(&path).with_context(|| format!("read `{path}`"))?;
-        return std::io::stdout().lock().write_all(&bytes).context("write to standard output");
+        return std::io::stdout()
+            .lock()
+            .write_all(&bytes)
+            .context("write to standard output");
     };
-    let request = json_request(Method::GET, &format!("/console?follow={follow}"), None::<&()>)?;
+    let request = json_request(
+        Method::GET,
+        &format!("/console?follow={follow}"),
+        None::<&()>,
+    )?;
     let mut body = runner.open(request).await?.into_body();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
             let mut stdout = std::io::stdout().lock();
-            stdout.write_all(&data).and_then(|()| stdout.flush()).context("write to standard output")?;
+            stdout
+                .write_all(&data)
+                .and_then(|()| stdout.flush())
+                .context("write to standard output")?;
         }
     }
     Ok(())
@@ -145,22 +184,42 @@ async fn exec(
     argv: Vec<String>,
     out: Output,
 ) -> anyhow::Result<ExitCode> {
-    let user = if person { ExecUser::Person } else { ExecUser::Root };
-    let request = ExecRequest { argv, user, stdin: String::new(), timeout_s };
-    let reply: ExecReply = runner(home, vm)?.call(Method::POST, "/agent/exec", Some(&request)).await?;
+    let user = if person {
+        ExecUser::Person
+    } else {
+        ExecUser::Root
+    };
+    let request = ExecRequest {
+        argv,
+        user,
+        stdin: String::new(),
+        timeout_s,
+    };
+    let reply: ExecReply = runner(home, vm)?
+        .call(Method::POST, "/agent/exec", Some(&request))
+        .await?;
     if out.json {
         out.print(&reply, |_| String::new())?;
     } else {
-        std::io::stdout().lock().write_all(reply.stdout.as_bytes())?;
-        std::io::stderr().lock().write_all(reply.stderr.as_bytes())?;
+        std::io::stdout()
+            .lock()
+            .write_all(reply.stdout.as_bytes())?;
+        std::io::stderr()
+            .lock()
+            .write_all(reply.stderr.as_bytes())?;
         if reply.truncated {
             output::note("vestibule: the output was longer than 1 MiB and is cut");
         }
         if reply.timed_out {
-            output::note(&format!("vestibule: ended after {timeout_s} s; give it more with --timeout"));
+            output::note(&format!(
+                "vestibule: ended after {timeout_s} s; give it more with --timeout"
+            ));
         }
     }
-    let code = reply.code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255);
+    let code = reply
+        .code
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(255);
     Ok(ExitCode::from(code))
 }
 
@@ -171,20 +230,28 @@ fn evidence_of(home: &Home, vm: MachineId) -> anyhow::Result<camino::Utf8PathBuf
         return Ok(own);
     }
     let wanted = vm.to_string();
-    let entries = home.evidence().read_dir_utf8().with_context(|| format!("list `{}`", home.evidence()))?;
+    let entries = home
+        .evidence()
+        .read_dir_utf8()
+        .with_context(|| format!("list `{}`", home.evidence()))?;
     for entry in entries.flatten() {
-        let machine = std::fs::read_to_string(entry.path().join("machine.json")).unwrap_or_default();
+        let machine =
+            std::fs::read_to_string(entry.path().join("machine.json")).unwrap_or_default();
         if machine.contains(&wanted) {
             return Ok(entry.path().to_owned());
         }
     }
-    bail!("there is no VM {vm} and no evidence of one in `{}`", home.evidence())
+    bail!(
+        "there is no VM {vm} and no evidence of one in `{}`",
+        home.evidence()
+    )
 }
 
 fn why(home: &Home, vm: MachineId, out: Output) -> anyhow::Result<ExitCode> {
     let dir = evidence_of(home, vm)?;
     let path = dir.join("verdict.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
-    let verdict: Verdict = serde_json::from_str(&text).with_context(|| format!("understand `{path}`"))?;
+    let verdict: Verdict =
+        serde_json::from_str(&text).with_context(|| format!("understand `{path}`"))?;
     crate::diagnose::print(&verdict, out)
 }

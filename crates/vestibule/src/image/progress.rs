@@ -14,7 +14,9 @@ impl Bars {
         let interactive = std::io::stderr().is_terminal() && !out.json;
         let bar = interactive.then(|| {
             let bar = ProgressBar::new(0);
-            let style = ProgressStyle::with_template("{spinner} [{bar:24}] {pos}/{len} {prefix} {wide_msg} {elapsed}");
+            let style = ProgressStyle::with_template(
+                "{spinner} [{bar:24}] {pos}/{len} {prefix} {wide_msg} {elapsed}",
+            );
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
@@ -33,20 +35,33 @@ impl Bars {
 impl Progress for Bars {
     fn event(&self, event: &Event) {
         let Some(bar) = &self.bar else {
-            if let Event::PhaseDone { phase, cached, took } = event {
+            if let Event::PhaseDone {
+                phase,
+                cached,
+                took,
+            } = event
+            {
                 let how = if *cached { ", cached" } else { "" };
                 output::note(&format!("{phase} ({:.1} s{how})", took.as_secs_f64()));
             }
             return;
         };
         match event {
-            Event::PhaseStarted { phase, index, total } => {
+            Event::PhaseStarted {
+                phase,
+                index,
+                total,
+            } => {
                 bar.set_length(*total as u64);
                 bar.set_position(index.saturating_sub(1) as u64);
                 bar.set_prefix(phase.to_string());
                 bar.set_message("");
             }
-            Event::PhaseDone { phase, cached, took } => {
+            Event::PhaseDone {
+                phase,
+                cached,
+                took,
+            } => {
                 bar.inc(1);
                 let how = if *cached { " (cached)" } else { "" };
                 bar.println(format!("{phase:<12} {:>6.1} s{how}", took.as_secs_f64()));

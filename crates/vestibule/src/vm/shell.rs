@@ -14,7 +14,8 @@ pub(super) async fn shell(runner: &Runner) -> anyhow::Result<()> {
         .context("open a shell in the VM (one that belongs to a session has none)")?;
     let _raw = RawTerminal::enter()?;
     let (mut to_guest, mut from_guest) = socket.split();
-    let mut resized = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::window_change())?;
+    let mut resized =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::window_change())?;
     let (mut stdin, mut stdout) = (tokio::io::stdin(), tokio::io::stdout());
     let mut typed = [0; 4096];
     loop {
@@ -42,7 +43,8 @@ pub(super) async fn shell(runner: &Runner) -> anyhow::Result<()> {
 }
 
 fn size() -> (u16, u16) {
-    termios::tcgetwinsize(rustix::stdio::stdout()).map_or((80, 24), |size| (size.ws_col, size.ws_row))
+    termios::tcgetwinsize(rustix::stdio::stdout())
+        .map_or((80, 24), |size| (size.ws_col, size.ws_row))
 }
 
 /// Puts the terminal back as it was, on every way out.
@@ -57,7 +59,8 @@ impl RawTerminal {
         let before = termios::tcgetattr(stdin).context("read the terminal's settings")?;
         let mut raw = before.clone();
         raw.make_raw();
-        termios::tcsetattr(stdin, termios::OptionalActions::Now, &raw).context("put the terminal in raw mode")?;
+        termios::tcsetattr(stdin, termios::OptionalActions::Now, &raw)
+            .context("put the terminal in raw mode")?;
         Ok(Self(Some(before)))
     }
 }
@@ -65,7 +68,12 @@ impl RawTerminal {
 impl Drop for RawTerminal {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
-            termios::tcsetattr(rustix::stdio::stdin(), termios::OptionalActions::Now, before).ok();
+            termios::tcsetattr(
+                rustix::stdio::stdin(),
+                termios::OptionalActions::Now,
+                before,
+            )
+            .ok();
         }
     }
 }

@@ -59,7 +59,11 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
     let image = store.resolve(&args.image)?;
     let manifest = store.manifest(&image)?;
     let machine_id = MachineId::generate();
-    let mode = if args.egress { EgressMode::Open } else { EgressMode::Closed };
+    let mode = if args.egress {
+        EgressMode::Open
+    } else {
+        EgressMode::Closed
+    };
     Ok(VmSpec {
         machine_id,
         session_id: None,
@@ -70,7 +74,10 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
         vcpus: args.vcpus.unwrap_or(manifest.default_vcpus),
         vm_dir: home.vms().join(machine_id.to_string()).into_string(),
         evidence_dir: home.evidence().join(machine_id.to_string()).into_string(),
-        egress: EgressPolicy { mode, ..EgressPolicy::default() },
+        egress: EgressPolicy {
+            mode,
+            ..EgressPolicy::default()
+        },
         boot_deadline_s: args.deadline,
         console_keep_bytes: 1 << 20,
         idle_deadline_s: None,
@@ -80,7 +87,8 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
 /// The runner outlives this command: a session of its own, its log in the VM's directory.
 fn spawn(spec: &VmSpec, vm_dir: &camino::Utf8Path) -> anyhow::Result<std::process::Child> {
     let exe = std::env::current_exe().context("find the path of this program")?;
-    let log = std::fs::File::create(vm_dir.join("runner.log")).with_context(|| format!("create `{vm_dir}/runner.log`"))?;
+    let log = std::fs::File::create(vm_dir.join("runner.log"))
+        .with_context(|| format!("create `{vm_dir}/runner.log`"))?;
     let mut child = Command::new(exe)
         .arg("run-vm")
         .stdin(Stdio::piped())
@@ -89,13 +97,21 @@ fn spawn(spec: &VmSpec, vm_dir: &camino::Utf8Path) -> anyhow::Result<std::proces
         .process_group(0)
         .spawn()
         .context("start `vestibule run-vm`")?;
-    let mut stdin = child.stdin.take().context("the runner's standard input is a pipe")?;
-    stdin.write_all(&serde_json::to_vec(spec)?).context("hand the specification to the runner")?;
+    let mut stdin = child
+        .stdin
+        .take()
+        .context("the runner's standard input is a pipe")?;
+    stdin
+        .write_all(&serde_json::to_vec(spec)?)
+        .context("hand the specification to the runner")?;
     Ok(child)
 }
 
 /// Waits until the runner listens; it says so by its socket, and when it can't, by ending.
-async fn wait_for_socket(vm_dir: &camino::Utf8Path, child: &mut std::process::Child) -> anyhow::Result<Runner> {
+async fn wait_for_socket(
+    vm_dir: &camino::Utf8Path,
+    child: &mut std::process::Child,
+) -> anyhow::Result<Runner> {
     let runner = Runner::at(vm_dir.join("runner.sock"));
     let mut tick = tokio::time::interval(std::time::Duration::from_millis(20));
     loop {
@@ -105,28 +121,41 @@ async fn wait_for_socket(vm_dir: &camino::Utf8Path, child: &mut std::process::Ch
         }
         if let Some(status) = child.try_wait()? {
             let log = std::fs::read_to_string(vm_dir.join("runner.log")).unwrap_or_default();
-            bail!("the runner ended ({status}) before it listened: {}", log.lines().last().unwrap_or("it said nothing"));
+            bail!(
+                "the runner ended ({status}) before it listened: {}",
+                log.lines().last().unwrap_or("it said nothing")
+            );
         }
     }
 }
 
 /// Prints phases until the VM is up or has failed.
 async fn follow(runner: &Runner, out: Output) -> anyhow::Result<()> {
-    let reply = runner.open(json_request(Method::GET, "/events?after=0", None::<&()>)?).await?;
+    let reply = runner
+        .open(json_request(Method::GET, "/events?after=0", None::<&()>)?)
+        .await?;
     let mut body = reply.into_body();
     let mut pending = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
         pending.extend_from_slice(&data);
         while let Some(end) = pending.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = pending.drain(..=end).collect();
-            let event: RunnerEvent = serde_json::from_slice(&line).context("understand the runner's event")?;
+            let event: RunnerEvent =
+                serde_json::from_slice(&line).context("understand the runner's event")?;
             match event.event {
                 RunnerEventKind::Phase { phase } if !out.json => {
                     crate::output::note(&format!("{}  {phase:?}", event.at));
                 }
-                RunnerEventKind::State { state: MachineState::Up, .. } => return Ok(()),
-                RunnerEventKind::Failed { finding } => bail!("{}", crate::output::finding(&finding)),
+                RunnerEventKind::State {
+                    state: MachineState::Up,
+                    ..
+                } => return Ok(()),
+                RunnerEventKind::Failed { finding } => {
+                    bail!("{}", crate::output::finding(&finding))
+                }
                 RunnerEventKind::State { .. }
                 | RunnerEventKind::Phase { .. }
                 | RunnerEventKind::Agent { .. }
