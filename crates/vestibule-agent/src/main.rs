@@ -59,10 +59,9 @@ fn main() -> ExitCode {
     let role = args.next().unwrap_or_default();
     match (name.to_str(), role.to_str()) {
         (_, Some("init")) => init::main(),
-        (Some(name), _) if shim::NAMES.contains(&name) => shim::main(
-            std::iter::once(role).chain(args),
-            &Path::new(RUN).join(shim::SOCKET),
-        ),
+        (Some(name), _) if shim::NAMES.contains(&name) => {
+            shim::main(std::iter::once(role).chain(args), &shim::socket())
+        }
         (_, Some("agent")) => finish(agent::main()),
         (_, Some("attach")) => finish(attach::main(&Path::new(RUN).join(attach::SOCKET))),
         (_, _) => {

@@ -10,7 +10,7 @@ use std::{
     ffi::OsString,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream as StdStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -62,6 +62,13 @@ impl std::fmt::Debug for OpenRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("OpenRequest([secret])")
     }
+}
+
+/// Where the agent listens. The variable is for images that are laid out otherwise, and for tests; whoever can set it for
+/// a tool could as well give the tool another shim.
+pub(crate) fn socket() -> PathBuf {
+    std::env::var_os("VESTIBULE_SHIM")
+        .map_or_else(|| Path::new(crate::RUN).join(SOCKET), PathBuf::from)
 }
 
 /// The shim itself: hands the first URL among `args` to the agent.

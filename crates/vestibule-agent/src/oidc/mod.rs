@@ -10,6 +10,8 @@
 mod exchange;
 mod http;
 mod page;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use page::stray;
 
@@ -23,7 +25,7 @@ use vestibule_api::{error::Chain, finding::Finding, pack::Oidc};
 /// Where the browser is sent back to; registered with the issuer.
 pub(crate) const REDIRECT: &str = "http://127.0.0.1:8080/auth/callback";
 /// Discovery, and the exchange of the code, may each take so long.
-const STEP_LIMIT: Duration = Duration::from_secs(30);
+const STEP_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
 
 /// What the client has to say.
 #[derive(Debug)]

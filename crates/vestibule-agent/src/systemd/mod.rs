@@ -199,6 +199,8 @@ impl Systemd {
             }
             reports.push(report);
         }
+        // PID 1 lists them in the order of its hash table.
+        reports.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(reports)
     }
 
