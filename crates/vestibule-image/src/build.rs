@@ -402,12 +402,8 @@ impl Run<'_> {
             let (image, progress) = (directory.join("root.ext4"), run.host.progress());
             let mut written = None;
             let made = e2fs.make(&image, extent, &run.recipe_digest, |out| {
-                let advance = |done| {
-                    progress.event(&Event::Advance {
-                        done,
-                        total: extent.bytes,
-                    })
-                };
+                let total = extent.bytes;
+                let advance = |done| progress.event(&Event::Advance { done, total });
                 written = Some(archive::write(&tree, out, advance));
                 Ok(())
             });

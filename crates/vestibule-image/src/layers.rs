@@ -19,49 +19,22 @@ pub(crate) fn from_tar(path: &Utf8Path) -> Result<Tree, TreeError> {
         if name.starts_with("/dev/") || name == "/" {
             continue;
         }
-        let odd = |what| TreeError::Entry {
-            path: name.clone(),
-            what,
-        };
-        let target = entry
-            .link_name_bytes()
-            .map(|bytes| String::from_utf8(bytes.into_owned()));
-        let target = target
-            .transpose()
-            .map_err(|_| odd("leads to a name that is not UTF-8"))?;
-        let kind = match entry.header().entry_type() {
-            tar::EntryType::Directory => Kind::Directory,
-            tar::EntryType::Regular | tar::EntryType::Continuous => Kind::File(Content::Part {
-                file: file.clone(),
-                offset: entry.raw_file_position(),
-                len: entry.size(),
-            }),
-            tar::EntryType::Symlink => {
-                Kind::Symlink(target.ok_or_else(|| odd("is a link to nothing"))?)
-            }
-            tar::EntryType::Link => {
-                let target = absolute(
-                    target
-                        .ok_or_else(|| odd("is a link to nothing"))?
-                        .as_bytes(),
-                )?;
-                let content = tree
-                    .file(&target)
-                    .ok_or_else(|| odd("is a second name of a file that is not there"))?;
-                Kind::File(content.clone())
-            }
-            _ => return Err(odd("is neither file, directory nor link")),
-        };
+        let kind = kind(&entry, &name, &tree, &file)?;
         let xattrs = match entry.pax_extensions().map_err(read)? {
             None => false,
-            Some(mut extensions) => extensions
-                .any(|one| one.is_ok_and(|one| one.key_bytes().starts_with(b"SCHILY.xattr."))),
+            Some(mut all) => {
+                all.any(|one| one.is_ok_and(|one| one.key_bytes().starts_with(b"SCHILY.xattr.")))
+            }
         };
         let header = entry.header();
         let id = |value: std::io::Result<u64>| {
+            let odd = |_| TreeError::Entry {
+                path: name.clone(),
+                what: "has an owner out of range",
+            };
             value
                 .map_err(read)
-                .and_then(|id| u32::try_from(id).map_err(|_| odd("has an owner out of range")))
+                .and_then(|id| u32::try_from(id).map_err(odd))
         };
         let node = Node {
             mode: header.mode().map_err(read)? & 0o7777,
@@ -74,6 +47,44 @@ pub(crate) fn from_tar(path: &Utf8Path) -> Result<Tree, TreeError> {
         tree.put_raw(name, node);
     }
     Ok(tree)
+}
+
+/// What an entry is. A second name of a file (a hard link) shares the part of the archive where the bytes are.
+fn kind<R: std::io::Read>(
+    entry: &tar::Entry<'_, R>,
+    name: &str,
+    tree: &Tree,
+    file: &Arc<Utf8PathBuf>,
+) -> Result<Kind, TreeError> {
+    let odd = |what| TreeError::Entry {
+        path: name.to_owned(),
+        what,
+    };
+    let target = || {
+        let bytes = entry
+            .link_name_bytes()
+            .ok_or_else(|| odd("is a link to nothing"))?;
+        String::from_utf8(bytes.into_owned()).map_err(|_| odd("leads to a name that is not UTF-8"))
+    };
+    let form = entry.header().entry_type();
+    if form.is_dir() {
+        Ok(Kind::Directory)
+    } else if form.is_file() || form.is_contiguous() {
+        let (offset, len) = (entry.raw_file_position(), entry.size());
+        Ok(Kind::File(Content::Part {
+            file: file.clone(),
+            offset,
+            len,
+        }))
+    } else if form.is_symlink() {
+        Ok(Kind::Symlink(target()?))
+    } else if form.is_hard_link() {
+        let first = tree.file(&absolute(target()?.as_bytes())?);
+        let content = first.ok_or_else(|| odd("is a second name of a file that is not there"))?;
+        Ok(Kind::File(content.clone()))
+    } else {
+        Err(odd("is neither file, directory nor link"))
+    }
 }
 
 /// `./usr/bin/` → `/usr/bin`.
