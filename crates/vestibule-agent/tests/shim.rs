@@ -1,4 +1,8 @@
 //! The URL shims as tools start them: the real binary, under each of its names.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot set itself up has failed"
+)]
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::{fs::symlink, net::UnixListener},
