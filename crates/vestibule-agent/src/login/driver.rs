@@ -1,23 +1,20 @@
 //! The task that carries one sign-in from its start to its end: the only one that decides.
+mod pages;
+
 use super::{
-    Command, LoginError,
-    failure::{self, observed},
-    is_own, prepare_files,
-    screen::{self, Failure, Reader},
-    url::{self, UrlError},
+    Command, LoginError, failure, is_own, prepare_files,
+    screen::{Failure, Reader},
 };
 use crate::{
     agent::Agent,
-    browser::{self, BrowserError},
+    browser::BrowserError,
     capture::{Capture, Progress, Watch},
     home::Home,
     oidc::{self, OwnClient, OwnEvent},
     process::{Cgroup, Program},
-    shim::OpenRequest,
     terminal::{self, Size, Started, TerminalHandle},
     tool,
 };
-use ::url::Url;
 use bytes::Bytes;
 use std::{process::ExitStatus, sync::Arc, time::Duration};
 use tokio::{
@@ -28,10 +25,9 @@ use tokio::{
 use tracing::{info, warn};
 use vestibule_api::{
     agent::{LoginEvent, LoginRequest, UrlSource},
-    cause::Cause,
     error::Chain,
     finding::Finding,
-    pack::{Flow, FlowKind, UrlFrom, Verify},
+    pack::{Flow, FlowKind, Verify},
 };
 
 /// The screen is read when the tool has been quiet for so long: a URL may come in pieces.
@@ -269,88 +265,6 @@ impl Driver {
         }
     }
 
-    fn shim_asks(&mut self, OpenRequest { url, answer }: OpenRequest) {
-        let wanted = self
-            .flow
-            .url
-            .as_ref()
-            .is_some_and(|rule| rule.sources.contains(&UrlFrom::Shim));
-        let result = match self.allowed(&url) {
-            _ if !wanted => {
-                Err("this way of signing in takes no page from the tool's opener".to_owned())
-            }
-            _ if self.pages >= PAGES => Err("this sign-in has opened too many pages".to_owned()),
-            Ok(url) => {
-                self.take(UrlSource::Shim, url);
-                Ok(())
-            }
-            Err(err) => Err(err.to_string()),
-        };
-        if let Err(why) = &result {
-            let host = Url::parse(&url)
-                .map(|url| url::host_of(&url))
-                .unwrap_or_default();
-            self.refused = Some(format!("a page on `{host}` was not opened: {why}"));
-            self.agent.events.login(LoginEvent::UrlRefused {
-                source: UrlSource::Shim,
-                host,
-                why: why.clone(),
-            });
-        }
-        // A shim that has gone away needs no answer.
-        let _ = answer.send(result);
-    }
-
-    fn allowed(&self, url: &str) -> Result<Url, UrlError> {
-        let rule = self
-            .flow
-            .url
-            .as_ref()
-            .ok_or_else(|| UrlError::Host("any".to_owned()))?;
-        url::check(rule, url)
-    }
-
-    /// A page that the tool wants opened, by the pack's rule.
-    fn take(&mut self, source: UrlSource, url: Url) {
-        let (host, path) = (url::host_of(&url), url.path().to_owned());
-        self.source = Some(source);
-        self.timers.fallback = None;
-        self.agent
-            .events
-            .login(LoginEvent::UrlCaptured { source, host, path });
-        self.open(url);
-    }
-
-    fn open(&mut self, url: Url) {
-        if self.pages < PAGES {
-            self.pages += 1;
-            let guest = self.agent.guest.clone();
-            self.opening
-                .spawn(async move { browser::open(&guest, &url).await });
-        }
-    }
-
-    fn opened(
-        &self,
-        result: Result<Result<(), BrowserError>, tokio::task::JoinError>,
-    ) -> Option<End> {
-        match result {
-            Ok(Ok(())) => {
-                self.agent.events.login(LoginEvent::BrowserOpened);
-                None
-            }
-            Ok(Err(err)) => {
-                let cause = if matches!(err, BrowserError::None) {
-                    Cause::BrowserMissing
-                } else {
-                    Cause::BrowserNotReady
-                };
-                Some(failed(observed(cause, "browser", &Chain(&err).to_string())))
-            }
-            Err(_) => None,
-        }
-    }
-
     fn own_event(&mut self, event: Option<OwnEvent>) -> Option<End> {
         match event? {
             OwnEvent::Page(url) => self.take(UrlSource::Oauth, url),
@@ -468,30 +382,6 @@ impl Driver {
         if let (None, Some((preferred, ..))) = (self.timers.fallback, self.candidate()) {
             let wait = if preferred { 0 } else { rule.fallback_after_s };
             self.timers.fallback = Some(Instant::now() + Duration::from_secs(wait.into()));
-        }
-    }
-
-    /// A page from a hyperlink or the screen's text, and whether its source is the pack's first.
-    fn candidate(&self) -> Option<(bool, UrlSource, Url)> {
-        let (rule, terminal) = (self.flow.url.as_ref()?, self.terminal()?);
-        rule.sources.iter().enumerate().find_map(|(index, from)| {
-            let (source, found) = match from {
-                UrlFrom::Shim => return None,
-                UrlFrom::Osc8 => (UrlSource::Osc8, terminal.emulator().links()),
-                UrlFrom::Screen => (
-                    UrlSource::Screen,
-                    screen::urls(rule, &terminal.emulator().unwrapped()),
-                ),
-            };
-            let url = found.iter().find_map(|text| url::check(rule, text).ok())?;
-            Some((index == 0, source, url))
-        })
-    }
-
-    /// No preferred source has given a page in time.
-    fn fall_back(&mut self) {
-        if let (None, Some((_, source, url))) = (self.source, self.candidate()) {
-            self.take(source, url);
         }
     }
 

@@ -103,7 +103,7 @@ impl Bus {
         &mut self,
         method: Method,
         path: &str,
-        arguments: Writer,
+        arguments: &Writer,
         read: impl FnOnce(&mut Reader<'_>) -> Result<T, Malformed>,
     ) -> Result<T, BusError> {
         let Method {

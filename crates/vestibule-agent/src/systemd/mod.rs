@@ -127,7 +127,7 @@ impl Systemd {
     pub(crate) async fn units(&mut self) -> Result<Vec<UnitReport>, BusError> {
         let rows = self
             .0
-            .call(LIST_UNITS, MANAGER, Writer::default(), |reader| {
+            .call(LIST_UNITS, MANAGER, &Writer::default(), |reader| {
                 reader.structs(unit_row)
             })
             .await?;
@@ -146,7 +146,7 @@ impl Systemd {
         arguments.strings(names);
         let rows = self
             .0
-            .call(LIST_NAMED, MANAGER, arguments, |reader| {
+            .call(LIST_NAMED, MANAGER, &arguments, |reader| {
                 reader.structs(unit_row)
             })
             .await?;
@@ -214,7 +214,7 @@ impl Systemd {
         arguments.string(interface);
         arguments.string(name);
         self.0
-            .call(GET, path, arguments, |reader| reader.variant())
+            .call(GET, path, &arguments, |reader| reader.variant())
             .await
     }
 
@@ -222,7 +222,7 @@ impl Systemd {
     pub(crate) async fn jobs(&mut self) -> Result<Vec<JobReport>, BusError> {
         let mut jobs = self
             .0
-            .call(LIST_JOBS, MANAGER, Writer::default(), |reader| {
+            .call(LIST_JOBS, MANAGER, &Writer::default(), |reader| {
                 reader.structs(job_row)
             })
             .await?;
@@ -231,7 +231,7 @@ impl Systemd {
             arguments.u32(job.id);
             match self
                 .0
-                .call(JOB_BEFORE, MANAGER, arguments, |reader| {
+                .call(JOB_BEFORE, MANAGER, &arguments, |reader| {
                     reader.structs(job_row)
                 })
                 .await
@@ -339,7 +339,7 @@ mod tests {
                 .unwrap();
             stream
                 .write_all(&wire::tests::reply(1, "v", |body| {
-                    body.text_variant("running")
+                    body.text_variant("running");
                 }))
                 .await
                 .unwrap();

@@ -5,7 +5,7 @@
 /// The bytes are not the message that was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the message is malformed at byte {at}")]
-pub(super) struct Malformed {
+pub(crate) struct Malformed {
     at: usize,
 }
 
@@ -66,9 +66,9 @@ impl Writer {
         self.0.push(number);
         self.signature(kind);
         if kind == "g" {
-            self.signature(text)
+            self.signature(text);
         } else {
-            self.string(text)
+            self.string(text);
         }
     }
 }
@@ -80,7 +80,7 @@ pub(super) fn call(
     interface: &str,
     method: &str,
     signature: &str,
-    body: Writer,
+    body: &Writer,
 ) -> Vec<u8> {
     let mut head = Writer(vec![b'l', CALL, 0, 1]);
     head.u32(u32::try_from(body.0.len()).unwrap_or(u32::MAX));
@@ -328,7 +328,7 @@ pub(super) mod tests {
             "org.freedesktop.systemd1.Manager",
             "ListUnitsByNames",
             "as",
-            body,
+            &body,
         )
     }
 
