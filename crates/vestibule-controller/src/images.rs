@@ -32,7 +32,7 @@ impl Images {
     pub(crate) fn resolve(&self, alias: &str) -> Result<Image, StoreError> {
         let store = Store::open(&self.home)?;
         let digest = store.resolve(alias)?;
-        let manifest = store.inspect(&digest)?.manifest;
+        let manifest = store.manifest(&digest)?;
         let dir = store.dir(&digest);
         Ok(Image {
             digest,

@@ -95,7 +95,15 @@ pub(crate) fn salvage(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), 
             save(entry.path(), &target)?;
         }
     }
-    std::fs::remove_dir_all(vm_dir).map_err(failed("remove", vm_dir))
+    remove(vm_dir)
+}
+
+/// Removes a runner's directory. One that is not there is fine.
+pub(crate) fn remove(vm_dir: &Utf8Path) -> Result<(), EvidenceError> {
+    match std::fs::remove_dir_all(vm_dir) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(failed("remove", vm_dir)(err)),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Writes `session.json` and `verdict.json`. Returns the verdict.

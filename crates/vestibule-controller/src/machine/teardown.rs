@@ -23,11 +23,20 @@ use vestibule_api::{
 const STOP_TIME: Duration = Duration::from_secs(90);
 /// A runner that lives but did not do what it was asked so often is killed.
 const STOP_TRIES: u32 = 8;
+/// What a dead runner left is tried to be saved so often.
+const SAVE_TRIES: u32 = 3;
 /// A runner that has answered is gone soon.
 const END_TIME: Duration = Duration::from_secs(10);
 
 /// Carries [`crate::state::Effect::Teardown`] out.
-pub(crate) async fn teardown(core: &Shared, session: &SessionRow) -> Result<(), EffectError> {
+///
+/// `attempts` counts the tries before this one: what can't be saved after several is given up, so that a full disk keeps
+/// neither a directory nor a place.
+pub(crate) async fn teardown(
+    core: &Shared,
+    session: &SessionRow,
+    attempts: u32,
+) -> Result<(), EffectError> {
     let Some(machine) = machine_of(core, session).await? else {
         return Ok(());
     };
@@ -35,7 +44,14 @@ pub(crate) async fn teardown(core: &Shared, session: &SessionRow) -> Result<(), 
         return Ok(());
     }
     end(core, machine.id, &format!("session {}", session.state.id())).await?;
-    clean(core, machine.id).await?;
+    match clean(core, machine.id).await {
+        Err(err) if attempts >= SAVE_TRIES => {
+            tracing::error!(machine.id = %machine.id, error = %Chain(&err), "what the runner left is removed unsaved");
+            let vm_dir = core.vm_dir(machine.id);
+            off_runtime(move || evidence::remove(&vm_dir)).await??;
+        }
+        cleaned => cleaned?,
+    }
     // The VM is gone: from here on nothing may keep its place from the next one.
     if let Err(err) = tell(core, session, &machine).await {
         tracing::error!(session.id = %session.id, machine.id = %machine.id, error = %Chain(&err), "the evidence is not complete");

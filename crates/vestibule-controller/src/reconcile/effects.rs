@@ -82,7 +82,7 @@ async fn act(core: &Shared, effect: &DueEffect) -> Result<(), EffectError> {
         Effect::Launch => launch::launch(core, &session).await,
         Effect::StartLogin => login::start(core, &session).await,
         Effect::Collect => collect::collect(core, &session).await,
-        Effect::Teardown => teardown::teardown(core, &session).await,
+        Effect::Teardown => teardown::teardown(core, &session, effect.attempts).await,
         Effect::Discard => collect::discard(core, &session).await,
     }
 }

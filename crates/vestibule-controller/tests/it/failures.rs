@@ -1,0 +1,319 @@
+//! VMs that die at each step, hosts that refuse, people who leave: each ends in its own cause and leaves nothing.
+use crate::{
+    lifecycle::{FILE, SECRET, nothing_left, signing_in},
+    support::{api::Api, home::Home, wait_for},
+};
+use axum::http::StatusCode;
+use serde_json::json;
+use vestibule_api::{
+    agent::LoginEvent,
+    cause::Cause,
+    finding::{Finding, Quote},
+    ids::SessionId,
+    machine::{Exit, RunnerEventKind},
+    session::{SessionEventKind, SessionState, SessionView},
+};
+
+fn cause(view: &SessionView) -> Cause {
+    view.failure
+        .as_ref()
+        .unwrap()
+        .finding
+        .as_ref()
+        .unwrap()
+        .cause
+}
+
+fn finding(cause: Cause) -> Finding {
+    let quote = Quote {
+        source: "terminal".to_owned(),
+        line: None,
+        text: "access_denied".to_owned(),
+    };
+    Finding::new(cause, quote, "the page said so", "try again")
+}
+
+async fn failed(api: &Api, id: SessionId) -> SessionView {
+    let view = api.until(id, SessionState::Failed).await;
+    let events = api.events(id, 0, |_| false).await;
+    let told = events
+        .iter()
+        .any(|event| matches!(event.event, SessionEventKind::Failure { .. }));
+    assert!(told, "the timeline says why: {events:?}");
+    view
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runner_that_dies_at_each_step() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+
+    let id = api.start("codex").await;
+    let runner = home.runner(api.machine(id).await).await;
+    std::fs::write(
+        format!("{}/runner.stderr", runner.spec.vm_dir),
+        "booted\nqemu: out of luck\n",
+    )
+    .unwrap();
+    runner.die();
+    let view = failed(api, id).await;
+    let finding = view.failure.as_ref().unwrap().finding.clone().unwrap();
+    assert_eq!(
+        (finding.cause, finding.evidence[0].text.as_str()),
+        (Cause::RunnerLost, "qemu: out of luck"),
+        "starting"
+    );
+    nothing_left(&home).await;
+    let saved = std::fs::read_to_string(
+        home.evidence(view.machine_id.unwrap())
+            .join("runner.stderr"),
+    )
+    .unwrap();
+    assert!(saved.contains("out of luck"), "what it left was saved");
+
+    let (id, runner) = signing_in(&home, api).await;
+    runner.die();
+    assert_eq!(
+        cause(&failed(api, id).await),
+        Cause::RunnerLost,
+        "awaiting the user"
+    );
+    nothing_left(&home).await;
+
+    let (id, runner) = signing_in(&home, api).await;
+    runner.login(LoginEvent::Captured {
+        account: None,
+        expires_at: None,
+    });
+    api.until(id, SessionState::Capturing).await;
+    runner.die();
+    assert_eq!(
+        cause(&failed(api, id).await),
+        Cause::RunnerLost,
+        "capturing, nothing fetched"
+    );
+    nothing_left(&home).await;
+    let vms = api.json("/api/vms?all=1").await;
+    assert!(
+        vms.as_array()
+            .unwrap()
+            .iter()
+            .all(|vm| vm["state"] == "lost"),
+        "{vms}"
+    );
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_runner_and_the_agent_find_is_the_sessions_verdict() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+
+    let id = api.start("codex").await;
+    let runner = home.runner(api.machine(id).await).await;
+    runner.fail(finding(Cause::DisplayNotReady));
+    assert_eq!(cause(&failed(api, id).await), Cause::DisplayNotReady);
+
+    let (id, runner) = signing_in(&home, api).await;
+    runner.login(LoginEvent::Failed {
+        finding: finding(Cause::ConsentDenied),
+    });
+    let view = failed(api, id).await;
+    assert_eq!(cause(&view), Cause::ConsentDenied);
+    nothing_left(&home).await;
+    let path = format!("/api/vms/{}/verdict", view.machine_id.unwrap());
+    let verdict = wait_for("the verdict", || async {
+        let reply = api.get(&path).await;
+        let verdict: serde_json::Value = reply.json().await.unwrap();
+        (verdict["finding"]["cause"] == "consent-denied").then_some(verdict)
+    });
+    assert!(
+        verdict.await["lookedAt"].as_array().unwrap().len() > 1,
+        "the bundle was looked at, too"
+    );
+
+    let (id, runner) = signing_in(&home, api).await;
+    runner.say(RunnerEventKind::Ended {
+        exit: Exit {
+            signal: Some(9),
+            ..Exit::default()
+        },
+    });
+    assert_eq!(cause(&failed(api, id).await), Cause::VmmExited);
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_refuses_names_its_cause() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let id = api.start("codex").await;
+    let runner = home.runner(api.machine(id).await).await;
+    *runner.login_status.lock().unwrap() = StatusCode::UNPROCESSABLE_ENTITY;
+    runner.up();
+    assert_eq!(cause(&failed(api, id).await), Cause::ToolFailed);
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_credential_that_is_none_is_not_sealed() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+    for path in ["../../etc/passwd", "/etc/passwd"] {
+        let (id, runner) = signing_in(&home, api).await;
+        runner.capture(path, SECRET);
+        let view = failed(api, id).await;
+        assert_eq!(
+            (cause(&view), view.credential_id),
+            (Cause::CredentialInvalid, None),
+            "{path}"
+        );
+    }
+    assert_eq!(api.json("/api/credentials").await, json!([]));
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_refuses_says_what() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+    for (kind, expected) in [
+        (std::io::ErrorKind::StorageFull, Cause::HostDiskFull),
+        (std::io::ErrorKind::PermissionDenied, Cause::LaunchRefused),
+    ] {
+        *home.runners.refuse.lock().unwrap() = Some(kind);
+        let id = api.start("codex").await;
+        assert_eq!(cause(&failed(api, id).await), expected);
+        nothing_left(&home).await;
+    }
+    // A file where the evidence should go: not even root can write below it.
+    std::fs::remove_dir_all(home.path().join("evidence")).unwrap();
+    std::fs::write(home.path().join("evidence"), "").unwrap();
+    let id = api.start("codex").await;
+    assert_eq!(cause(&failed(api, id).await), Cause::LaunchRefused);
+    wait_for("its place to be free", || async {
+        (api.json("/api/vms").await == json!([])).then_some(())
+    })
+    .await;
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn evidence_that_can_not_be_written_keeps_no_vm() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let (id, runner) = signing_in(&home, api).await;
+    let evidence = home.evidence(runner.spec.machine_id);
+    std::fs::create_dir(evidence.join("session.json")).unwrap();
+    runner.capture(FILE, SECRET);
+    api.until(id, SessionState::Completed).await;
+    nothing_left(&home).await;
+    wait_for("the place to be free", || async {
+        (api.json("/api/vms").await == json!([])).then_some(())
+    })
+    .await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_little_disk_and_no_image_start_nothing() {
+    let home = Home::with("[limits]\nmin_free_mib = 999999999\n");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let id = api.start("codex").await;
+    assert_eq!(cause(&failed(api, id).await), Cause::HostDiskFull);
+    let ready = api.get("/ready").await;
+    assert_eq!(ready.status(), 503);
+    let ready: serde_json::Value = ready.json().await.unwrap();
+    let checks = ready["checks"].as_array().unwrap();
+    let disk = checks
+        .iter()
+        .find(|check| check["name"] == "disk-space")
+        .unwrap();
+    assert!(
+        disk["ok"] == false && disk["fix"].as_str().unwrap().contains("make room"),
+        "{disk}"
+    );
+
+    home.remove_alias();
+    let reply = api
+        .post("/api/auth/start", &json!({ "provider": "codex" }))
+        .await;
+    assert_eq!(reply.status(), 503);
+    let error: serde_json::Value = reply.json().await.unwrap();
+    assert_eq!(error["error"]["code"], "image_missing");
+    assert_eq!(error["error"]["finding"]["cause"], "image-missing");
+    assert!(
+        error["error"]["fix"]
+            .as_str()
+            .unwrap()
+            .contains("vestibule image build")
+    );
+    assert_eq!(*home.runners.launches.lock().unwrap(), 0);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadlines_end_what_nobody_ends() {
+    let home = Home::with("[limits]\nvms = 1\n[deadlines]\nplacing_s = 1\nlogin_start_s = 1\n");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let blocker = api.start("codex").await;
+    let runner = home.runner(api.machine(blocker).await).await;
+    let waiting = api.start("codex").await;
+    let view = failed(api, waiting).await;
+    assert_eq!(cause(&view), Cause::Deadline, "no place in time");
+    let why = view.failure.unwrap().finding.unwrap().evidence[0]
+        .text
+        .clone();
+    assert!(why.contains("waiting for a free place"), "{why}");
+
+    *runner.login_status.lock().unwrap() = StatusCode::SERVICE_UNAVAILABLE;
+    runner.up();
+    assert_eq!(
+        cause(&failed(api, blocker).await),
+        Cause::Deadline,
+        "the tool did not start"
+    );
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_who_leaves() {
+    let home = Home::new();
+    // A pack of the operator's own, with the shortest time for a sign-in.
+    std::fs::create_dir(home.path().join("providers")).unwrap();
+    let pack = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../providers/codex.toml"
+    ))
+    .unwrap();
+    let mut lines: Vec<String> = pack.lines().map(str::to_owned).collect();
+    for line in &mut lines {
+        if line.starts_with("timeout_s") {
+            *line = "timeout_s = 10".to_owned();
+        }
+        if line.starts_with("for_s") {
+            *line = "for_s = 5".to_owned();
+        }
+    }
+    std::fs::write(home.path().join("providers/codex.toml"), lines.join("\n")).unwrap();
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let (id, _) = signing_in(&home, api).await;
+    let view = api.until(id, SessionState::Expired).await;
+    assert_eq!(cause(&view), Cause::PersonLeft);
+    nothing_left(&home).await;
+    controller.stop().await;
+}

@@ -1,0 +1,213 @@
+//! Controllers that are killed or stopped, and those that come after them on the same home directory.
+use crate::{
+    lifecycle::{FILE, SECRET, nothing_left, signing_in},
+    support::{home::Home, wait_for},
+};
+use serde_json::json;
+use vestibule_api::{
+    agent::LoginEvent,
+    egress::EgressPolicy,
+    ids::{MachineId, SessionId},
+    machine::{DriverChoice, VmSpec},
+    session::SessionState,
+};
+
+fn spec(home: &Home, session_id: Option<SessionId>) -> VmSpec {
+    let machine_id = MachineId::generate();
+    std::fs::create_dir_all(home.evidence(machine_id)).unwrap();
+    VmSpec {
+        machine_id,
+        session_id,
+        image_digest: "c".repeat(64).parse().unwrap(),
+        image_dir: String::new(),
+        driver: DriverChoice::Auto,
+        memory_mib: 256,
+        vcpus: 1,
+        vm_dir: home
+            .path()
+            .join("vms")
+            .join(machine_id.to_string())
+            .into_string(),
+        evidence_dir: home.evidence(machine_id).into_string(),
+        egress: EgressPolicy::default(),
+        boot_deadline_s: 60,
+        console_keep_bytes: 1 << 16,
+        idle_deadline_s: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_after_every_step_the_sign_in_still_completes() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let id = controller.api.start("codex").await;
+    controller.kill().await;
+
+    let controller = home.serve().await;
+    let runner = home.runner(controller.api.machine(id).await).await;
+    controller.kill().await;
+    runner.up();
+
+    let controller = home.serve().await;
+    controller.api.until(id, SessionState::AwaitingUser).await;
+    controller.kill().await;
+    runner.login(LoginEvent::UserCode {
+        code: "ABCD-1234".to_owned(),
+    });
+
+    let controller = home.serve().await;
+    let code = wait_for("the code", || async {
+        controller.api.session(id).await.user_code
+    })
+    .await;
+    assert_eq!(
+        code, "ABCD-1234",
+        "from the runner's events, not from a disk"
+    );
+    controller.kill().await;
+    runner.capture(FILE, SECRET);
+
+    let controller = home.serve().await;
+    controller.api.until(id, SessionState::Completed).await;
+    controller.kill().await;
+
+    let controller = home.serve().await;
+    nothing_left(&home).await;
+    let events = controller.api.events(id, 0, |_| false).await;
+    assert!(
+        events.iter().zip(1..).all(|(event, seq)| event.seq == seq),
+        "no gap, no repeat: {events:?}"
+    );
+    assert_eq!(*home.runners.launches.lock().unwrap(), 1);
+    assert_eq!(runner.logins.lock().unwrap().len(), 1);
+    assert_eq!(
+        controller
+            .api
+            .json("/api/credentials")
+            .await
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_random_moments_nothing_is_lost_or_done_twice() {
+    for delay_ms in [0, 3, 7, 12, 20, 35, 60, 90] {
+        let home = Home::new();
+        let controller = home.serve().await;
+        let id = controller.api.start("codex").await;
+        tokio::time::sleep(std::time::Duration::from_millis(delay_ms)).await;
+        controller.kill().await;
+        let controller = home.serve().await;
+        let runner = home.runner(controller.api.machine(id).await).await;
+        runner.up();
+        runner.capture(FILE, SECRET);
+        tokio::time::sleep(std::time::Duration::from_millis(delay_ms)).await;
+        controller.kill().await;
+        let controller = home.serve().await;
+        let view = controller.api.until(id, SessionState::Completed).await;
+        assert!(view.credential_id.is_some());
+        nothing_left(&home).await;
+        assert_eq!(
+            *home.runners.launches.lock().unwrap(),
+            1,
+            "after {delay_ms} ms"
+        );
+        let audit = std::fs::read_to_string(home.path().join("vault/audit.log")).unwrap();
+        assert_eq!(
+            audit.matches("\"stored\"").count(),
+            1,
+            "after {delay_ms} ms"
+        );
+        controller.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_that_died_while_no_controller_ran() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let (id, runner) = signing_in(&home, &controller.api).await;
+    controller.stop().await;
+    assert!(runner.is_alive(), "a stop leaves VMs alone");
+    runner.die();
+    let controller = home.serve().await;
+    let view = controller.api.until(id, SessionState::Failed).await;
+    assert_eq!(
+        view.failure.unwrap().finding.unwrap().cause.id(),
+        "runner-lost"
+    );
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_shown_and_orphans_are_ended() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.path().join("vms")).unwrap();
+    let by_hand = home.runners.start(spec(&home, None));
+    let orphan = home.runners.start(spec(&home, Some(SessionId::generate())));
+    let dead = home.runners.start(spec(&home, None));
+    dead.die();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    std::fs::File::open(&dead.spec.vm_dir)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
+
+    let controller = home.serve().await;
+    wait_for("the orphan's end", || async {
+        (!orphan.is_alive()).then_some(())
+    })
+    .await;
+    wait_for("the leftover's end", || async {
+        (!std::fs::exists(&dead.spec.vm_dir).unwrap()).then_some(())
+    })
+    .await;
+    assert_eq!(*orphan.stops.lock().unwrap(), ["no session owns it"]);
+    let vms = wait_for("the stranger", || async {
+        let vms = controller.api.json("/api/vms").await;
+        (vms.as_array().unwrap().len() == 1).then_some(vms)
+    })
+    .await;
+    assert_eq!(vms[0]["machineId"], json!(by_hand.spec.machine_id));
+    assert_eq!(vms[0]["sessionId"], json!(null));
+    assert!(by_hand.is_alive());
+    let path = format!("/api/vms/{}", by_hand.spec.machine_id);
+    let reply = controller
+        .api
+        .request(reqwest::Method::DELETE, &path)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(reply.status(), 204);
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_controller_for_one_home() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let address = std::fs::read_to_string(home.path().join("address")).unwrap();
+    assert_eq!(address.trim(), controller.serving.address.to_string());
+    let mut config = vestibule_controller::Config::load(None, home.path()).unwrap();
+    config.listen = "127.0.0.1:0".parse().unwrap();
+    let second = vestibule_controller::serve(config.clone(), async {}, |_| {})
+        .await
+        .unwrap_err();
+    assert!(
+        second.to_string().contains("another controller"),
+        "{second}"
+    );
+    controller.stop().await;
+    assert!(!home.path().join("address").exists());
+    config.listen = "0.0.0.0:0".parse().unwrap();
+    let refused = vestibule_controller::serve(config, async {}, |_| {})
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().contains("only loopback"), "{refused}");
+}

@@ -1,0 +1,475 @@
+//! Runners that speak the runner's API on their Unix socket, without a VM behind it: real HTTP servers, each of which a
+//! test can lead through a VM's life, or kill.
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{
+        Query, Request, State,
+        ws::{Message, WebSocket, WebSocketUpgrade},
+    },
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixListener,
+    sync::watch,
+    task::AbortHandle,
+};
+use vestibule_api::{
+    agent::{
+        AgentEvent, CapturedCredential, CapturedFile, CredentialReply, CredentialRequest,
+        LoginEvent, LoginRequest,
+    },
+    finding::Finding,
+    ids::MachineId,
+    machine::{Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec},
+    time::Timestamp,
+};
+use vestibule_controller::{LaunchError, Scheduler};
+
+/// A runner and what was said to it.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    pub(crate) spec: VmSpec,
+    events: watch::Sender<Vec<RunnerEvent>>,
+    generation: Mutex<u64>,
+    pub(crate) logins: Mutex<Vec<LoginRequest>>,
+    credential: Mutex<Option<Vec<(String, Vec<u8>)>>>,
+    pub(crate) stops: Mutex<Vec<String>>,
+    /// Bytes that viewers sent to the guest.
+    pub(crate) rfb: Mutex<Vec<u8>>,
+    /// Text and bytes that viewers sent to the terminal.
+    pub(crate) terminal: Mutex<Vec<String>>,
+    server: Mutex<Option<AbortHandle>>,
+    /// Open views end with the runner.
+    gone: watch::Sender<bool>,
+    /// What `POST /agent/login` answers.
+    pub(crate) login_status: Mutex<StatusCode>,
+    /// Whether `POST /stop` hangs.
+    pub(crate) deaf: Mutex<bool>,
+}
+
+/// Starts [`Runner`]s. What it started lives as long as the test, whatever happens to the controller.
+#[derive(Debug, Default)]
+pub(crate) struct Runners {
+    all: Mutex<HashMap<MachineId, Arc<Runner>>>,
+    /// Why the next launch is refused.
+    pub(crate) refuse: Mutex<Option<std::io::ErrorKind>>,
+    pub(crate) launches: Mutex<u32>,
+}
+
+impl Runners {
+    pub(crate) fn get(&self, id: MachineId) -> Option<Arc<Runner>> {
+        self.all.lock().unwrap().get(&id).cloned()
+    }
+
+    pub(crate) fn count_alive(&self) -> usize {
+        self.all
+            .lock()
+            .unwrap()
+            .values()
+            .filter(|runner| runner.is_alive())
+            .count()
+    }
+
+    /// A runner that the controller did not start.
+    pub(crate) fn start(&self, spec: VmSpec) -> Arc<Runner> {
+        let runner = Runner::start(spec);
+        self.all
+            .lock()
+            .unwrap()
+            .insert(runner.spec.machine_id, Arc::clone(&runner));
+        runner
+    }
+}
+
+impl Scheduler for Runners {
+    fn launch(&self, spec: &VmSpec) -> Result<(), LaunchError> {
+        if let Some(kind) = self.refuse.lock().unwrap().take() {
+            return Err(LaunchError::Spawn {
+                program: "fake".to_owned(),
+                err: kind.into(),
+            });
+        }
+        for dir in [&spec.vm_dir, &spec.evidence_dir] {
+            std::fs::create_dir_all(dir).map_err(|err| LaunchError::File {
+                operation: "create directory",
+                path: dir.into(),
+                err,
+            })?;
+        }
+        if !self.alive(spec.machine_id) {
+            *self.launches.lock().unwrap() += 1;
+            self.start(spec.clone());
+        }
+        Ok(())
+    }
+
+    fn alive(&self, id: MachineId) -> bool {
+        self.get(id).is_some_and(|runner| runner.is_alive())
+    }
+
+    fn kill(&self, id: MachineId) {
+        if let Some(runner) = self.get(id) {
+            runner.die();
+        }
+    }
+}
+
+impl Runner {
+    fn start(spec: VmSpec) -> Arc<Self> {
+        std::fs::create_dir_all(&spec.vm_dir).unwrap();
+        let socket =
+            std::os::unix::net::UnixListener::bind(format!("{}/runner.sock", spec.vm_dir)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let runner = Arc::new(Self {
+            spec,
+            events: watch::channel(Vec::new()).0,
+            generation: Mutex::new(0),
+            logins: Mutex::default(),
+            credential: Mutex::default(),
+            stops: Mutex::default(),
+            rfb: Mutex::default(),
+            terminal: Mutex::default(),
+            server: Mutex::default(),
+            gone: watch::channel(false).0,
+            login_status: Mutex::new(StatusCode::ACCEPTED),
+            deaf: Mutex::new(false),
+        });
+        runner.state(MachineState::Creating);
+        runner.state(MachineState::Booting);
+        let served = Arc::clone(&runner);
+        let task = tokio::runtime::Handle::current().spawn(async move {
+            let listener = UnixListener::from_std(socket).unwrap();
+            axum::serve(listener, router(served)).await.unwrap();
+        });
+        *runner.server.lock().unwrap() = Some(task.abort_handle());
+        runner
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.server.lock().unwrap().is_some()
+    }
+
+    pub(crate) fn say(&self, event: RunnerEventKind) {
+        self.events.send_modify(|events| {
+            let seq = events.len() as u64 + 1;
+            events.push(RunnerEvent {
+                seq,
+                at: Timestamp::now(),
+                event,
+            });
+        });
+    }
+
+    pub(crate) fn state(&self, state: MachineState) {
+        let mut generation = self.generation.lock().unwrap();
+        *generation += 1;
+        self.say(RunnerEventKind::State {
+            state,
+            generation: *generation,
+        });
+    }
+
+    /// Agent and screen are ready.
+    pub(crate) fn up(&self) {
+        self.say(RunnerEventKind::Phase {
+            phase: Phase::Painted,
+        });
+        self.say(RunnerEventKind::Phase {
+            phase: Phase::Ready,
+        });
+        self.state(MachineState::Up);
+    }
+
+    pub(crate) fn login(&self, event: LoginEvent) {
+        self.say(RunnerEventKind::Agent {
+            event: AgentEvent::Login { event },
+        });
+    }
+
+    /// The tool wrote its file.
+    pub(crate) fn capture(&self, path: &str, bytes: &[u8]) {
+        *self.credential.lock().unwrap() = Some(vec![(path.to_owned(), bytes.to_vec())]);
+        self.login(LoginEvent::Captured {
+            account: Some("ada@example.org".to_owned()),
+            expires_at: None,
+        });
+    }
+
+    pub(crate) fn fail(&self, finding: Finding) {
+        self.say(RunnerEventKind::Failed { finding });
+    }
+
+    /// As if it had been killed: no word, the socket file stays, open connections break.
+    pub(crate) fn die(&self) {
+        if let Some(server) = self.server.lock().unwrap().take() {
+            server.abort();
+        }
+        self.gone.send_replace(true);
+    }
+
+    /// Writes the evidence, ends, and leaves nothing behind.
+    fn end(&self) {
+        self.state(MachineState::Stopping);
+        self.state(MachineState::Gone);
+        self.say(RunnerEventKind::Ended {
+            exit: Exit {
+                asked: true,
+                ..Exit::default()
+            },
+        });
+        let file = |name: &str, text: &str| {
+            std::fs::write(format!("{}/{name}", self.spec.evidence_dir), text)
+        };
+        file(
+            "serial.log",
+            "[    0.000000] Linux version 6.1\nlast line\n",
+        )
+        .unwrap();
+        file(
+            "report.json",
+            "{\"kernel\":\"6.1\",\"systemState\":\"running\"}",
+        )
+        .unwrap();
+        file("exit.json", &json!({ "asked": true }).to_string()).unwrap();
+        std::fs::remove_dir_all(&self.spec.vm_dir).unwrap();
+    }
+}
+
+fn router(runner: Arc<Runner>) -> Router {
+    Router::new()
+        .route("/machine", get(machine))
+        .route("/events", get(events))
+        .route(
+            "/console",
+            get(async || "[    0.000000] Linux version 6.1\n"),
+        )
+        .route("/stop", post(stop))
+        .route("/view", get(view))
+        .route("/agent/login", post(login))
+        .route("/agent/login/credential", post(credential))
+        .route("/agent/terminal", get(terminal))
+        .route(
+            "/agent/report",
+            get(async || Json(json!({ "kernel": "6.1-live" }))),
+        )
+        .with_state(runner)
+}
+
+async fn machine(State(runner): State<Arc<Runner>>) -> Json<Value> {
+    let state = runner
+        .events
+        .borrow()
+        .iter()
+        .rev()
+        .find_map(|event| match &event.event {
+            RunnerEventKind::State { state, .. } => Some(*state),
+            _ => None,
+        });
+    let spec = &runner.spec;
+    Json(json!({
+        "machineId": spec.machine_id, "sessionId": spec.session_id, "state": state, "generation": 1,
+        "imageDigest": spec.image_digest, "driver": "qemu/tcg", "memoryMib": spec.memory_mib, "vcpus": spec.vcpus,
+        "runnerPid": 1, "startedAt": Timestamp::now(), "viewers": 0,
+        "egress": { "connections": 0, "refused": 0, "bytesOut": 0, "bytesIn": 0 },
+    }))
+}
+
+async fn events(
+    State(runner): State<Arc<Runner>>,
+    Query(query): Query<HashMap<String, usize>>,
+) -> Response {
+    let after = query.get("after").copied().unwrap_or(0);
+    let feed = Feed {
+        events: runner.events.subscribe(),
+        gone: runner.gone.subscribe(),
+        sent: after,
+        over: false,
+    };
+    Response::new(Body::from_stream(futures_util::stream::unfold(
+        feed,
+        |mut feed| async move {
+            let lines = feed.next().await?;
+            Some((lines, feed))
+        },
+    )))
+}
+
+struct Feed {
+    events: watch::Receiver<Vec<RunnerEvent>>,
+    gone: watch::Receiver<bool>,
+    sent: usize,
+    over: bool,
+}
+
+impl Feed {
+    /// The lines that are new; an error when the runner is killed.
+    async fn next(&mut self) -> Option<std::io::Result<String>> {
+        if self.over {
+            return None;
+        }
+        let sent = self.sent;
+        let new = tokio::select! {
+            seen = self.events.wait_for(|events| events.len() > sent) => Some(seen.unwrap()[sent..].to_vec()),
+            _ = self.gone.wait_for(|gone| *gone) => None,
+        };
+        let Some(new) = new else {
+            self.over = true;
+            return Some(Err(std::io::Error::other("killed")));
+        };
+        self.sent += new.len();
+        self.over = new
+            .iter()
+            .any(|event| matches!(event.event, RunnerEventKind::Ended { .. }));
+        Some(Ok(new
+            .iter()
+            .map(|event| serde_json::to_string(event).unwrap() + "\n")
+            .collect()))
+    }
+}
+
+async fn stop(State(runner): State<Arc<Runner>>, Json(request): Json<Value>) -> Json<Disposal> {
+    if *runner.deaf.lock().unwrap() {
+        std::future::pending::<()>().await;
+    }
+    runner
+        .stops
+        .lock()
+        .unwrap()
+        .push(request["reason"].as_str().unwrap_or_default().to_owned());
+    runner.end();
+    let ending = Arc::clone(&runner);
+    tokio::spawn(async move {
+        // The reply first, as a runner that exits after its last answer.
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        ending.die();
+    });
+    Json(Disposal {
+        machine_id: runner.spec.machine_id,
+        at: Timestamp::now(),
+        items: Vec::new(),
+        complete: true,
+    })
+}
+
+async fn login(State(runner): State<Arc<Runner>>, Json(request): Json<LoginRequest>) -> Response {
+    let status = *runner.login_status.lock().unwrap();
+    if status == StatusCode::ACCEPTED {
+        let (provider, flow, session_id) = (
+            request.pack.provider.id.clone(),
+            request.flow.clone(),
+            request.session_id,
+        );
+        runner.logins.lock().unwrap().push(request);
+        runner.login(LoginEvent::Started {
+            provider,
+            flow,
+            session_id,
+        });
+    }
+    (
+        status,
+        Json(json!({ "message": "no", "cause": "tool-failed" })),
+    )
+        .into_response()
+}
+
+async fn credential(
+    State(runner): State<Arc<Runner>>,
+    Json(request): Json<CredentialRequest>,
+) -> Response {
+    let files = runner.credential.lock().unwrap().clone();
+    let Some(files) = files else {
+        return StatusCode::CONFLICT.into_response();
+    };
+    let file = |(path, bytes): (String, Vec<u8>)| CapturedFile {
+        rule: "file".to_owned(),
+        path,
+        mode: 0o600,
+        content: BASE64.encode(bytes),
+    };
+    let captured = CapturedCredential {
+        files: files.into_iter().map(file).collect(),
+        account: Some("ada@example.org".to_owned()),
+        expires_at: None,
+    };
+    let sealed = request
+        .seal_to
+        .seal(&serde_json::to_vec(&captured).unwrap())
+        .unwrap();
+    Json(CredentialReply { sealed }).into_response()
+}
+
+/// An RFB server's first word, then everything that is said to it is kept; `PING` in the bytes is answered.
+async fn view(State(runner): State<Arc<Runner>>, mut request: Request) -> Response {
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut io = TokioIo::new(upgrade.await.unwrap());
+        io.write_all(b"RFB 003.008\n").await.unwrap();
+        let mut gone = runner.gone.subscribe();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = tokio::select! {
+                read = io.read(&mut buffer) => read.unwrap_or(0),
+                _ = gone.wait_for(|gone| *gone) => 0,
+            };
+            if count == 0 {
+                return;
+            }
+            runner.rfb.lock().unwrap().extend(&buffer[..count]);
+            if buffer[..count].windows(4).any(|window| window == b"POUR") {
+                let block = vec![0x5a; 1 << 20];
+                for _ in 0..32 {
+                    if io.write_all(&block).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "rfb")];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+async fn terminal(
+    State(runner): State<Arc<Runner>>,
+    Query(query): Query<HashMap<String, String>>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    upgrade.on_upgrade(async move |mut socket: WebSocket| {
+        let hello = format!("right={}", query["right"]);
+        socket
+            .send(Message::Binary(hello.into_bytes().into()))
+            .await
+            .unwrap();
+        let mut gone = runner.gone.subscribe();
+        loop {
+            let message = tokio::select! {
+                message = socket.recv() => message,
+                _ = gone.wait_for(|gone| *gone) => None,
+            };
+            let Some(Ok(message)) = message else {
+                return;
+            };
+            match message {
+                Message::Binary(bytes) => {
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    runner.terminal.lock().unwrap().push(text);
+                    socket.send(Message::Binary(bytes)).await.unwrap();
+                }
+                Message::Text(text) => runner.terminal.lock().unwrap().push(text.to_string()),
+                Message::Ping(_) | Message::Pong(_) | Message::Close(_) => {}
+            }
+        }
+    })
+}
