@@ -98,7 +98,7 @@ pub(crate) fn discard(staged: &Utf8Path) {
 
 /// Makes a change of `path`'s directory durable.
 pub(crate) fn sync_parent(path: &Utf8Path) -> Result<(), FileError> {
-    let parent = path.parent().unwrap_or(Utf8Path::new("."));
+    let parent = path.parent().unwrap_or_else(|| Utf8Path::new("."));
     File::open(parent)
         .and_then(|dir| dir.sync_all())
         .map_err(|err| FileError::new("sync directory", parent, err))
