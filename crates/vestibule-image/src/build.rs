@@ -35,9 +35,11 @@ use vestibule_api::{
 };
 
 /// Raised when the same layers would give another image.
-const VERSION: &str = "image 2";
+const VERSION: &str = "image 3";
 /// Where the agent stands in every image.
 pub const AGENT: &str = "/usr/lib/vestibule/vestibule-agent";
+/// The image's facts, for the agent in it.
+const FACTS: &str = "/etc/vestibule/image.json";
 /// Names under which the agent is what opens a URL, below `/usr/lib/vestibule/bin`.
 const SHIMS: [&str; 5] = [
     "open-url",
@@ -449,6 +451,12 @@ impl Run<'_> {
         for (path, target) in &self.recipe.links {
             tree.put_link(path, target)?;
         }
+        // What the agent must wait for before it says that it is ready.
+        let facts = serde_json::json!({
+            "requiredUnits": self.recipe.units.required,
+            "features": self.recipe.all_features(),
+        });
+        tree.put_file(FACTS, facts.to_string().into_bytes(), 0o644)?;
         Ok(tree)
     }
 
