@@ -81,7 +81,8 @@ impl Setting {
 
     fn toml(&self) -> String {
         let mut text = format!(
-            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
+            // Software emulation on a busy machine: the limit is for hangs, not for slowness.
+            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\n[deadlines]\nboot_s = 540\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
             self.image,
             self.extra_ca.iter().map(|p| p.as_str()).collect::<Vec<_>>(),
         );
