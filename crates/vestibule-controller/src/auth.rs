@@ -243,7 +243,7 @@ mod tests {
             "a cookie without an origin"
         );
         assert!(access.is_own_origin(&post, &HeaderMap::new()), "a program");
-        assert!(access.is_own_origin(&Method::GET, &headers(&[theirs.clone()])));
+        assert!(access.is_own_origin(&Method::GET, &headers(std::slice::from_ref(&theirs))));
         let upgrade = headers(&[theirs, (header::UPGRADE, "websocket")]);
         assert!(!access.is_own_origin(&Method::GET, &upgrade));
     }

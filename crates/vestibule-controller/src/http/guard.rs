@@ -94,9 +94,7 @@ fn is_open(request: &Request) -> bool {
     let socket = request.headers().contains_key(header::UPGRADE)
         && path.starts_with("/api/auth/session/")
         && (path.ends_with("/view") || path.ends_with("/terminal"));
-    (reading && !private)
-        || (reading && socket)
-        || (path == "/api/login" && *request.method() == Method::POST)
+    (reading && (!private || socket)) || (path == "/api/login" && *request.method() == Method::POST)
 }
 
 fn headers(response: &mut Response, id: &str) {

@@ -29,7 +29,7 @@ pub(crate) async fn launch(core: &Shared, session: &SessionRow) -> Result<(), Ef
         Ok(()) => {
             core.store
                 .machine_launched(machine.id, Timestamp::now())
-                .await?
+                .await?;
         }
         Err(finding) => {
             tracing::error!(session.id = %session.id, machine.id = %machine.id, cause = %finding.cause, "no runner was started");

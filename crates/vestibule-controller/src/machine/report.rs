@@ -81,7 +81,7 @@ fn login(event: &LoginEvent, reported: &mut Reported) -> Option<String> {
     let events = &mut reported.events;
     match event {
         LoginEvent::Started { .. } => {
-            reported.event = Some((Event::LoginStarted, Facts::default()))
+            reported.event = Some((Event::LoginStarted, Facts::default()));
         }
         LoginEvent::UrlCaptured { host, path, .. } => {
             events.push(SessionEventKind::UrlOpened {

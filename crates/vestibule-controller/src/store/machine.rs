@@ -146,7 +146,7 @@ impl Store {
             return Ok(false);
         }
         session::write(&mut tx, &session).await?;
-        insert(&mut *tx, machine).await?;
+        insert(&mut tx, machine).await?;
         self.commit(tx, Some(id)).await?;
         Ok(true)
     }
@@ -158,7 +158,7 @@ impl Store {
             .acquire()
             .await
             .map_err(StoreError::query("reach the database"))?;
-        insert(&mut *connection, machine).await
+        insert(&mut connection, machine).await
     }
 
     /// The machine's row.

@@ -1,4 +1,5 @@
 //! The vault from outside: what it gives back, and everything that it must refuse.
+#![expect(clippy::unwrap_used, reason = "a test's helpers end the test")]
 use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use vestibule_api::{

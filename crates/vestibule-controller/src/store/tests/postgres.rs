@@ -29,6 +29,10 @@ pub(super) async fn fresh() -> Option<String> {
 }
 
 /// The server ends with the process that keeps its standard input open: this test process.
+#[expect(
+    clippy::zombie_processes,
+    reason = "it ends after this process, which its open input tells it"
+)]
 fn start() -> Option<Cluster> {
     if !Utf8Path::new(BIN).exists() {
         return None;

@@ -125,7 +125,7 @@ impl Api {
         let mut body = reply.bytes_stream();
         let (mut text, mut events) = (String::new(), Vec::new());
         while let Some(chunk) = body.next().await {
-            text.push_str(&String::from_utf8(chunk.unwrap().to_vec()).unwrap());
+            text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
             while let Some((frame, rest)) = text.split_once("\n\n") {
                 events.extend(parse(frame));
                 text = rest.to_owned();

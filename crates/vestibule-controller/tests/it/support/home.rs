@@ -110,7 +110,7 @@ impl Home {
         let task = tokio::spawn(async move {
             let shutdown = async move { drop(stopped.await) };
             serve_with(config, runners, shutdown, |serving| {
-                drop(ready.send(serving))
+                drop(ready.send(serving));
             })
             .await
         });

@@ -43,7 +43,7 @@ pub(crate) struct Runner {
     events: watch::Sender<Vec<RunnerEvent>>,
     generation: Mutex<u64>,
     pub(crate) logins: Mutex<Vec<LoginRequest>>,
-    credential: Mutex<Option<Vec<(String, Vec<u8>)>>>,
+    credential: Mutex<Option<(String, Vec<u8>)>>,
     pub(crate) stops: Mutex<Vec<String>>,
     /// Bytes that viewers sent to the guest.
     pub(crate) rfb: Mutex<Vec<u8>>,
@@ -199,7 +199,7 @@ impl Runner {
 
     /// The tool wrote its file.
     pub(crate) fn capture(&self, path: &str, bytes: &[u8]) {
-        *self.credential.lock().unwrap() = Some(vec![(path.to_owned(), bytes.to_vec())]);
+        *self.credential.lock().unwrap() = Some((path.to_owned(), bytes.to_vec()));
         self.login(LoginEvent::Captured {
             account: Some("ada@example.org".to_owned()),
             expires_at: None,
@@ -388,18 +388,18 @@ async fn credential(
     State(runner): State<Arc<Runner>>,
     Json(request): Json<CredentialRequest>,
 ) -> Response {
-    let files = runner.credential.lock().unwrap().clone();
-    let Some(files) = files else {
+    let file = runner.credential.lock().unwrap().clone();
+    let Some((path, bytes)) = file else {
         return StatusCode::CONFLICT.into_response();
     };
-    let file = |(path, bytes): (String, Vec<u8>)| CapturedFile {
+    let file = CapturedFile {
         rule: "file".to_owned(),
         path,
         mode: 0o600,
         content: BASE64.encode(bytes),
     };
     let captured = CapturedCredential {
-        files: files.into_iter().map(file).collect(),
+        files: vec![file],
         account: Some("ada@example.org".to_owned()),
         expires_at: None,
     };
@@ -410,7 +410,7 @@ async fn credential(
     Json(CredentialReply { sealed }).into_response()
 }
 
-/// An RFB server's first word, then everything that is said to it is kept; `PING` in the bytes is answered.
+/// An RFB server's first word, then everything that is said to it is kept; `POUR` in the bytes is answered with 32 MiB.
 async fn view(State(runner): State<Arc<Runner>>, mut request: Request) -> Response {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
