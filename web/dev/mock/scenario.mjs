@@ -30,7 +30,17 @@ const refused = (count) => ({
 
 /** Seconds after the start → event. A script without an end waits for the person. */
 const SCRIPTS = {
-  codex: [...START, [5.6, opened("auth.openai.com")], [8, refused(1)], [11, refused(4)]],
+  codex: [
+    ...START.slice(0, 8),
+    ...["clients2.google.com", "update.googleapis.com", "redirector.gvt1.com"].map((host) => [
+      3.6,
+      { type: "egress-refused", host, port: 443, reason: "name-not-found", count: 1 },
+    ]),
+    ...START.slice(8),
+    [5.6, opened("auth.openai.com")],
+    [8, refused(1)],
+    [11, refused(4)],
+  ],
   gh: [...START, [5.4, { type: "user-code", code: "8F43-6FCF" }], [5.8, opened("github.com")]],
   claude: [
     ...START,
