@@ -22,6 +22,9 @@ vestibule-testkit residue --home DIR --except PID";
 async fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
     let command = words.next().unwrap_or_default();
+    if matches!(command.as_str(), "bench" | "pour") {
+        return vestibule_testkit::bench::cli::main(&command, words).await;
+    }
     let options: std::collections::BTreeMap<String, String> = pairs(words)?;
     let option = |name: &str| options.get(name).cloned();
     let ca = || -> Result<TestCa> {
@@ -72,7 +75,7 @@ async fn main() -> Result<()> {
                 except
             )))
         }
-        _ => bail!("usage:\n{USAGE}"),
+        _ => bail!("usage:\n{USAGE}\n{}", vestibule_testkit::bench::cli::USAGE),
     }
 }
 

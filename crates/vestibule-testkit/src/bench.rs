@@ -1,0 +1,39 @@
+//! Benches: what Vestibule costs and how long a person waits, measured on the machine that runs them, with the real
+//! programs. Each gives figures and, where something can be compared in the same run, a ratio.
+//!
+//! | bench | what it measures |
+//! |---|---|
+//! | [`boot`] | a VM's start, milestone by milestone, and the VMM's processor time |
+//! | [`relay`] | the view's relay against websockify, on the same bytes |
+//! | [`memory`] | what controller, runner and VMM hold |
+//!
+//! `script/bench` runs them, `docs/benchmarks.md` says what they leave out.
+pub mod boot;
+pub mod cli;
+pub mod host;
+pub mod memory;
+pub mod relay;
+pub mod report;
+pub mod serve;
+pub mod stats;
+pub mod usage;
+pub mod vm;
+
+use anyhow::{Result, bail};
+pub use report::Report;
+
+/// The benches, in the order in which `script/bench` runs them.
+pub const NAMES: [&str; 3] = ["relay", "memory", "boot"];
+
+/// Runs one bench.
+///
+/// # Errors
+/// When there is no such bench, or something that it needs is missing or fails.
+pub async fn run(name: &str) -> Result<Report> {
+    match name {
+        "boot" => boot::run().await,
+        "relay" => relay::run().await,
+        "memory" => memory::run().await,
+        _ => bail!("there is no bench `{name}`; there are {}", NAMES.join(", ")),
+    }
+}
