@@ -21,7 +21,7 @@ use x11rb::{
     rust_connection::{DefaultStream, RustConnection},
 };
 
-/// `WM_CLASS` instances that the image's units give their windows.
+/// Names in `WM_CLASS` that the image's units give their windows.
 const BROWSER: &str = "vestibule-browser";
 const TERMINAL: &str = "vestibule-terminal";
 /// Window managers put at most so many windows around another.
@@ -161,7 +161,7 @@ impl Screen {
                 };
                 for child in children {
                     looked_at += 1;
-                    match self.instance(child)?.as_deref() {
+                    match self.role(child)? {
                         Some(BROWSER) if found.browser.is_none() => {
                             found.browser = self.if_mapped(child)?;
                         }
@@ -180,21 +180,15 @@ impl Screen {
         Ok(found)
     }
 
-    /// The first half of `WM_CLASS` (ICCCM section 4.1.2.5).
-    fn instance(&self, window: Window) -> Result<Option<String>, ScreenError> {
+    /// Which of the two windows this is, by either half of `WM_CLASS` (ICCCM section 4.1.2.5): xterm puts `-name` into the
+    /// first, Chromium `--class` into the second.
+    fn role(&self, window: Window) -> Result<Option<&'static str>, ScreenError> {
         let reply = self
             .server
             .get_property(false, window, AtomEnum::WM_CLASS, AtomEnum::STRING, 0, 64)?
             .reply();
         match reply {
-            Ok(property) => {
-                let name = property
-                    .value
-                    .split(|byte| *byte == 0)
-                    .next()
-                    .unwrap_or_default();
-                Ok((!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned()))
-            }
+            Ok(property) => Ok(role(&property.value)),
             Err(ReplyError::X11Error(_)) => Ok(None),
             Err(err) => Err(err.into()),
         }
@@ -299,6 +293,15 @@ impl Screen {
     }
 }
 
+fn role(wm_class: &[u8]) -> Option<&'static str> {
+    let mut halves = wm_class.split(|byte| *byte == 0);
+    halves.find_map(|half| {
+        [BROWSER, TERMINAL]
+            .into_iter()
+            .find(|name| name.as_bytes() == half)
+    })
+}
+
 /// Name and data of the first `MIT-MAGIC-COOKIE-1` in an Xauthority file (xauth's format: big-endian lengths).
 fn cookie(mut bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     fn field<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
@@ -321,6 +324,17 @@ fn cookie(mut bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_are_known_by_either_half_of_their_class() {
+        assert_eq!(
+            role(b"chromium (/home/person/.config/chromium)\0vestibule-browser\0"),
+            Some(BROWSER)
+        );
+        assert_eq!(role(b"vestibule-terminal\0XTerm\0"), Some(TERMINAL));
+        assert_eq!(role(b"blackbox\0vestibule\0"), None);
+        assert_eq!(role(b""), None);
+    }
 
     #[test]
     fn the_cookie_is_found_behind_other_entries() {
