@@ -7,11 +7,7 @@ use crate::{
     systemd::{BusError, Systemd},
 };
 use std::sync::Arc;
-use vestibule_api::{
-    agent::{JobReport, Report, UnitReport},
-    error::Chain,
-    time::Timestamp,
-};
+use vestibule_api::{agent::Report, error::Chain, time::Timestamp};
 
 /// Collects a report. Takes as long as PID 1 takes to answer, and no thread meanwhile.
 pub(crate) async fn collect(agent: &Arc<Agent>) -> Report {
@@ -36,20 +32,17 @@ pub(crate) async fn collect(agent: &Arc<Agent>) -> Report {
         }
         Err(err) => report.missing.push(format!("listeners: {err}")),
     }
-    match units().await {
-        Ok((state, units, jobs)) => {
-            (report.system_state, report.units, report.jobs) = (state, units, jobs);
-        }
-        Err(err) => report.missing.push(format!("units: {}", Chain(&err))),
+    if let Err(err) = units(&mut report).await {
+        report.missing.push(format!("units: {}", Chain(&err)));
     }
     report
 }
 
-async fn units() -> Result<(String, Vec<UnitReport>, Vec<JobReport>), BusError> {
+/// Each part on its own: a question that PID 1 does not answer must not cost the answers before it.
+async fn units(report: &mut Report) -> Result<(), BusError> {
     let mut systemd = Systemd::connect().await?;
-    Ok((
-        systemd.state().await?,
-        systemd.units().await?,
-        systemd.jobs().await?,
-    ))
+    report.system_state = systemd.state().await?;
+    report.jobs = systemd.jobs().await?;
+    report.units = systemd.units().await?;
+    Ok(())
 }
