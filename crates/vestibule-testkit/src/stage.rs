@@ -8,15 +8,19 @@ use crate::{
     api::Api,
     idp::{self, Idp},
     process::{self, Process, workspace},
+    wait,
 };
 use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 use tokio::process::Command;
+use vestibule_api::session::SessionView;
 
 /// How long the controller may take until it listens.
 const LISTEN: Duration = Duration::from_secs(60);
+/// How long the VMs of ended sessions may take to be gone.
+const VMS_END: Duration = Duration::from_secs(60);
 
 /// Where the built images are: `$VESTIBULE_TEST_HOME`, else `target/test-home`.
 pub fn image_home() -> Utf8PathBuf {
@@ -209,14 +213,27 @@ impl Stage {
         residue(self.home.path(), self.process.pid())
     }
 
-    /// Ends the controller.
+    /// Cancels what still runs, waits until its VMs are gone, and ends the controller: runners outlive it, and would
+    /// write their evidence into a home that is no longer there.
     ///
     /// # Errors
     /// When it does not end, or not with success.
     pub async fn end(self) -> Result<()> {
+        let sessions: Vec<SessionView> = self.api.get("/api/sessions").await?;
+        for session in sessions
+            .iter()
+            .filter(|session| !session.state.is_terminal())
+        {
+            self.api.cancel(session.session_id).await?;
+        }
+        let gone = wait::until("the end of every VM", VMS_END, || {
+            let left = self.residue();
+            std::future::ready(if left.is_empty() { Ok(()) } else { Err(left) })
+        })
+        .await;
         let status = self.process.end().await?;
         ensure!(status.success(), "vestibule serve ended with {status}");
-        Ok(())
+        gone
     }
 
     /// Keeps evidence and logs of a failed test under `target/evidence/<test>`.
