@@ -13,7 +13,7 @@ use axum::{
 use bytes::Bytes;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt as _;
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use std::{
     io::{Cursor, Read as _},
     os::unix::net::{UnixListener, UnixStream},
@@ -149,7 +149,7 @@ async fn screen(State(pourer): State<Arc<Pourer>>, mut request: Request) -> Resp
     let ring = Arc::clone(&pourer.ring);
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<tokio::net::UnixStream>>() else {
+        let Ok(parts) = downcast::<TokioIo<tokio::net::UnixStream>>(upgraded) else {
             return;
         };
         let Ok(client) = parts.io.into_inner().into_std() else {
