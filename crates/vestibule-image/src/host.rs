@@ -9,8 +9,10 @@ use std::{
     sync::Mutex,
 };
 
-/// An error quotes so many of the last lines.
-const TAIL: usize = 12;
+/// An error quotes so many of the last lines, and so many of the first that speak of an error: npm prints a page of
+/// usage after its reason.
+const TAIL: usize = 8;
+const NOTABLE: usize = 8;
 /// Longer lines are cut; a command's line is not bounded by anyone.
 const LINE: usize = 4096;
 
@@ -23,11 +25,11 @@ pub enum HostError {
         #[source]
         err: std::io::Error,
     },
-    #[error("`{program}` ended with {status}:\n  {}", tail.join("\n  "))]
+    #[error("`{program}` ended with {status}:\n  {}", said.join("\n  "))]
     Failed {
         program: String,
         status: ExitStatus,
-        tail: Vec<String>,
+        said: Vec<String>,
     },
     #[error("talk to `{program}`")]
     Talk {
@@ -154,14 +156,14 @@ impl<'a> Host<'a> {
         codes: &[i32],
         talk: impl FnOnce(&mut Child) -> std::io::Result<()>,
     ) -> Result<(), HostError> {
-        let tail = Mutex::new(VecDeque::new());
+        let said = Mutex::new(Said::default());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let (talked, status) = std::thread::scope(|scope| {
             for stream in [
                 stdout.map(|it| Box::new(it) as Box<dyn Read + Send>),
                 stderr.map(|it| Box::new(it) as _),
             ] {
-                scope.spawn(|| stream.map(|stream| self.drain(stream, &tail)));
+                scope.spawn(|| stream.map(|stream| self.drain(stream, &said)));
             }
             let talked = talk(&mut child);
             drop(child.stdin.take());
@@ -173,17 +175,17 @@ impl<'a> Host<'a> {
         };
         let status = status.map_err(err)?;
         if !status.code().is_some_and(|code| codes.contains(&code)) {
-            let tail = tail.into_inner().unwrap_or_default().into();
+            let said = said.into_inner().unwrap_or_default().lines();
             return Err(HostError::Failed {
                 program: program.to_owned(),
                 status,
-                tail,
+                said,
             });
         }
         talked.map_err(err)
     }
 
-    fn drain(&self, stream: Box<dyn Read + Send>, tail: &Mutex<VecDeque<String>>) {
+    fn drain(&self, stream: Box<dyn Read + Send>, said: &Mutex<Said>) {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         while let Ok(1..) = stream
@@ -197,13 +199,35 @@ impl<'a> Host<'a> {
                 continue;
             }
             self.say(&text);
-            if let Ok(mut tail) = tail.lock() {
-                if tail.len() == TAIL {
-                    tail.pop_front();
-                }
-                tail.push_back(text);
+            if let Ok(mut said) = said.lock() {
+                said.take(text);
             }
         }
+    }
+}
+
+/// The lines of a command that its failure is told by.
+#[derive(Default)]
+struct Said {
+    notable: Vec<String>,
+    tail: VecDeque<String>,
+}
+
+impl Said {
+    fn take(&mut self, line: String) {
+        let notable = line.starts_with("E:") || line.contains("error");
+        if notable && self.notable.len() < NOTABLE {
+            self.notable.push(line);
+            return;
+        }
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line);
+    }
+
+    fn lines(self) -> Vec<String> {
+        self.notable.into_iter().chain(self.tail).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a build or a verification says while it runs, for whoever draws it.
 use std::time::Duration;
 
-/// Steps of a build, in order; the last three are those of a verification.
+/// Steps of a build, in order; the last four are those of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Debian packages, from nothing.
@@ -18,6 +18,7 @@ pub enum Phase {
     Kernel,
     Agent,
     Manifest,
+    Lint,
     Boot,
     Ready,
     Report,
@@ -37,7 +38,7 @@ impl Phase {
         Self::Manifest,
     ];
     /// Steps of a verification.
-    pub const VERIFY: [Self; 3] = [Self::Boot, Self::Ready, Self::Report];
+    pub const VERIFY: [Self; 4] = [Self::Lint, Self::Boot, Self::Ready, Self::Report];
 
     /// For people: what happens in it.
     pub fn title(self) -> &'static str {
@@ -51,6 +52,7 @@ impl Phase {
             Self::Agent => "agent",
             Self::Kernel => "kernel and initrd",
             Self::Manifest => "manifest",
+            Self::Lint => "lint",
             Self::Boot => "boot",
             Self::Ready => "ready",
             Self::Report => "report",

@@ -1,9 +1,10 @@
 //! The boot gate: an image proves itself by starting, under the runner that people get, over HTTP like everyone.
 //!
-//! Green means: the runner said *ready*, every required unit is active and none failed, the browser is painted where the
+//! Green means: the disk shows nothing that could not start, the runner said *ready*, every required unit is active and none failed, the browser is painted where the
 //! image has one, and the agent that answered is the one that the manifest names. The report stays beside the image,
 //! and only a green one lets an alias point there.
 use crate::{
+    lint::{LintError, lint},
     progress::{Event, Phase as Step, Progress},
     store::{Store, StoreError},
 };
@@ -52,6 +53,8 @@ pub struct VerifyOptions {
 pub enum VerifyError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Lint(#[from] LintError),
     #[error("prepare `{path}`")]
     Prepare {
         path: Utf8PathBuf,
@@ -138,6 +141,9 @@ pub fn verify(
 ) -> Result<Verification, VerifyError> {
     let manifest = store.manifest(digest)?;
     let _hold = store.hold(digest)?;
+    let started = begin(progress, Step::Lint);
+    let verdict = lint(store, digest)?;
+    end(progress, Step::Lint, started);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -145,7 +151,13 @@ pub fn verify(
         runner: options.runner.clone(),
         err,
     })?;
-    let report = runtime.block_on(boot(store, digest, &manifest, options, progress))?;
+    let mut report = runtime.block_on(boot(store, digest, &manifest, options, progress))?;
+    if let Some(finding) = verdict.finding {
+        // It may have started by luck: the disk says that it need not.
+        report.green = false;
+        report.problems.push(format!("lint: {}", finding.why));
+        report.finding.get_or_insert(finding);
+    }
     store.attach(&report)?;
     Ok(report)
 }
