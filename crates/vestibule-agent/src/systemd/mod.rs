@@ -320,8 +320,10 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut bytes = [0; 512];
             let read = stream.read(&mut bytes).await.unwrap();
+            // Both lines at once: what follows BEGIN must not reach PID 1 together with it.
             assert!(
-                bytes[..read].starts_with(b"\0AUTH EXTERNAL 3") && bytes[..read].ends_with(b"\r\n")
+                bytes[..read].starts_with(b"\0AUTH EXTERNAL 3")
+                    && bytes[..read].ends_with(b"\r\nBEGIN\r\n")
             );
             stream
                 .write_all(b"OK 0123456789abcdef0123456789abcdef\r\n")
@@ -332,7 +334,7 @@ mod tests {
                 let read = stream.read(&mut bytes).await.unwrap();
                 seen.extend_from_slice(&bytes[..read]);
             }
-            assert!(seen.starts_with(b"BEGIN\r\nl\x01\0\x01"));
+            assert!(seen.starts_with(b"l\x01\0\x01"));
             stream
                 .write_all(&wire::tests::signal("UnitNew"))
                 .await

@@ -28,6 +28,12 @@ use vestibule_diagnose::{
     disk::{dir::DirTree, ext4::Ext4Tree, source::SeekSource},
 };
 
+/// The checkout's own path: `systemctl --root`, which makes the base tree, takes none with `..` in it.
+fn checkout() -> Result<PathBuf> {
+    let relative = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    fs::canonicalize(&relative).with_context(|| relative.display().to_string())
+}
+
 /// `expect.toml`, as far as it is compared.
 struct Expect {
     id: String,
@@ -125,7 +131,7 @@ const NOT_ON_DISK: [&str; 15] = [
 
 #[test]
 fn every_recorded_failure_is_named() -> Result<()> {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let checkout = checkout()?;
     let faults = std::env::var_os("VESTIBULE_FAULTS")
         .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
     let Some(base) = Base::find("cases", &checkout, &faults)? else {

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 /// The tree that every case starts from.
@@ -35,6 +36,18 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Makes the base tree beside its place and moves it there whole: a build that was cut short leaves nothing that looks
+/// finished.
+fn make(script: &Path, dir: &Path) -> Result<()> {
+    let unfinished = dir.with_extension("unfinished");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    fs::create_dir_all(dir.parent().context("a base tree has a parent")?)?;
+    run(Command::new("bash").arg(script).arg(&unfinished))?;
+    fs::rename(&unfinished, dir).with_context(|| format!("move the base to {}", dir.display()))
+}
+
 impl Base {
     /// Finds or builds the base tree; none, with a printed reason, where that is not possible here.
     pub(crate) fn find(name: &str, checkout: &Path, faults: &Path) -> Result<Option<Self>> {
@@ -53,11 +66,13 @@ impl Base {
         let target = checkout.join("target/faults");
         let dir = std::env::var_os("VESTIBULE_FAULTS_BASE")
             .map_or_else(|| target.join("base"), PathBuf::from);
+        // The tests of this binary run side by side, and the first to come makes the tree for all.
+        static MAKING: Mutex<()> = Mutex::new(());
+        let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
         if !dir
             .join("etc/systemd/system/vm-browser-agent.service")
             .is_file()
         {
-            fs::create_dir_all(&target)?;
             let tools = Command::new("mmdebstrap").arg("--version").output();
             if tools.is_err() {
                 println!(
@@ -66,9 +81,7 @@ impl Base {
                 );
                 return Ok(None);
             }
-            run(Command::new("bash")
-                .arg(faults.join("base/mkbase.sh"))
-                .arg(&dir))?;
+            make(&faults.join("base/mkbase.sh"), &dir)?;
         }
         let work =
             std::env::temp_dir().join(format!("vestibule-faults-{}-{name}", std::process::id()));

@@ -4,7 +4,7 @@
 //! `systemd-analyze --root verify` of systemd 252).
 use crate::tree::Base;
 use anyhow::Result;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use vestibule_api::finding::VerdictKind;
 use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
 
@@ -157,7 +157,7 @@ const VARIANTS: &[Variant] = &[
 
 #[test]
 fn variants_of_the_failures_are_named() -> Result<()> {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let checkout = crate::checkout()?;
     let faults = std::env::var_os("VESTIBULE_FAULTS")
         .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
     let Some(base) = Base::find("variants", &checkout, &faults)? else {
