@@ -54,6 +54,13 @@ need_node() {
   fi
 }
 
+# cargo-deny, of one version, into the checkout.
+need_deny() {
+  local version=0.20.2
+  [ "$("$root/target/tools/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $version" ] ||
+    cargo install --quiet --locked --root "$root/target/tools" "cargo-deny@$version"
+}
+
 packages_build=(build-essential ca-certificates pkg-config)
 packages_image=(mmdebstrap e2fsprogs fontconfig)
 packages_run=(qemu-system-x86)

@@ -24,13 +24,13 @@ const find = (page, rgb) => page.evaluate(({ canvas, rgb }) => {
   return { x: box.left + ((left + right) / 2) * scale, y: box.top + ((top + bottom) / 2) * scale, count };
 }, { canvas, rgb });
 
-/** Waits until a control of this colour is on the screen and stays where it is. */
-export async function control(page, name, limit = 180_000) {
+/** Waits until a control of this colour is on the screen, is `where` it should be, and stays there. */
+export async function control(page, name, { limit = 180_000, where = () => true } = {}) {
   const end = Date.now() + limit;
   let last = null;
   for (;;) {
     const found = await find(page, colours[name]);
-    if (found && last && found.x === last.x && found.y === last.y && found.count === last.count) return found;
+    if (found && where(found) && last && found.x === last.x && found.y === last.y && found.count === last.count) return found;
     assert.ok(Date.now() < end, `no control \`${name}\` on the screen within ${limit / 1000} s`);
     last = found;
     await pause(300);

@@ -37,6 +37,24 @@ async function reaches(page, state, limit) {
   assert.equal(await seen.getAttribute('data-state'), state);
 }
 
+/** Login and password, typed on the canvas; the identity provider's next page is the caller's to look for. */
+async function typeLogin(page, login, password) {
+  await click(page, 'login');
+  await type(page, login);
+  await click(page, 'password');
+  await type(page, password);
+}
+
+/** A wrong password: the provider's page comes again, with a line above its fields, and nothing else happens. */
+async function mistype(page, stage, shot) {
+  const { y } = await control(page, 'login');
+  await typeLogin(page, stage.login, 'not the password');
+  await page.keyboard.press('Enter');
+  await control(page, 'login', { where: (found) => found.y > y + 10 });
+  await shot('wrong-password');
+  assert.equal(await testid(page, 'session-state').getAttribute('data-state'), 'awaiting-user');
+}
+
 /** From Connect to Completed, as a person does it; gives the credential's id. */
 async function signIn(page, stage, provider) {
   const shot = await album(page, provider);
@@ -47,11 +65,10 @@ async function signIn(page, stage, provider) {
   await shot('starting');
   await reaches(page, 'awaiting-user', 10 * minutes);
   await page.locator('[data-testid="view-canvas-host"][data-view="connected"]').waitFor({ timeout: 2 * minutes });
-  await click(page, 'login');
+  await control(page, 'login');
   await shot('login-page');
-  await type(page, stage.login);
-  await click(page, 'password');
-  await type(page, stage.password);
+  if (provider === 'oidc') await mistype(page, stage, shot);
+  await typeLogin(page, stage.login, stage.password);
   await shot('typed');
   await page.keyboard.press('Enter');
   await control(page, 'deny');
