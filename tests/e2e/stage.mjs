@@ -8,7 +8,7 @@ import path from 'node:path';
 
 const run = promisify(execFile);
 export const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
-const testkit = path.join(root, 'target/debug/vestibule-testkit');
+const testkit = process.env.VESTIBULE_TESTKIT ?? path.join(root, 'target/debug/vestibule-testkit');
 
 export class Stage {
   static async start(image) {

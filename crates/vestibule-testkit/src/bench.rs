@@ -3,14 +3,20 @@
 //!
 //! | bench | what it measures |
 //! |---|---|
+//! | [`images`] | builds from nothing, unchanged, and with another agent |
 //! | [`boot`] | a VM's start, milestone by milestone, and the VMM's processor time |
+//! | [`connect`] | from *Connect* to a view that somebody can use |
+//! | [`latency`] | from a key in noVNC to the pixel that it changes |
 //! | [`relay`] | the view's relay against websockify, on the same bytes |
 //! | [`memory`] | what controller, runner and VMM hold |
 //!
 //! `script/bench` runs them, `docs/benchmarks.md` says what they leave out.
 pub mod boot;
 pub mod cli;
+pub mod connect;
 pub mod host;
+pub mod images;
+pub mod latency;
 pub mod memory;
 pub mod relay;
 pub mod report;
@@ -23,7 +29,7 @@ use anyhow::{Result, bail};
 pub use report::Report;
 
 /// The benches, in the order in which `script/bench` runs them.
-pub const NAMES: [&str; 3] = ["relay", "memory", "boot"];
+pub const NAMES: [&str; 6] = ["images", "boot", "connect", "latency", "relay", "memory"];
 
 /// Runs one bench.
 ///
@@ -31,7 +37,10 @@ pub const NAMES: [&str; 3] = ["relay", "memory", "boot"];
 /// When there is no such bench, or something that it needs is missing or fails.
 pub async fn run(name: &str) -> Result<Report> {
     match name {
+        "images" => images::run().await,
         "boot" => boot::run().await,
+        "connect" => connect::run().await,
+        "latency" => latency::run().await,
         "relay" => relay::run().await,
         "memory" => memory::run().await,
         _ => bail!("there is no bench `{name}`; there are {}", NAMES.join(", ")),

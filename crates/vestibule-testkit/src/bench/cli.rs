@@ -9,7 +9,8 @@ use camino::Utf8PathBuf;
 use std::io::Write as _;
 
 /// How the two commands are called.
-pub const USAGE: &str = "vestibule-testkit bench NAME… [--json]         relay, memory, boot
+pub const USAGE: &str =
+    "vestibule-testkit bench NAME… [--json]         images, boot, connect, latency, relay, memory
 vestibule-testkit pour --pattern bulk|updates [--plain SOCKET]";
 
 /// Runs `bench` or `pour` with these words.
