@@ -69,6 +69,8 @@ kebab_enum! {
         VmmMissing = "vmm-missing",
         HostDiskFull = "host-disk-full",
         LaunchRefused = "launch-refused",
+        SnapshotRefused = "snapshot-refused",
+        SnapshotFailed = "snapshot-failed",
         StreamRefused = "stream-refused",
         StreamLost = "stream-lost",
         NetworkDriverMissing = "network-driver-missing",
@@ -195,7 +197,9 @@ impl Cause {
             | Self::GuestNotExecuting
             | Self::VmmMissing
             | Self::HostDiskFull
-            | Self::LaunchRefused => Stage::NoBoot,
+            | Self::LaunchRefused
+            | Self::SnapshotRefused
+            | Self::SnapshotFailed => Stage::NoBoot,
             Self::StreamRefused
             | Self::StreamLost
             | Self::NetworkDriverMissing
@@ -313,6 +317,10 @@ impl Cause {
             Self::LaunchRefused => {
                 "the host refused a file, directory or process that the VM's runner needs"
             }
+            Self::SnapshotRefused => {
+                "the memory snapshot does not belong to this host or image, or is damaged"
+            }
+            Self::SnapshotFailed => "a VM's memory could not be saved or loaded",
             Self::StreamRefused => "the guest is up, the stream to the agent was never there",
             Self::StreamLost => "the stream to the agent broke",
             Self::NetworkDriverMissing => "an image that relies on a NIC has no driver for it",

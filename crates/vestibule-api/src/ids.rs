@@ -139,6 +139,17 @@ text_id!(
     /// An image's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name every artifact's digest).
     ImageDigest, "an image digest (64 lower-case hex digits)", is_sha256);
 
+text_id!(
+    /// A memory snapshot's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name each file's digest).
+    SnapshotId, "a snapshot id (64 lower-case hex digits)", is_sha256);
+
+impl SnapshotId {
+    /// The first twelve digits, for people. Never a key.
+    pub fn short(&self) -> &str {
+        &self.0[..12]
+    }
+}
+
 impl ImageDigest {
     /// The first twelve digits, for people. Never a key.
     pub fn short(&self) -> &str {

@@ -16,6 +16,7 @@
 //! | [`egress`] | runner: the policy of the way out and what it refused |
 //! | [`pack`] | provider packs, one TOML file each |
 //! | [`image`] | image store: manifest, views |
+//! | [`snapshot`] | memory snapshots: manifest, and what one is bound to |
 //! | [`cause`], [`finding`] | the vocabulary of verdicts |
 //! | [`error`] | every HTTP error body |
 //! | [`secret`] | secrets, which have no wire form but a sealed one |
@@ -35,5 +36,6 @@ pub mod mux;
 pub mod pack;
 pub mod secret;
 pub mod session;
+pub mod snapshot;
 pub mod stream;
 pub mod time;

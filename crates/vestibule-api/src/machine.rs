@@ -7,7 +7,10 @@
 //! | `GET /machine` | [`MachineView`] |
 //! | `GET /events?after=N` | NDJSON of [`RunnerEvent`]: those after `N` so far, then as they happen; ends with the VM |
 //! | `GET /console?tail=BYTES&follow=BOOL` | serial console, text |
-//! | `POST /claim` | [`Claim`]: gives the VM to a session, once; sets the egress policy |
+//! | `POST /claim` | [`Claim`]: gives the VM to a session, once; sets the egress policy; a paused VM runs again |
+//! | `POST /pause` | stops the CPUs of a VM that is up; answers [`MachineView`], also where it is paused already |
+//! | `POST /resume` | lets them run again and sets the clock; answers [`MachineView`] |
+//! | `POST /snapshot` | saves a VM with [`VmSpec::save_to`] that no session ever had; answers [`Saved`], then the VM ends |
 //! | `GET /view` with `Upgrade: rfb` | after `101`, RFB byte for byte |
 //! | `* /agent/…` | the agent's HTTP API (see [`crate::agent`]), upgrades included |
 //! | `POST /stop` | [`StopRequest`]: evidence is written, then the VM ends; answers [`Disposal`] |
@@ -15,7 +18,8 @@ use crate::{
     agent::{AgentEvent, Health},
     egress::{EgressPolicy, EgressReason},
     finding::Finding,
-    ids::{ImageDigest, MachineId, SessionId},
+    ids::{ImageDigest, MachineId, SessionId, SnapshotId},
+    snapshot::SnapshotManifest,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -46,6 +50,33 @@ pub struct VmSpec {
     /// End the VM when nobody has claimed it or asked for it for so long, in seconds; none: never.
     #[serde(default)]
     pub idle_deadline_s: Option<u32>,
+    /// Begin from this snapshot instead of a boot. Where it cannot be restored, the VM fails with
+    /// [`crate::cause::Cause::SnapshotRefused`] or [`crate::cause::Cause::SnapshotFailed`]; a VM with a cold boot is
+    /// another one, with a specification of its own.
+    #[serde(default)]
+    pub restore: Option<RestoreSpec>,
+    /// Make this VM one that `POST /snapshot` can save, into this directory. It does not exist yet, its parent does, on the
+    /// file system where the snapshot stays. The runner makes it (0700) and, unless the VM was saved, removes it; what a
+    /// killed runner leaves is whoever's who chose the name. Not together with `restore` or `session_id`.
+    #[serde(default)]
+    pub save_to: Option<String>,
+}
+
+/// A snapshot to begin from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RestoreSpec {
+    pub id: SnapshotId,
+    /// Its directory (see [`crate::snapshot`]).
+    pub dir: String,
+}
+
+/// The reply of `POST /snapshot`: the directory [`VmSpec::save_to`] now holds this snapshot, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saved {
+    pub id: SnapshotId,
+    pub manifest: SnapshotManifest,
 }
 
 /// Which driver runs the VM.
@@ -69,6 +100,7 @@ pub enum MachineState {
     Booting,
     /// The agent is ready: units active, screen painted where the image has one.
     Up,
+    /// The CPUs are stopped; everything else is as in `Up`.
     Paused,
     /// Evidence is being taken and the VM ended.
     Stopping,
@@ -88,6 +120,9 @@ pub struct MachineView {
     /// Raised by the runner, and by nobody else, with every change of state.
     pub generation: u64,
     pub image_digest: ImageDigest,
+    /// The snapshot that it was restored from; none: it booted.
+    #[serde(default)]
+    pub snapshot_id: Option<SnapshotId>,
     /// `qemu` or `firecracker`, with accelerator: `qemu/tcg`, `qemu/kvm`, `firecracker/kvm`.
     pub driver: String,
     pub memory_mib: u32,
@@ -177,10 +212,16 @@ pub enum RunnerEventKind {
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     VmmStarted,
+    /// The VMM has loaded a snapshot; the CPUs do not run yet (restored VMs only).
+    Restored,
+    /// The CPUs run (restored VMs only).
+    Resumed,
     /// The first byte of the serial console.
     KernelOutput,
     /// Guest and host have authenticated each other.
     StreamUp,
+    /// The guest has its own identity and entropy and the host's time (restored VMs only).
+    Identity,
     /// The agent answered `GET /health` with the build that the image declares.
     AgentUp,
     /// The screen is painted and the browser's window is there (images with a browser only).

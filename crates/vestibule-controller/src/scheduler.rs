@@ -234,6 +234,8 @@ mod tests {
             boot_deadline_s: 1,
             console_keep_bytes: 1,
             idle_deadline_s: None,
+            restore: None,
+            save_to: None,
         }
     }
 

@@ -279,6 +279,8 @@ fn spec(
         boot_deadline_s: u32::try_from(deadline.as_secs()).unwrap_or(u32::MAX),
         console_keep_bytes: CONSOLE,
         idle_deadline_s: None,
+        restore: None,
+        save_to: None,
     })
 }
 

@@ -117,6 +117,8 @@ fn spec(
         boot_deadline_s: config.deadlines.boot_s,
         console_keep_bytes: config.limits.console_keep_bytes,
         idle_deadline_s: None,
+        restore: None,
+        save_to: None,
     }
 }
 

@@ -33,6 +33,8 @@ fn spec(home: &Home, session_id: Option<SessionId>) -> VmSpec {
         boot_deadline_s: 60,
         console_keep_bytes: 1 << 16,
         idle_deadline_s: None,
+        restore: None,
+        save_to: None,
     }
 }
 

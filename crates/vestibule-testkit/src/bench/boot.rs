@@ -72,8 +72,11 @@ fn milestones(begun: Timestamp, events: &[RunnerEvent]) -> BTreeMap<Phase, f64> 
 fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::VmmStarted => "VMM started",
+        Phase::Restored => "snapshot loaded",
+        Phase::Resumed => "resumed",
         Phase::KernelOutput => "first byte of the console",
         Phase::StreamUp => "stream up",
+        Phase::Identity => "identity and clock",
         Phase::AgentUp => "agent",
         Phase::Painted => "painted screen",
         Phase::Ready => "ready",

@@ -95,6 +95,7 @@ impl Shared {
             state: MachineState::Creating,
             generation: 1,
             image_digest: spec.image_digest.clone(),
+            snapshot_id: spec.restore.as_ref().map(|restore| restore.id.clone()),
             driver: String::from("not chosen yet"),
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,

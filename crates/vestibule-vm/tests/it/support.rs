@@ -87,6 +87,8 @@ impl Place {
             boot_deadline_s: 60,
             console_keep_bytes: 4096,
             idle_deadline_s: None,
+            restore: None,
+            save_to: None,
         };
         Self { home, spec }
     }

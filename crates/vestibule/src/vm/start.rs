@@ -81,6 +81,8 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
         boot_deadline_s: args.deadline,
         console_keep_bytes: 1 << 20,
         idle_deadline_s: None,
+        restore: None,
+        save_to: None,
     })
 }
 

@@ -14,6 +14,8 @@ const BY_CAUSE: Partial<Record<Cause, string>> = {
   "browser-missing": "There is no browser in the image",
   "display-not-ready": "The screen stayed blank",
   "launch-refused": "This server refused to start a private computer",
+  "snapshot-refused": "A private computer’s saved state no longer fits",
+  "snapshot-failed": "A private computer could not be started from its saved state",
   "stream-lost": "The private computer stopped answering",
   "runner-lost": "The private computer disappeared",
   "egress-refused": "A page that the sign-in needs was not allowed",

@@ -26,8 +26,11 @@ export const MACHINE_STATES: Record<MachineState, string> = {
 
 export const PHASES: Record<Phase, string> = {
   "vmm-started": "Private computer switched on",
+  restored: "Private computer made ready from its saved state",
+  resumed: "It runs",
   "kernel-output": "It is starting up",
   "stream-up": "Secure line established",
+  identity: "It has its own identity and the right time",
   "agent-up": "Its software answers and is the right one",
   painted: "Browser is open on its screen",
   ready: "Everything is in place",

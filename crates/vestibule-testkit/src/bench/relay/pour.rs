@@ -94,6 +94,7 @@ fn view(spec: VmSpec) -> MachineView {
         state: MachineState::Up,
         generation: 3,
         image_digest: spec.image_digest,
+        snapshot_id: None,
         driver: "none".to_owned(),
         memory_mib: spec.memory_mib,
         vcpus: spec.vcpus,

@@ -44,6 +44,8 @@ fn spec(dir: &Utf8Path, image_dir: &Utf8Path, digest: ImageDigest, egress: Egres
         boot_deadline_s: 300,
         console_keep_bytes: 1 << 20,
         idle_deadline_s: None,
+        restore: None,
+        save_to: None,
     }
 }
 
