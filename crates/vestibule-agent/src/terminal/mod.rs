@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tool ⇄ PTY ⇄ pump ─▶ emulator (screen, links, answers) ─▶ readers of text: prompts, codes, URLs, failures
-//!                  └─▶ broadcast of raw bytes ─▶ xterm on the desktop, WebSockets of the dashboard
+//!                  └─▶ broadcast, without the questions ─▶ xterm on the desktop, WebSockets of the dashboard
 //! ```
 //! Tools wait for answers to `ESC[6n` and place words with cursor moves (reference/providers.md §0.4), so nothing here
 //! looks at raw bytes for text.
@@ -10,6 +10,7 @@ mod emulator;
 mod links;
 mod pty;
 mod redact;
+mod shown;
 mod snapshot;
 mod view;
 

@@ -1,5 +1,5 @@
 //! A program on a PTY of its own, and the pump between it, the emulator and everybody who watches.
-use super::{Emulator, Size};
+use super::{Emulator, Size, shown::Shown};
 use crate::process::{Cgroup, Child, Program, ProgramError};
 use bytes::Bytes;
 use pty_process::{OwnedReadPty, OwnedWritePty};
@@ -83,6 +83,7 @@ pub(crate) fn spawn(
         typed,
         raised,
         unread: VecDeque::new(),
+        shown: Shown::default(),
     };
     tokio::spawn(pump.run(reader));
     Ok(Started {
@@ -136,6 +137,7 @@ struct Pump {
     typed: mpsc::Receiver<Input>,
     raised: watch::Sender<u64>,
     unread: VecDeque<u8>,
+    shown: Shown,
 }
 
 impl Pump {
@@ -169,11 +171,14 @@ impl Pump {
     }
 
     fn receive(&mut self, bytes: &[u8]) {
+        let shown = self.shown.take(bytes);
         let answers = {
             let mut emulator = self.emulator();
             let answers = emulator.feed(bytes);
-            // No watcher is no error.
-            let _ = self.shared.output.send(Bytes::copy_from_slice(bytes));
+            if !shown.is_empty() {
+                // No watcher is no error.
+                let _ = self.shared.output.send(shown.into());
+            }
             answers
         };
         if self.unread.len() < UNREAD {
@@ -245,9 +250,18 @@ mod tests {
              while not da.endswith(b'c'): da+=os.read(0,1)\n\
              os.write(1,('\\r\\n%r %r\\r\\n'%(got,da)).encode())",
         );
-        let (text, code) = finish(start(&asks, 80)).await;
+        let started = start(&asks, 80);
+        let (_, mut watcher) = started.terminal.attach();
+        let (text, code) = finish(started).await;
         assert_eq!(text, "abc\nb'\\x1b[1;4R' b'\\x1b[?6c'\n");
         assert_eq!(code, Some(0));
+        // A watcher is a terminal as well, and would answer a second time.
+        let mut seen = Vec::new();
+        while let Ok(bytes) = watcher.try_recv() {
+            seen.extend(bytes);
+        }
+        let seen = String::from_utf8(seen).unwrap();
+        assert!(seen.starts_with("abc\r\nb'"), "{seen:?}");
     }
 
     #[tokio::test]
