@@ -1,8 +1,8 @@
 //! Wire types of Vestibule: what controller, runner, agent, image store and people's tools say to each other.
 //!
 //! One Rust type per wire type. JSON is camelCase. Requests refuse unknown fields; replies tolerate them, so that
-//! a newer peer can add one. Nothing here does I/O except the thin HTTP client behind the feature `client`
-//! and the one stream behind the feature `stream`.
+//! a newer peer can add one. Nothing here does I/O except the thin HTTP client behind the feature `client`,
+//! the one stream behind the feature `stream` and the view's frames behind the feature `view`.
 //!
 //! | module | who says it to whom |
 //! |---|---|
@@ -13,6 +13,7 @@
 //! | [`agent`] | agent ⇄ runner and controller: health, report, sign-in |
 //! | [`stream`] | host ⇄ guest: how each multiplexed stream begins, and the handshake before the first |
 //! | `mux` | the handshake and the multiplexer themselves, behind the feature `stream` |
+//! | `view` | runner and controller: the view's frames, behind the feature `view` |
 //! | [`egress`] | runner: the policy of the way out and what it refused |
 //! | [`pack`] | provider packs, one TOML file each |
 //! | [`image`] | image store: manifest, views |
@@ -39,3 +40,5 @@ pub mod session;
 pub mod snapshot;
 pub mod stream;
 pub mod time;
+#[cfg(feature = "view")]
+pub mod view;

@@ -12,6 +12,7 @@
 //! | `POST /resume` | lets them run again and sets the clock; answers [`MachineView`] |
 //! | `POST /snapshot` | saves a VM with [`VmSpec::save_to`] that no session ever had; answers [`Saved`], then the VM ends |
 //! | `GET /view` with `Upgrade: rfb` | after `101`, RFB byte for byte |
+//! | `GET /view` with `Upgrade: rfb-frames` | after `101`, the viewer's connection is handed over, as `crate::view` says |
 //! | `* /agent/…` | the agent's HTTP API (see [`crate::agent`]), upgrades included |
 //! | `POST /stop` | [`StopRequest`]: evidence is written, then the VM ends; answers [`Disposal`] |
 use crate::{

@@ -7,12 +7,16 @@ use crate::{
 };
 use axum::{
     extract::{
-        State, WebSocketUpgrade,
-        ws::{WebSocket, rejection::WebSocketUpgradeRejection},
+        FromRequestParts, State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection,
     },
-    response::Response,
+    http::{StatusCode, header, request::Parts},
+    response::{IntoResponse as _, Response},
 };
+use hyper::upgrade::OnUpgrade;
+use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use serde::Deserialize;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use vestibule_api::{
     error::{ErrorBody, ErrorCode},
     ids::{MachineId, SessionId},
@@ -40,10 +44,22 @@ pub(super) async fn view(
     State(core): State<Shared>,
     Path(id): Path<SessionId>,
     Query(query): Query<TicketQuery>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, ApiError> {
-    let upgrade = accept(upgrade)?.protocols(["binary"]);
-    Ok(upgrade.on_upgrade(move |socket| serve(core, id, query.ticket, Pane::Screen, socket)))
+    upgrade: Connection,
+) -> Response {
+    tokio::spawn(async move {
+        let Some(mut socket) = open(upgrade.on).await else {
+            return;
+        };
+        let close = match admit(&core, id, &query.ticket, Pane::Screen).await {
+            Ok((machine, right, _viewer)) => {
+                relay::view::run(&core, machine, right, &mut socket).await
+            }
+            Err(close) => close,
+        };
+        let close = explain(&core, id, Pane::Screen, close).await;
+        relay::socket::close(&mut socket, &close).await;
+    });
+    upgrade.response
 }
 
 /// The session's terminal: binary frames are its bytes, text frames `TerminalControl`.
@@ -60,7 +76,65 @@ pub(super) async fn terminal(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let upgrade = accept(upgrade)?;
-    Ok(upgrade.on_upgrade(move |socket| serve(core, id, query.ticket, Pane::Terminal, socket)))
+    Ok(upgrade.on_upgrade(async move |mut socket| {
+        let close = match admit(&core, id, &query.ticket, Pane::Terminal).await {
+            Ok((machine, right, _viewer)) => {
+                relay::terminal::run(&core, machine, right, &mut socket).await
+            }
+            Err(close) => close,
+        };
+        let close = explain(&core, id, Pane::Terminal, close).await;
+        relay::close(&mut socket, &close).await;
+    }))
+}
+
+/// An upgrade to a WebSocket in binary frames that leaves us the connection itself.
+pub(super) struct Connection {
+    on: OnUpgrade,
+    /// `101`, as RFC 6455 section 4.2.2 has it.
+    response: Response,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Connection {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let on = parts.extensions.get::<OnUpgrade>().cloned();
+        let checked = WebSocketUpgrade::from_request_parts(parts, state).await;
+        let checked = accept(checked)?.protocols(["binary"]);
+        let key = parts.headers.get(header::SEC_WEBSOCKET_KEY);
+        let (Some(on), Some(key)) = (on, key) else {
+            return Err(ApiError::new(
+                ErrorCode::InvalidRequest,
+                "the connection can't be upgraded",
+                "open this address as a WebSocket, over HTTP/1.1",
+            ));
+        };
+        let headers = [
+            (header::CONNECTION, "upgrade"),
+            (header::UPGRADE, "websocket"),
+        ];
+        let accept = [(
+            header::SEC_WEBSOCKET_ACCEPT,
+            derive_accept_key(key.as_bytes()),
+        )];
+        let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers, accept).into_response();
+        if let Some(protocol) = checked.selected_protocol() {
+            let headers = response.headers_mut();
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
+        }
+        Ok(Self { on, response })
+    }
+}
+
+/// The connection, out of hyper's hands. None: the viewer is gone.
+async fn open(on: OnUpgrade) -> Option<relay::socket::Socket> {
+    let parts = downcast::<TokioIo<TcpStream>>(on.await.ok()?)
+        .inspect_err(|_| tracing::error!("a viewer's connection is not TCP"))
+        .ok()?;
+    relay::socket::open(parts.io.into_inner(), parts.read_buf)
+        .await
+        .ok()
 }
 
 fn accept(
@@ -76,19 +150,6 @@ fn accept(
     Ok(upgrade
         .max_message_size(relay::MESSAGE_LIMIT)
         .max_frame_size(relay::MESSAGE_LIMIT))
-}
-
-async fn serve(core: Shared, id: SessionId, ticket: String, pane: Pane, mut socket: WebSocket) {
-    let close = match admit(&core, id, &ticket, pane).await {
-        Ok((machine, right, _viewer)) => match pane {
-            Pane::Screen => relay::view::run(&core, machine, right, &mut socket).await,
-            Pane::Terminal => relay::terminal::run(&core, machine, right, &mut socket).await,
-        },
-        Err(close) => close,
-    };
-    let close = explain(&core, id, close).await;
-    tracing::debug!(session.id = %id, ?pane, code = close.code as u16, reason = close.reason, "a view ended");
-    relay::close(&mut socket, &close).await;
 }
 
 /// Uses the ticket up and counts the viewer.
@@ -146,7 +207,13 @@ async fn admit(
 }
 
 /// A view that broke because the session ended says that.
-async fn explain(core: &Shared, id: SessionId, close: Close) -> Close {
+async fn explain(core: &Shared, id: SessionId, pane: Pane, close: Close) -> Close {
+    let close = reason(core, id, close).await;
+    tracing::debug!(session.id = %id, ?pane, code = close.code as u16, reason = close.reason, "a view ended");
+    close
+}
+
+async fn reason(core: &Shared, id: SessionId, close: Close) -> Close {
     if core.is_stopping() {
         return Close::new(CloseCode::GoingAway, "the controller stops");
     }

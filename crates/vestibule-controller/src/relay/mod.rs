@@ -1,5 +1,6 @@
 //! Relays between a viewer's WebSocket and a guest: screen ([`view`]) and [`terminal`].
 pub(crate) mod filter;
+pub(crate) mod socket;
 pub(crate) mod terminal;
 pub(crate) mod view;
 
@@ -9,10 +10,7 @@ use vestibule_api::{client::CallError, error::Chain, session::CloseCode};
 
 /// A message from a viewer is smaller: the largest is a clipboard.
 pub(crate) const MESSAGE_LIMIT: usize = 4 << 20;
-/// A viewer that takes nothing for so long is let go.
-pub(crate) const SLOW: Duration = Duration::from_secs(30);
-/// A ping so often keeps what is in between from forgetting the connection.
-pub(crate) const PING: Duration = Duration::from_secs(20);
+pub(crate) use vestibule_api::view::{PING, SLOW};
 
 /// Why a view ends.
 #[derive(Clone, Debug)]
@@ -27,6 +25,13 @@ impl Close {
             code,
             reason: reason.into(),
         }
+    }
+
+    /// The reason as it fits: a control frame's payload has at most 125 bytes, two of which are the code (RFC 6455
+    /// section 5.5).
+    fn short(&self) -> &str {
+        let end = self.reason.floor_char_boundary(123);
+        self.reason.get(..end).unwrap_or_default()
     }
 
     /// The runner could not be reached, or refused.
@@ -50,14 +55,11 @@ impl Close {
     }
 }
 
-/// Says good-bye with code and reason. A viewer that is gone does not hear it.
+/// Says good-bye to a viewer of the terminal with code and reason. One that is gone does not hear it.
 pub(crate) async fn close(socket: &mut WebSocket, close: &Close) {
-    // RFC 6455 section 5.5: a control frame's payload has at most 125 bytes, two of which are the code.
-    let end = close.reason.floor_char_boundary(123);
-    let reason = close.reason.get(..end).unwrap_or_default().into();
     let frame = CloseFrame {
         code: close.code as u16,
-        reason,
+        reason: close.short().into(),
     };
     let farewell = async {
         if socket.send(Message::Close(Some(frame))).await.is_ok() {

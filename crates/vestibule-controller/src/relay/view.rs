@@ -1,68 +1,155 @@
-//! The screen: RFB from the runner, byte for byte, in binary WebSocket frames.
-use super::{Close, PING, SLOW, filter::ViewOnly};
+//! The screen: RFB from the guest, byte for byte, in binary WebSocket frames. The runner writes them on the viewer's own
+//! connection (see [`vestibule_api::view`]); a runner that is too old for that is relayed here. What the viewer says is
+//! read here in both cases.
+use super::{Close, filter::ViewOnly, socket::Socket};
 use crate::{
     core::{Shared, stopped},
     metrics::Direction,
 };
-use axum::extract::ws::{Message, WebSocket};
-use bytes::{Bytes, BytesMut};
-use futures_util::{Sink, SinkExt as _, Stream, StreamExt as _};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::counter::Counter;
+use std::{io, os::fd::AsFd as _, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    net::{UnixStream, tcp, unix::OwnedWriteHalf},
+    sync::{mpsc, oneshot},
 };
+use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::{
     client::{self, CallError},
     ids::MachineId,
     session::{CloseCode, Right},
+    view::{self, End},
 };
 
-/// Bytes read from the guest at once: a frame each. Large, because each costs a turn of the loop.
-const CHUNK: usize = 256 << 10;
+/// A frame that is under way has so long to end when a view ends.
+const LAST_FRAME: Duration = Duration::from_secs(2);
+
+/// A view as the runner opened it.
+struct Dialled {
+    runner: UnixStream,
+    /// Bytes that came with the reply: they belong before everything else.
+    first: Bytes,
+    /// Whether the runner takes the viewer's connection.
+    frames: bool,
+}
+
+/// Where the viewer's words go.
+struct Guest {
+    write: OwnedWriteHalf,
+    /// Control frames for the runner to write; none: the bytes for the guest are all that goes there.
+    controls: Option<mpsc::Receiver<Bytes>>,
+}
 
 /// Relays until one side ends; why.
 pub(crate) async fn run(
     core: &Shared,
     machine: MachineId,
     right: Right,
-    socket: &mut WebSocket,
+    socket: &mut Socket,
 ) -> Close {
-    let (mut guest, first) = match dial(core, machine).await {
+    let dialled = match dial(core, machine).await {
         Ok(dialled) => dialled,
         Err(close) => return close,
     };
-    let (viewer_out, viewer_in) = socket.split();
+    let (queue, controls) = mpsc::channel(view::CONTROLS);
+    let Some(mut viewer) = socket.get_mut().take(queue) else {
+        return Close::new(CloseCode::Protocol, "the view is open already");
+    };
+    let close = relay(core, dialled, right, socket, &mut viewer, controls).await;
+    socket.get_mut().put(viewer);
+    close
+}
+
+async fn relay(
+    core: &Shared,
+    mut dialled: Dialled,
+    right: Right,
+    socket: &mut Socket,
+    viewer: &mut tcp::OwnedWriteHalf,
+    controls: mpsc::Receiver<Bytes>,
+) -> Close {
     let to_viewer = core.metrics.relayed(Direction::ToViewer);
     let to_guest = core.metrics.relayed(Direction::ToGuest);
-    let (from_guest, into_guest) = match guest.take() {
-        Some(stream) => stream.into_split(),
-        None => {
-            return Close::new(
-                CloseCode::NobodyListens,
-                "the runner's connection can't be used",
-            );
-        }
+    let sent = |bytes| {
+        to_viewer.inc_by(bytes);
     };
-    tokio::select! {
-        close = download(from_guest, first, viewer_out, &to_viewer) => close,
-        close = upload(viewer_in, into_guest, right, &to_guest) => close,
-        () = stopped(core.stopping.clone()) => Close::new(CloseCode::GoingAway, "the controller stops"),
+    if dialled.frames {
+        let fd = viewer.as_ref().as_fd();
+        if let Err(err) = view::hand_over(&mut dialled.runner, &dialled.first, fd).await {
+            tracing::warn!(error = %err, "a view could not be handed over");
+            return Close::new(CloseCode::MachineGone, "the VM's runner is gone");
+        }
+        let (read, write) = dialled.runner.into_split();
+        let guest = Guest {
+            write,
+            controls: Some(controls),
+        };
+        let upload = upload(socket, guest, right, &to_guest);
+        // The end of the upload drops its half of the connection, which tells the runner.
+        both(core, view::follow(read, sent), upload, ()).await
+    } else {
+        let (read, write) = dialled.runner.into_split();
+        let (tell, told) = oneshot::channel::<()>();
+        let guest = Guest {
+            write,
+            controls: None,
+        };
+        let upload = upload(socket, guest, right, &to_guest);
+        let read = io::Cursor::new(dialled.first).chain(read);
+        let download = async { Some(view::pump(read, viewer, controls, told, sent).await) };
+        both(core, download, upload, tell).await
     }
 }
 
-/// Asks the runner for the view. The bytes that came with its reply belong before everything else.
-async fn dial(core: &Shared, machine: MachineId) -> Result<(Option<UnixStream>, Bytes), Close> {
+/// Until one direction ends. The download ends between two frames, so that the good-bye is understood; to drop `tell`
+/// and the upload asks for that.
+async fn both<T>(
+    core: &Shared,
+    download: impl Future<Output = Option<End>>,
+    upload: impl Future<Output = Close>,
+    tell: T,
+) -> Close {
+    let mut download = std::pin::pin!(download);
+    let close = {
+        let upload = std::pin::pin!(upload);
+        tokio::select! {
+            end = &mut download => return of_end(end),
+            close = upload => close,
+            () = stopped(core.stopping.clone()) => Close::new(CloseCode::GoingAway, "the controller stops"),
+        }
+    };
+    drop(tell);
+    drop(tokio::time::timeout(LAST_FRAME, download).await);
+    close
+}
+
+fn of_end(end: Option<End>) -> Close {
+    match end {
+        Some(End::Silent) => Close::new(
+            CloseCode::NobodyListens,
+            "nobody in the guest answers for the screen",
+        ),
+        Some(End::Viewer) => Close::new(CloseCode::Protocol, "the viewer is gone"),
+        Some(End::Slow) => Close::new(CloseCode::TooSlow, "the viewer took nothing for 30 seconds"),
+        Some(End::Guest | End::Told) => {
+            Close::new(CloseCode::MachineGone, "the guest ended the view")
+        }
+        None => Close::new(CloseCode::MachineGone, "the VM's runner is gone"),
+    }
+}
+
+/// Asks the runner for the view.
+async fn dial(core: &Shared, machine: MachineId) -> Result<Dialled, Close> {
     let request = Request::get("/view")
         .header(header::HOST, "vestibule")
         .header(header::CONNECTION, "upgrade")
-        .header(header::UPGRADE, "rfb")
+        // In order of preference (RFC 9110 section 7.8); the reply names the one that the runner chose.
+        .header(header::UPGRADE, format!("{}, {}", view::FRAMES, view::RAW))
         .body(Full::new(Bytes::new()))
         .map_err(|err| {
             Close::of(&CallError::Request {
@@ -82,83 +169,82 @@ async fn dial(core: &Shared, machine: MachineId) -> Result<(Option<UnixStream>, 
             |_| Close::new(CloseCode::NobodyListens, "the runner did not open the view"),
         ));
     }
+    let frames = reply
+        .headers()
+        .get(header::UPGRADE)
+        .is_some_and(|chosen| chosen == view::FRAMES);
     let upgraded = hyper::upgrade::on(&mut reply).await.map_err(|err| {
         Close::of(&CallError::Http {
             what: "GET /view".to_owned(),
             err,
         })
     })?;
-    // The connection itself, without hyper in between: one copy fewer for each byte of the screen.
-    Ok(match upgraded.downcast::<TokioIo<UnixStream>>() {
-        Ok(parts) => (Some(parts.io.into_inner()), parts.read_buf),
-        Err(_) => (None, Bytes::new()),
-    })
+    // The connection itself, without hyper in between.
+    match upgraded.downcast::<TokioIo<UnixStream>>() {
+        Ok(parts) => Ok(Dialled {
+            runner: parts.io.into_inner(),
+            first: parts.read_buf,
+            frames,
+        }),
+        Err(_) => Err(Close::new(
+            CloseCode::NobodyListens,
+            "the runner's connection can't be used",
+        )),
+    }
 }
 
-/// Guest to viewer. A viewer that is slower than the guest slows the guest down: nothing is read while a frame is under way.
-async fn download(
-    mut guest: OwnedReadHalf,
-    first: Bytes,
-    mut viewer: impl Sink<Message, Error = axum::Error> + Unpin,
-    counter: &Counter,
-) -> Close {
-    let mut ping = tokio::time::interval(PING);
-    ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut buffer = BytesMut::from(first.as_ref());
-    let mut silent = buffer.is_empty();
-    loop {
-        let message = if buffer.is_empty() {
-            buffer.reserve(CHUNK);
-            tokio::select! {
-                read = guest.read_buf(&mut buffer) => match read {
-                    Ok(0) | Err(_) if silent => {
-                        return Close::new(CloseCode::NobodyListens, "nobody in the guest answers for the screen");
-                    }
-                    Ok(0) | Err(_) => return Close::new(CloseCode::MachineGone, "the guest ended the view"),
-                    Ok(_) => continue,
-                },
-                _ = ping.tick() => Message::Ping(Bytes::new()),
-            }
-        } else {
-            silent = false;
-            counter.inc_by(u64::try_from(buffer.len()).unwrap_or(0));
-            Message::Binary(buffer.split().freeze())
+impl Guest {
+    async fn hear(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.controls {
+            Some(_) => view::send(&mut self.write, bytes).await,
+            None => self.write.write_all(bytes).await,
+        }
+    }
+
+    /// The next control frame for the runner to write. Never resolves where there is none.
+    async fn control(&mut self) -> Bytes {
+        let next = match &mut self.controls {
+            Some(controls) => controls.recv().await,
+            None => None,
         };
-        match tokio::time::timeout(SLOW, viewer.send(message)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Close::new(CloseCode::Protocol, "the viewer is gone"),
-            Err(_) => {
-                return Close::new(CloseCode::TooSlow, "the viewer took nothing for 30 seconds");
-            }
+        match next {
+            Some(frame) => frame,
+            None => std::future::pending().await,
         }
     }
 }
 
 /// Viewer to guest. Without control, input is left out.
-async fn upload(
-    mut viewer: impl Stream<Item = Result<Message, axum::Error>> + Unpin,
-    mut guest: OwnedWriteHalf,
-    right: Right,
-    counter: &Counter,
-) -> Close {
+async fn upload(socket: &mut Socket, mut guest: Guest, right: Right, counter: &Counter) -> Close {
     let mut filter = ViewOnly::new();
     let mut passed = Vec::new();
-    while let Some(message) = viewer.next().await {
+    let gone = || Close::new(CloseCode::MachineGone, "the guest ended the view");
+    loop {
+        let message = tokio::select! {
+            message = socket.next() => message,
+            frame = guest.control() => {
+                if view::send_control(&mut guest.write, &frame).await.is_err() {
+                    return gone();
+                }
+                continue;
+            }
+        };
         let bytes = match message {
-            Ok(Message::Binary(bytes)) => bytes,
-            Ok(Message::Ping(_) | Message::Pong(_)) => continue,
-            Ok(Message::Close(_)) => {
+            Some(Ok(Message::Binary(bytes))) => bytes,
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+            Some(Ok(Message::Close(_))) => {
                 return Close::new(CloseCode::SessionEnded, "the viewer closed the view");
             }
-            Ok(Message::Text(_)) => {
+            Some(Ok(Message::Text(_))) => {
                 return Close::new(
                     CloseCode::Protocol,
                     "the screen speaks RFB in binary frames",
                 );
             }
-            Err(err) => {
+            Some(Err(err)) => {
                 return Close::new(CloseCode::Protocol, format!("the viewer broke off: {err}"));
             }
+            None => return Close::new(CloseCode::Protocol, "the viewer is gone"),
         };
         let bytes = match right {
             Right::Control => &bytes[..],
@@ -171,9 +257,8 @@ async fn upload(
             }
         };
         counter.inc_by(u64::try_from(bytes.len()).unwrap_or(0));
-        if guest.write_all(bytes).await.is_err() {
-            return Close::new(CloseCode::MachineGone, "the guest ended the view");
+        if guest.hear(bytes).await.is_err() {
+            return gone();
         }
     }
-    Close::new(CloseCode::Protocol, "the viewer is gone")
 }

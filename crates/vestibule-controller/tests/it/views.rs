@@ -2,15 +2,20 @@
 use crate::{
     lifecycle::{nothing_left, signing_in},
     support::{
-        api::{bytes, closed},
+        api::{Api, bytes, closed},
         home::Home,
+        runner::Runner,
         wait_for,
     },
 };
-use futures_util::SinkExt as _;
+use futures_util::{SinkExt as _, StreamExt as _};
 use reqwest::{StatusCode, header};
+use std::sync::{Arc, atomic::Ordering};
 use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest as _};
-use vestibule_api::session::{CloseCode, Right};
+use vestibule_api::{
+    ids::SessionId,
+    session::{CloseCode, Right},
+};
 
 const HELLO: &[u8] = b"RFB 003.008\n\x01\x01";
 const KEY: [u8; 8] = [4, 1, 0, 0, 0, 0, 0, 0x41];
@@ -25,7 +30,16 @@ async fn control_passes_everything_and_view_passes_no_input() {
     let home = Home::new();
     let controller = home.serve().await;
     let api = &controller.api;
-    let (id, runner) = signing_in(&home, api).await;
+    for old in [false, true] {
+        let (id, runner) = signing_in(&home, api).await;
+        runner.old.store(old, Ordering::Relaxed);
+        control_and_view(api, id, &runner).await;
+        api.cancel(id).await;
+    }
+    controller.stop().await;
+}
+
+async fn control_and_view(api: &Api, id: SessionId, runner: &Arc<Runner>) {
     let sent = |expected: Vec<u8>| {
         let runner = runner.clone();
         async move {
@@ -57,7 +71,6 @@ async fn control_passes_everything_and_view_passes_no_input() {
     let mut text = api.view(id, Right::Control).await;
     text.send(Message::text("hello")).await.unwrap();
     assert_eq!(closed(&mut text).await.0, CloseCode::Protocol as u16);
-    controller.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,16 +231,39 @@ async fn a_slow_viewer_slows_the_guest_and_loses_nothing() {
     let home = Home::new();
     let controller = home.serve().await;
     let api = &controller.api;
-    let (id, _) = signing_in(&home, api).await;
-    let mut view = api.view(id, Right::Control).await;
-    assert!(bytes(&mut view).await.is_some());
-    view.send(binary(b"POUR")).await.unwrap();
-    let mut total = 0;
-    while total < 32 << 20 {
-        let frame = bytes(&mut view).await.expect("all of it arrives");
-        assert!(frame.len() <= 1 << 20 && frame.iter().all(|byte| *byte == 0x5a));
-        total += frame.len();
+    for old in [false, true] {
+        let (id, runner) = signing_in(&home, api).await;
+        runner.old.store(old, Ordering::Relaxed);
+        let mut view = api.view(id, Right::Control).await;
+        assert!(bytes(&mut view).await.is_some());
+        view.send(Message::Ping("p".into())).await.unwrap();
+        assert_eq!(
+            view.next().await.unwrap().unwrap(),
+            Message::Pong("p".into())
+        );
+        view.send(binary(b"POUR")).await.unwrap();
+        let mut total = 0;
+        while total < 32 << 20 {
+            let frame = bytes(&mut view).await.expect("all of it arrives");
+            assert!(frame.len() <= 1 << 20 && frame.iter().all(|byte| *byte == 0x5a));
+            total += frame.len();
+        }
+        assert_eq!(total, 32 << 20);
+        // An end amid the stream comes after a whole frame, with its reason.
+        view.send(binary(b"POUR")).await.unwrap();
+        assert!(bytes(&mut view).await.is_some());
+        view.send(Message::text("not RFB")).await.unwrap();
+        assert_eq!(closed(&mut view).await.0, CloseCode::Protocol as u16);
+        wait_for("the bytes to be counted", || async {
+            let text = api.get("/metrics").await.text().await.unwrap();
+            let line = text.lines().find(|line| {
+                line.starts_with("vestibule_relayed_bytes_total") && line.contains("ToViewer")
+            })?;
+            let bytes: u64 = line.rsplit_once(' ')?.1.parse().ok()?;
+            (bytes >= 32 << 20).then_some(())
+        })
+        .await;
+        api.cancel(id).await;
     }
-    assert_eq!(total, 32 << 20);
     controller.stop().await;
 }

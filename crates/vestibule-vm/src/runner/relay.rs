@@ -13,17 +13,23 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use std::{sync::Arc, time::Duration};
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    net::UnixStream,
+};
 use vestibule_api::{
     error::{Chain, ErrorCode},
     mux::MuxStream,
     stream::Open,
+    view,
 };
 
 /// Copied at a time, each direction.
 const CHUNK: usize = 64 << 10;
+/// When the VM is over, a frame that is under way has so long to end.
+const LAST_FRAME: Duration = Duration::from_secs(1);
 /// A stream to the guest opens at once unless all are in use.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -47,24 +53,29 @@ async fn open(shared: &Shared, service: Open) -> Result<MuxStream, Response> {
     }
 }
 
-/// `GET /view`: after `101`, RFB byte for byte.
+/// `GET /view`: after `101`, RFB byte for byte, or in frames on a connection that is handed over.
 pub(super) async fn view(State(shared): State<Arc<Shared>>, mut request: Request) -> Response {
-    if !asks_for(request.headers(), "rfb") {
+    let asked = |protocol: &&str| asks_for(request.headers(), protocol);
+    let Some(protocol) = [view::FRAMES, view::RAW].into_iter().find(asked) else {
         return error(
             StatusCode::UPGRADE_REQUIRED,
             ErrorCode::InvalidRequest,
             "the screen is an upgraded connection",
-            "send `Connection: upgrade` and `Upgrade: rfb`",
+            "send `Connection: upgrade` and `Upgrade: rfb` or `rfb-frames`",
         );
-    }
+    };
     let stream = match open(&shared, Open::Rfb).await {
         Ok(stream) => stream,
         Err(response) => return response,
     };
     let upgrade = hyper::upgrade::on(&mut request);
     let viewer = shared.viewer();
-    spawn_relay(&shared, upgrade, stream, Some(viewer));
-    switching(HeaderValue::from_static("rfb"))
+    if protocol == view::FRAMES {
+        spawn_frames(&shared, upgrade, stream, viewer);
+    } else {
+        spawn_relay(&shared, upgrade, stream, Some(viewer));
+    }
+    switching(HeaderValue::from_static(protocol))
 }
 
 fn switching(protocol: HeaderValue) -> Response {
@@ -80,7 +91,10 @@ fn asks_for(headers: &HeaderMap, protocol: &str) -> bool {
     headers
         .get(header::UPGRADE)
         .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.eq_ignore_ascii_case(protocol))
+        .is_some_and(|value| {
+            let mut names = value.split(',').map(str::trim);
+            names.any(|name| name.eq_ignore_ascii_case(protocol))
+        })
 }
 
 /// Copies both ways until both sides are done or the VM is over.
@@ -102,6 +116,36 @@ where
     shared.tasks.spawn(async move {
         tokio::select! {
             () = over.cancelled() => {}
+            () = relay => {}
+        }
+    });
+}
+
+/// Writes frames on the viewer's own connection until one side ends or the VM is over.
+fn spawn_frames(shared: &Arc<Shared>, client: OnUpgrade, guest: MuxStream, viewer: Viewer) {
+    let (over, busy) = (shared.over.clone(), shared.activity.begin());
+    let shared_over = over.clone();
+    let relay = async move {
+        let _open = (viewer, busy);
+        let Ok(client) = client.await else { return };
+        // The socket itself: a connection is received beside its bytes.
+        let Ok(parts) = downcast::<TokioIo<UnixStream>>(client) else {
+            tracing::warn!("a view came over something else than the runner's socket");
+            return;
+        };
+        let over = shared_over.cancelled_owned();
+        match view::take_over(parts.io.into_inner(), guest, over).await {
+            Ok(end) => tracing::debug!(?end, "a view ended"),
+            Err(err) => tracing::debug!(error = %err, "a view was not taken over"),
+        }
+    };
+    shared.tasks.spawn(async move {
+        let late = async {
+            over.cancelled().await;
+            tokio::time::sleep(LAST_FRAME).await;
+        };
+        tokio::select! {
+            () = late => {}
             () = relay => {}
         }
     });

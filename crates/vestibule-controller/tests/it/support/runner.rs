@@ -12,15 +12,18 @@ use axum::{
     routing::{get, post},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixListener,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
     sync::watch,
     task::AbortHandle,
 };
@@ -33,6 +36,7 @@ use vestibule_api::{
     ids::MachineId,
     machine::{Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec},
     time::Timestamp,
+    view,
 };
 use vestibule_controller::{LaunchError, Scheduler};
 
@@ -45,6 +49,8 @@ pub(crate) struct Runner {
     pub(crate) logins: Mutex<Vec<LoginRequest>>,
     credential: Mutex<Option<(String, Vec<u8>)>>,
     pub(crate) stops: Mutex<Vec<String>>,
+    /// A runner from before connections were handed over.
+    pub(crate) old: AtomicBool,
     /// Bytes that viewers sent to the guest.
     pub(crate) rfb: Mutex<Vec<u8>>,
     /// Text and bytes that viewers sent to the terminal.
@@ -138,6 +144,7 @@ impl Runner {
             logins: Mutex::default(),
             credential: Mutex::default(),
             stops: Mutex::default(),
+            old: AtomicBool::new(false),
             rfb: Mutex::default(),
             terminal: Mutex::default(),
             server: Mutex::default(),
@@ -255,7 +262,7 @@ fn router(runner: Arc<Runner>) -> Router {
             get(async || "[    0.000000] Linux version 6.1\n"),
         )
         .route("/stop", post(stop))
-        .route("/view", get(view))
+        .route("/view", get(open_view))
         .route("/agent/login", post(login))
         .route("/agent/login/credential", post(credential))
         .route("/agent/terminal", get(terminal))
@@ -411,34 +418,51 @@ async fn credential(
 }
 
 /// An RFB server's first word, then everything that is said to it is kept; `POUR` in the bytes is answered with 32 MiB.
-async fn view(State(runner): State<Arc<Runner>>, mut request: Request) -> Response {
+async fn open_view(State(runner): State<Arc<Runner>>, mut request: Request) -> Response {
+    let asked = request.headers()[header::UPGRADE].to_str().unwrap();
+    assert_eq!(asked, format!("{}, {}", view::FRAMES, view::RAW));
+    let frames = !runner.old.load(Ordering::Relaxed);
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let mut io = TokioIo::new(upgrade.await.unwrap());
-        io.write_all(b"RFB 003.008\n").await.unwrap();
-        let mut gone = runner.gone.subscribe();
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let count = tokio::select! {
-                read = io.read(&mut buffer) => read.unwrap_or(0),
-                _ = gone.wait_for(|gone| *gone) => 0,
-            };
-            if count == 0 {
-                return;
-            }
-            runner.rfb.lock().unwrap().extend(&buffer[..count]);
-            if buffer[..count].windows(4).any(|window| window == b"POUR") {
-                let block = vec![0x5a; 1 << 20];
-                for _ in 0..32 {
-                    if io.write_all(&block).await.is_err() {
-                        return;
-                    }
+        let upgraded = upgrade.await.unwrap();
+        if frames {
+            let parts = downcast::<TokioIo<UnixStream>>(upgraded).unwrap();
+            let (guest, far) = tokio::io::duplex(64 << 10);
+            let mut gone = runner.gone.subscribe();
+            tokio::spawn(screen(runner, guest));
+            let over = async move { drop(gone.wait_for(|gone| *gone).await) };
+            drop(view::take_over(parts.io.into_inner(), far, over).await);
+        } else {
+            screen(runner, TokioIo::new(upgraded)).await;
+        }
+    });
+    let protocol = if frames { view::FRAMES } else { view::RAW };
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, protocol)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+async fn screen(runner: Arc<Runner>, mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    io.write_all(b"RFB 003.008\n").await.unwrap();
+    let mut gone = runner.gone.subscribe();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let count = tokio::select! {
+            read = io.read(&mut buffer) => read.unwrap_or(0),
+            _ = gone.wait_for(|gone| *gone) => 0,
+        };
+        if count == 0 {
+            return;
+        }
+        runner.rfb.lock().unwrap().extend(&buffer[..count]);
+        if buffer[..count].windows(4).any(|window| window == b"POUR") {
+            let block = vec![0x5a; 1 << 20];
+            for _ in 0..32 {
+                if io.write_all(&block).await.is_err() {
+                    return;
                 }
             }
         }
-    });
-    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "rfb")];
-    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+    }
 }
 
 async fn terminal(
