@@ -11,7 +11,7 @@ use std::io::Write as _;
 /// How the two commands are called.
 pub const USAGE: &str =
     "vestibule-testkit bench NAME… [--json]         images, boot, connect, latency, relay, memory
-vestibule-testkit pour --pattern bulk|updates [--plain SOCKET]";
+vestibule-testkit pour --pattern bulk|updates|paced [--plain SOCKET | --websocket FILE]";
 
 /// Runs `bench` or `pour` with these words.
 ///
@@ -58,9 +58,10 @@ async fn pour(words: &[String]) -> Result<()> {
     let pattern = option("--pattern").context("`--pattern` is missing")?;
     let pattern =
         Pattern::from_id(&pattern).with_context(|| format!("there is no pattern `{pattern}`"))?;
-    match option("--plain") {
-        Some(path) => pour::plain(&Utf8PathBuf::from(path), pattern),
-        None => {
+    match (option("--plain"), option("--websocket")) {
+        (Some(path), _) => pour::plain(&Utf8PathBuf::from(path), pattern),
+        (None, Some(path)) => pour::websocket(&Utf8PathBuf::from(path), pattern),
+        (None, None) => {
             let spec =
                 std::io::read_to_string(std::io::stdin()).context("read the VM's specification")?;
             pour::runner(

@@ -41,7 +41,9 @@ impl Controller {
         let mut runner = vec![own.to_string_lossy().into_owned()];
         runner.extend(words.iter().map(|word| (*word).to_owned()));
         let config = home.path().join("vestibule.toml");
-        let text = format!("listen = \"127.0.0.1:0\"\nimage = \"{IMAGE}\"\nrunner = {runner:?}\n");
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\nimage = \"{IMAGE}\"\nrunner = {runner:?}\n[limits]\nviewers = 32\n"
+        );
         std::fs::write(&config, text).context("write the configuration")?;
         let mut command = Command::new(stage::binary()?);
         command.args([

@@ -14,6 +14,22 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
+/// The same to the nanosecond, of the threads that there are now (the first field of `schedstat`): what a thread that has
+/// ended used is not in it.
+///
+/// # Errors
+/// When there is no such process.
+pub fn thread_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/task");
+    let threads = std::fs::read_dir(&path).with_context(|| format!("read `{path}`"))?;
+    let nanos = threads.flatten().filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    });
+    #[expect(clippy::cast_precision_loss, reason = "2⁵² ns are 52 days")]
+    Ok(nanos.sum::<u64>() as f64 / 1e9)
+}
+
 /// utime + stime: fields 14 and 15. The second field, the name, may hold spaces and parentheses.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, after) = stat.rsplit_once(')')?;
@@ -110,6 +126,7 @@ mod tests {
     fn the_kernel_knows_us() {
         let own = std::process::id();
         assert!(cpu_seconds(own).unwrap() >= 0.0);
+        assert!(thread_seconds(own).unwrap() > 0.0);
         let memory = memory(own).unwrap();
         assert!(memory.rss >= memory.pss && memory.pss > 0);
         let mut child = std::process::Command::new("sleep")

@@ -1,6 +1,6 @@
 //! The other end of a relay, as a process of its own: a runner (see `vestibule_api::machine`) whose VM is up at once and
 //! whose screen is a [`Ring`], or the same screen on a plain socket, for a relay that knows no runners.
-use super::stream::{self, Pattern, Ring};
+use super::stream::{self, Pattern, Ring, Screen};
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
@@ -15,7 +15,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt as _;
 use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use std::{
-    io::{Cursor, Read as _},
+    io::{IoSlice, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     sync::Arc,
 };
@@ -26,6 +27,7 @@ use vestibule_api::{
         RunnerEventKind, VmSpec,
     },
     time::Timestamp,
+    view,
 };
 
 /// What the routes share.
@@ -46,7 +48,75 @@ pub fn plain(path: &Utf8Path, pattern: Pattern) -> Result<()> {
     let listener = UnixListener::bind(path).with_context(|| format!("listen on `{path}`"))?;
     loop {
         let (client, _) = listener.accept().context("accept a client")?;
-        pour(&ring, client, Bytes::new());
+        pour(&ring, client);
+    }
+}
+
+/// Pours in WebSocket frames on a TCP port of the loopback, which it writes into the file `path`: what is left of the way
+/// when there is no relay. Returns only with an error.
+///
+/// # Errors
+/// When the port cannot be had.
+pub fn websocket(path: &Utf8Path, pattern: Pattern) -> Result<()> {
+    let ring = Arc::new(Ring::new(pattern));
+    let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
+    let address = listener.local_addr()?.to_string();
+    std::fs::write(path, address).with_context(|| format!("write `{path}`"))?;
+    loop {
+        let (client, _) = listener.accept().context("accept a client")?;
+        let ring = Arc::clone(&ring);
+        std::thread::spawn(move || {
+            if let Err(err) = frames(&ring, client) {
+                tracing::warn!(error = %format!("{err:#}"), "a client was not served");
+            }
+        });
+    }
+}
+
+/// Serves [`super::viewer::Viewer`], and no other WebSocket client.
+fn frames(ring: &Ring, client: TcpStream) -> Result<()> {
+    client.set_nodelay(true)?;
+    let mut read = client.try_clone()?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        read.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    (&client).write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")?;
+    stream::serve(ring, &mut Unframed(read), &mut Framed(client), || {})
+}
+
+/// What the viewer says: short frames, masked with zeros, each read whole.
+struct Unframed(TcpStream);
+
+impl std::io::Read for Unframed {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read_exact(&mut [0; 6])?;
+        self.0.read(bytes)
+    }
+}
+
+/// A frame for each write, header and payload in one call.
+struct Framed(TcpStream);
+
+impl std::io::Write for Framed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let length = (bytes.len() as u64).to_be_bytes();
+        let head = [&[0x82, 127], &length[..]].concat();
+        let mut slices = &mut [IoSlice::new(&head), IoSlice::new(bytes)][..];
+        while !slices.is_empty() {
+            let written = self.0.write_vectored(slices)?;
+            if written == 0 {
+                return Err(std::io::ErrorKind::WriteZero.into());
+            }
+            IoSlice::advance_slices(&mut slices, written);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -145,22 +215,26 @@ async fn events(State(pourer): State<Arc<Pourer>>) -> Response {
     Body::from_stream(lines).into_response()
 }
 
+/// As a runner does it: the viewer's connection is taken over.
 async fn screen(State(pourer): State<Arc<Pourer>>, mut request: Request) -> Response {
     let upgrade = hyper::upgrade::on(&mut request);
-    let ring = Arc::clone(&pourer.ring);
+    let (screen, over) = (
+        Screen::new(Arc::clone(&pourer.ring)),
+        pourer.over.clone().cancelled_owned(),
+    );
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         let Ok(parts) = downcast::<TokioIo<tokio::net::UnixStream>>(upgraded) else {
             return;
         };
-        let Ok(client) = parts.io.into_inner().into_std() else {
-            return;
-        };
-        if client.set_nonblocking(false).is_ok() {
-            pour(&ring, client, parts.read_buf);
+        if let Err(err) = view::take_over(parts.io.into_inner(), screen, over).await {
+            tracing::warn!(error = %err, "a view was not taken over");
         }
     });
-    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "rfb")];
+    let headers = [
+        (header::CONNECTION, "upgrade"),
+        (header::UPGRADE, view::FRAMES),
+    ];
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
@@ -176,11 +250,11 @@ async fn stop(State(pourer): State<Arc<Pourer>>) -> Json<Disposal> {
 }
 
 /// Serves one client from two threads that end with it: one pours, one takes what the client says.
-fn pour(ring: &Arc<Ring>, client: UnixStream, first: Bytes) {
+fn pour(ring: &Arc<Ring>, client: UnixStream) {
     let ring = Arc::clone(ring);
     std::thread::spawn(move || {
         let served = (|| {
-            let mut read = Cursor::new(first).chain(client.try_clone()?);
+            let mut read = client.try_clone()?;
             let mut listening = client.try_clone()?;
             let mut write = client;
             stream::serve(&ring, &mut read, &mut write, move || {

@@ -3,7 +3,14 @@
 //! After the handshake come FramebufferUpdates with raw rectangles, from a ring that both ends compute: the viewer can
 //! compare what arrives with what was sent. Pixels are pseudo-random, so nothing on the way could shrink them.
 use anyhow::{Result, ensure};
-use std::io::{Read, Write};
+use std::{
+    io::{Read, Write},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::{Duration, Instant},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Size of the screen.
 const WIDTH: u16 = 1280;
@@ -12,6 +19,8 @@ const HEIGHT: u16 = 800;
 const PIXEL: usize = 4;
 /// The runner copies so much at a time.
 const RUNNER_CHUNK: usize = 64 << 10;
+/// Of a paced stream; its ring is a second of it.
+const UPDATES_A_SECOND: u32 = 30;
 /// The ring of small updates has at least so many bytes.
 const RING: usize = 8 << 20;
 const NAME: &[u8] = b"pour";
@@ -24,17 +33,28 @@ pub enum Pattern {
     /// Updates between 64 bytes and 64 KiB, each size class equally often and each update written by itself: somebody
     /// reads, scrolls and types.
     Updates,
+    /// Thirty updates a second, of 2 to 40 KiB: what a browser's window really makes of a viewer's way.
+    Paced,
 }
 
 impl Pattern {
     /// The patterns, in the order in which they are measured.
-    pub const ALL: [Self; 2] = [Self::Bulk, Self::Updates];
+    pub const ALL: [Self; 3] = [Self::Bulk, Self::Updates, Self::Paced];
 
     /// The name on the command line and in reports.
     pub const fn id(self) -> &'static str {
         match self {
             Self::Bulk => "bulk",
             Self::Updates => "updates",
+            Self::Paced => "paced",
+        }
+    }
+
+    /// How long after an update the next one comes; none: as soon as it is taken.
+    fn pace(self) -> Option<Duration> {
+        match self {
+            Self::Bulk | Self::Updates => None,
+            Self::Paced => Some(Duration::from_secs(1) / UPDATES_A_SECOND),
         }
     }
 
@@ -50,6 +70,7 @@ pub struct Ring {
     pub bytes: Vec<u8>,
     /// Where each write ends, ascending; the last is the length of `bytes`.
     cuts: Vec<usize>,
+    pace: Option<Duration>,
 }
 
 impl Ring {
@@ -71,30 +92,46 @@ impl Ring {
                     // 2^6 to 2^16 bytes: the exponent is uniform, and so is the place between two powers.
                     let class = 64usize << (random.next() % 10);
                     let size = class + index(random.next()) % class;
-                    let pixels = (size.saturating_sub(20) / PIXEL).max(1);
-                    update(
-                        &mut bytes,
-                        u16::try_from(pixels).unwrap_or(u16::MAX),
-                        1,
-                        &mut random,
-                    );
+                    line(&mut bytes, size, &mut random);
+                    cuts.push(bytes.len());
+                }
+            }
+            Pattern::Paced => {
+                for _ in 0..UPDATES_A_SECOND {
+                    let size = (2 << 10) + index(random.next()) % (38 << 10);
+                    line(&mut bytes, size, &mut random);
                     cuts.push(bytes.len());
                 }
             }
         }
-        Self { bytes, cuts }
+        Self {
+            bytes,
+            cuts,
+            pace: pattern.pace(),
+        }
     }
 
     /// Writes it round after round until the other end goes away.
     fn pour(&self, to: &mut impl Write) -> std::io::Result<()> {
+        let mut next = Instant::now();
         loop {
             let mut begin = 0;
             for end in &self.cuts {
+                if let Some(pace) = self.pace {
+                    next += pace;
+                    std::thread::sleep(next.saturating_duration_since(Instant::now()));
+                }
                 to.write_all(&self.bytes[begin..*end])?;
                 begin = *end;
             }
         }
     }
+}
+
+/// An update of about so many bytes: one line.
+fn line(bytes: &mut Vec<u8>, size: usize, random: &mut Random) {
+    let pixels = (size.saturating_sub(20) / PIXEL).max(1);
+    update(bytes, u16::try_from(pixels).unwrap_or(u16::MAX), 1, random);
 }
 
 fn index(value: u64) -> usize {
@@ -153,6 +190,107 @@ pub fn serve(
     // The other end goes away when it has seen enough.
     ring.pour(write).ok();
     Ok(())
+}
+
+/// The screen as a stream, for a runner that takes the viewer's connection over: what [`serve`] says, an update for each
+/// read, and what is said to it is counted and forgotten.
+#[derive(Debug)]
+pub struct Screen {
+    ring: Arc<Ring>,
+    /// Words of the handshake that are still to be said, each after so many bytes of the client's.
+    words: std::vec::IntoIter<(usize, Vec<u8>)>,
+    next: Option<(usize, Vec<u8>)>,
+    heard: usize,
+    listener: Option<Waker>,
+    begin: usize,
+    cut: usize,
+    pace: Option<tokio::time::Interval>,
+    due: bool,
+}
+
+impl Screen {
+    /// A screen before its handshake.
+    pub fn new(ring: Arc<Ring>) -> Self {
+        let mut words = vec![
+            (0, b"RFB 003.008\n".to_vec()),
+            (12, vec![1, 1]),
+            (13, vec![0; 4]),
+            (14, server_init()),
+        ]
+        .into_iter();
+        let next = words.next();
+        let pace = ring.pace.map(tokio::time::interval);
+        Self {
+            ring,
+            words,
+            next,
+            heard: 0,
+            listener: None,
+            begin: 0,
+            cut: 0,
+            pace,
+            due: false,
+        }
+    }
+}
+
+impl AsyncRead for Screen {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        if let Some((after, word)) = &this.next {
+            if this.heard < *after {
+                this.listener = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            buf.put_slice(word);
+            this.next = this.words.next();
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(pace) = &mut this.pace
+            && !this.due
+        {
+            ready!(pace.poll_tick(cx));
+            this.due = true;
+        }
+        let end = this.ring.cuts[this.cut];
+        let now = (end - this.begin).min(buf.remaining());
+        buf.put_slice(&this.ring.bytes[this.begin..this.begin + now]);
+        this.begin += now;
+        if this.begin == end {
+            this.due = false;
+            this.cut += 1;
+            if this.cut == this.ring.cuts.len() {
+                (this.cut, this.begin) = (0, 0);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Screen {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        self.heard += bytes.len();
+        if let Some(listener) = self.listener.take() {
+            listener.wake();
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// RFC 6143 section 7.3.2: 32 bits a pixel, little-endian, red 16, green 8, blue 0.
@@ -226,6 +364,16 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(seen, (WIDTH, HEIGHT));
+        drop(rfb);
+        // The same screen as a stream.
+        let rfb = crate::rfb::Rfb::connect(Screen::new(Arc::new(Ring::new(Pattern::Bulk))))
+            .await
+            .unwrap();
+        rfb.wait_for("a whole screen", Duration::from_secs(20), |frame| {
+            (frame.pixel(WIDTH - 1, HEIGHT - 1) != [0; 3]).then_some(())
+        })
+        .await
+        .unwrap();
         drop(rfb);
         // Off this thread: the client's connection ends only when the runtime runs.
         let ended = tokio::task::spawn_blocking(move || pouring.join().unwrap().unwrap());

@@ -3,9 +3,11 @@
 //! the kernel to drop (`MSG_TRUNC`, tcp(7)), without a copy.
 use super::stream::{self, Ring};
 use anyhow::{Context, Result, bail, ensure};
+use camino::Utf8Path;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     time::Duration,
 };
 
@@ -173,6 +175,48 @@ impl Viewer {
         self.tcp.read_exact(&mut bytes)?;
         let (code, reason) = bytes.split_at(bytes.len().min(2));
         Ok(format!("{code:?} {}", String::from_utf8_lossy(reason)))
+    }
+}
+
+/// Who takes a source's stream itself, without a relay.
+#[derive(Debug)]
+pub(super) struct Drain {
+    unix: UnixStream,
+    buffer: Vec<u8>,
+}
+
+impl Drain {
+    /// Connects to the socket at `path` and shakes hands.
+    ///
+    /// # Errors
+    /// When the handshake fails.
+    pub(super) fn open(path: &Utf8Path) -> Result<Self> {
+        let mut unix = UnixStream::connect(path).with_context(|| format!("connect to `{path}`"))?;
+        unix.set_read_timeout(Some(SILENCE))?;
+        stream::shake_hands(|words, reply| {
+            unix.write_all(words)?;
+            let mut bytes = vec![0; reply];
+            unix.read_exact(&mut bytes)?;
+            Ok(bytes)
+        })?;
+        Ok(Self {
+            unix,
+            buffer: vec![0; CHUNK],
+        })
+    }
+
+    /// Reads for so long; how many bytes.
+    ///
+    /// # Errors
+    /// When nothing comes.
+    pub(super) fn count(&mut self, time: Duration) -> Result<u64> {
+        let (begun, mut bytes) = (std::time::Instant::now(), 0);
+        while begun.elapsed() < time {
+            let read = self.unix.read(&mut self.buffer).context("read")?;
+            ensure!(read > 0, "the source ended");
+            bytes += read as u64;
+        }
+        Ok(bytes)
     }
 }
 
