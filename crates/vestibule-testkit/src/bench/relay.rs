@@ -104,7 +104,7 @@ pub async fn run() -> Result<Report> {
     report.note("processor time is user and kernel time of source and relay; viewers are not counted, but share the cores");
     report.note("the relay's part: source and relay together, less what the source costs by itself on a socket that is read");
     report.note("a part below 5 % of that counts as 5 %");
-    report.note("no relay: a program that writes the frames from its memory to the viewer; what it is better by, nobody exceeds by much");
+    report.note("no relay: a program that writes each update as a frame from its memory to the viewer; larger frames can be cheaper");
     report.note(format!(
         "{TURNS} turns of {} s for each, all alternating; medians",
         TURN.as_secs()
