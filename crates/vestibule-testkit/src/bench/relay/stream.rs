@@ -241,13 +241,17 @@ impl AsyncRead for Screen {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let this = &mut *self;
-        if let Some((after, word)) = &this.next {
+        if let Some((after, word)) = &mut this.next {
             if this.heard < *after {
                 this.listener = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            buf.put_slice(word);
-            this.next = this.words.next();
+            let now = word.len().min(buf.remaining());
+            buf.put_slice(&word[..now]);
+            word.drain(..now);
+            if word.is_empty() {
+                this.next = this.words.next();
+            }
             return Poll::Ready(Ok(()));
         }
         if let Some(pace) = &mut this.pace
@@ -356,11 +360,9 @@ mod tests {
             .await
             .unwrap();
         let seen = rfb
-            .wait_for(
-                "a whole screen",
-                std::time::Duration::from_secs(20),
-                |frame| (frame.pixel(WIDTH - 1, HEIGHT - 1) != [0; 3]).then(|| frame.size()),
-            )
+            .wait_for("a whole screen", Duration::from_secs(20), |frame| {
+                (frame.pixel(WIDTH - 1, HEIGHT - 1) != [0; 3]).then(|| frame.size())
+            })
             .await
             .unwrap();
         assert_eq!(seen, (WIDTH, HEIGHT));
@@ -377,7 +379,7 @@ mod tests {
         drop(rfb);
         // Off this thread: the client's connection ends only when the runtime runs.
         let ended = tokio::task::spawn_blocking(move || pouring.join().unwrap().unwrap());
-        tokio::time::timeout(std::time::Duration::from_secs(20), ended)
+        tokio::time::timeout(Duration::from_secs(20), ended)
             .await
             .unwrap()
             .unwrap();
