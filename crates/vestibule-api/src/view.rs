@@ -238,9 +238,12 @@ async fn receive(controller: &UnixStream) -> io::Result<TcpStream> {
             &mut beside,
             RecvFlags::CMSG_CLOEXEC,
         )?;
-        let fds = beside.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-            _ => None,
+        let fds = beside.drain().filter_map(|message| {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                Some(fds)
+            } else {
+                None
+            }
         });
         Ok(fds.flatten().next())
     };
