@@ -40,15 +40,18 @@ impl Evidence {
         if let Some(bytes) = read(dir, "machine.json")? {
             any = true;
             let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
-            let text = |keys: &[&str]| {
-                keys.iter()
-                    .find_map(|k| value.pointer(k))
+            let text = |key: &str| {
+                value
+                    .pointer(key)
                     .and_then(|v| v.as_str().map(str::to_owned))
             };
-            host.image_digest = text(&["/spec/imageDigest", "/imageDigest"]);
-            host.declared_agent_build =
-                text(&["/agentBuild", "/declaredAgentBuild", "/spec/agentBuild"]);
-            host.agent_build = text(&["/view/health/build"]);
+            host.image_digest = text("/spec/imageDigest");
+            host.declared_agent_build = text("/agentBuild");
+            host.required_units = value
+                .pointer("/requiredUnits")
+                .and_then(|units| serde_json::from_value(units.clone()).ok())
+                .unwrap_or_default();
+            host.agent_build = text("/view/health/build");
             host.failure = value
                 .pointer("/view/failure")
                 .and_then(|f| serde_json::from_value(f.clone()).ok());
@@ -172,6 +175,17 @@ mod tests {
         assert_eq!(verdict.verdict, VerdictKind::Cause);
         assert_eq!(verdict.finding.unwrap().cause, Cause::RootDriverMissing);
         assert_eq!(verdict.looked_at, ["serial", "cmdline", "vmm"]);
+        // Another agent answered than the manifest declares.
+        write(
+            "machine.json",
+            r#"{"spec":{"imageDigest":"sha256:1"},"agentBuild":"aaaa","requiredUnits":["a.service","b.service"],
+                "view":{"health":{"build":"bbbb"}}}"#,
+        );
+        write("serial.log", "");
+        let evidence = Evidence::from_dir(&dir).unwrap();
+        assert_eq!(evidence.host.required_units, ["a.service", "b.service"]);
+        let verdict = crate::diagnose(&evidence);
+        assert_eq!(verdict.finding.unwrap().cause, Cause::AgentBuildMismatch);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -148,8 +148,6 @@ pub struct Case<'a> {
     pub host: HostFacts,
     /// The units that must run.
     pub units: Vec<String>,
-    /// Whether somebody named them, so that not running is a failure by itself.
-    pub units_named: bool,
     pub expected_address: Option<String>,
     pub expected_port: Option<u16>,
 }
@@ -196,8 +194,11 @@ impl<'a> Case<'a> {
             log,
             report: evidence.report.clone(),
             host: evidence.host.clone(),
-            units: evidence.units.clone(),
-            units_named: !evidence.units.is_empty(),
+            units: if evidence.units.is_empty() {
+                evidence.host.required_units.clone()
+            } else {
+                evidence.units.clone()
+            },
             expected_address: evidence.expected_address.clone(),
             expected_port: evidence.expected_port,
         }

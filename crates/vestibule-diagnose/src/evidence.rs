@@ -91,7 +91,8 @@ impl Evidence {
         self
     }
 
-    /// A unit that must run. Without any, the agent's unit is meant where the disk knows it.
+    /// A unit that must run. Without any, those of the manifest are meant that the runner wrote into the bundle; else the
+    /// agent's unit where the disk knows it; else the services that the default target starts from `/etc`.
     #[must_use]
     pub fn unit(mut self, name: impl Into<String>) -> Self {
         self.units.push(name.into());

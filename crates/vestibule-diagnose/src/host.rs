@@ -17,6 +17,8 @@ pub struct HostFacts {
     pub agent_build: Option<String>,
     /// Build hash of the agent that the image declares.
     pub declared_agent_build: Option<String>,
+    /// Units that the image's manifest requires: meant where nobody named one.
+    pub required_units: Vec<String>,
     /// How the VMM ended; none: it runs.
     pub exit: Option<Exit>,
     /// The last lines that the VMM wrote.

@@ -66,6 +66,9 @@ struct MachineRecord<'a> {
     view: vestibule_api::machine::MachineView,
     capabilities: Option<&'a crate::driver::Capabilities>,
     command_line: &'a [String],
+    /// What the image's manifest declares; none where it was never read.
+    agent_build: Option<&'a str>,
+    required_units: &'a [String],
     reason: &'a str,
     missing: Vec<String>,
 }
@@ -74,11 +77,14 @@ struct MachineRecord<'a> {
 async fn take(life: &Life, reason: &str) -> Bundle {
     let shared = &life.shared;
     let report = report(shared).await;
+    let manifest = life.image.as_ref().map(|image| &image.manifest);
     let mut record = MachineRecord {
         spec: &shared.spec,
         view: shared.view(),
         capabilities: life.capabilities.as_ref(),
         command_line: &life.command_line,
+        agent_build: manifest.map(|manifest| manifest.agent_build.as_str()),
+        required_units: manifest.map_or(&[], |manifest| &manifest.required_units),
         reason,
         missing: Vec::new(),
     };

@@ -67,7 +67,7 @@ pub(super) struct Life {
     pub command_line: Vec<String>,
     /// Callers of `POST /stop`, answered when nothing is left.
     pub stops: Vec<oneshot::Sender<Disposal>>,
-    image: Option<Image>,
+    pub image: Option<Image>,
     progress: Progress,
     /// Since when the stream of a VM that was up is gone.
     lost: Option<(Instant, String)>,

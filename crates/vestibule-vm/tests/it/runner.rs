@@ -93,6 +93,10 @@ async fn the_console_is_there_from_the_first_byte_and_a_guest_that_powers_off_is
     );
     let machine = place.evidence("machine.json");
     assert!(machine.contains("qemu-system-x86_64") && machine.contains("vestibule.stream"));
+    // What the manifest declares is there for the diagnosis, which does not see the image.
+    let declared: serde_json::Value = serde_json::from_str(&machine).unwrap();
+    assert_eq!(declared["agentBuild"], "0".repeat(64));
+    assert!(declared["requiredUnits"].is_array());
     let exit: vestibule_api::machine::Exit =
         serde_json::from_str(&place.evidence("exit.json")).unwrap();
     assert_eq!((exit.code, exit.asked), (Some(0), false));
