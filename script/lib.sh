@@ -62,7 +62,7 @@ need_deny() {
 }
 
 packages_build=(build-essential ca-certificates pkg-config)
-packages_image=(mmdebstrap e2fsprogs fontconfig)
+packages_image=(mmdebstrap uidmap e2fsprogs fontconfig)
 packages_run=(qemu-system-x86)
 
 # build_web: the dashboard, into web/dist; nothing to do when its sources have not changed.

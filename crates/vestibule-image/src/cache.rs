@@ -204,11 +204,16 @@ fn scratch(directory: &Utf8Path) -> Utf8PathBuf {
     let shm = Utf8Path::new("/dev/shm");
     let free = rustix::fs::statvfs(shm.as_std_path())
         .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    if free < ROOM {
-        return directory.join("scratch");
-    }
     let name = digest::of(directory.as_str().as_bytes());
-    shm.join(format!("vestibule-build-{}", &name[..16]))
+    let name = format!("vestibule-build-{}", &name[..16]);
+    if free >= ROOM {
+        shm.join(name)
+    } else if rustix::process::geteuid().is_root() {
+        directory.join("scratch")
+    } else {
+        // The user who owns the files in mmdebstrap's namespace can't get into a home of mode 0700.
+        Utf8Path::new("/var/tmp").join(name)
+    }
 }
 
 #[cfg(test)]

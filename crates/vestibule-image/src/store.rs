@@ -18,7 +18,7 @@ use crate::{
 };
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::str::FromStr as _;
+use std::{os::unix::fs::DirBuilderExt as _, str::FromStr as _, time::Duration};
 use vestibule_api::{
     ids::{AliasName, ImageDigest},
     image::{ImageView, Manifest},
@@ -27,6 +27,8 @@ use vestibule_api::{
 
 /// Layers and downloads that no build used for so many days go with `gc`.
 const KEEP_DAYS: u64 = 30;
+/// An image is not removed by `gc` so soon after it was built.
+const YOUNG: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest beginning of a digest that names an image.
 const PREFIX: usize = 8;
 
@@ -116,6 +118,10 @@ pub struct Gc {
     pub images: Vec<ImageDigest>,
     /// Images that nothing points to but a VM uses.
     pub in_use: Vec<ImageDigest>,
+    /// Images to which an alias would go back.
+    pub rollback_targets: Vec<ImageDigest>,
+    /// Images that were built less than a day ago.
+    pub young: Vec<ImageDigest>,
     pub freed_bytes: u64,
 }
 
@@ -127,8 +133,20 @@ impl std::fmt::Display for Gc {
             self.images.len(),
             self.freed_bytes >> 20
         )?;
-        if !self.in_use.is_empty() {
-            write!(f, "; {} kept because a VM uses them", self.in_use.len())?;
+        for (kept, why) in [
+            (&self.in_use, "a VM uses them"),
+            (
+                &self.rollback_targets,
+                "an alias could be rolled back to them",
+            ),
+            (
+                &self.young,
+                "they are younger than a day (--all removes them)",
+            ),
+        ] {
+            if !kept.is_empty() {
+                write!(f, "; {} kept because {why}", kept.len())?;
+            }
         }
         Ok(())
     }
@@ -154,7 +172,12 @@ impl Store {
         let home = camino::absolute_utf8(home).map_err(io("make absolute", home))?;
         for name in ["images", "aliases/.history"] {
             let path = home.join(name);
-            std::fs::create_dir_all(&path).map_err(io("create", &path))?;
+            // Whoever is first makes the home directory, in which secrets will lie.
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(io("create", &path))?;
         }
         Ok(Self { home })
     }
@@ -320,13 +343,25 @@ impl Store {
         std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))
     }
 
-    /// Removes images that nothing points to or uses, and what is old in the cache.
+    /// Removes images that nothing points to or uses, and what is old in the cache. What a rollback would go back to
+    /// stays, and so do images of the last day, which may be about to be verified, unless `all`.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the first thing that cannot be removed.
-    pub fn gc(&self) -> Result<Gc, StoreError> {
+    pub fn gc(&self, all: bool) -> Result<Gc, StoreError> {
         let mut gone = Gc::default();
+        let targets = self.rollback_targets()?;
         for digest in self.digests()? {
+            if targets.contains(&digest) {
+                gone.rollback_targets.push(digest);
+                continue;
+            }
+            if !all && self.is_young(&digest) {
+                if !self.aliases()?.iter().any(|(_, target)| *target == digest) {
+                    gone.young.push(digest);
+                }
+                continue;
+            }
             let bytes = sparse::disk_bytes(&self.dir(&digest));
             match self.rm(&digest) {
                 Ok(()) => {
@@ -350,6 +385,12 @@ impl Store {
         }
         gone.freed_bytes += Cache::new(&self.home).gc(KEEP_DAYS)?;
         Ok(gone)
+    }
+
+    /// Whether an image was built less than [`YOUNG`] ago. One whose record can't be read is not.
+    fn is_young(&self, digest: &ImageDigest) -> bool {
+        read_json::<BuildRecord>(&self.dir(digest).join("build.json"))
+            .is_ok_and(|record| record.built_at.plus(YOUNG) > Timestamp::now())
     }
 
     /// Where the log of a running build of `recipe` goes.

@@ -53,8 +53,13 @@ pub(crate) enum ImageCommand {
     History { alias: AliasName },
     /// Remove an image that no alias and no VM uses.
     Rm { image: String },
-    /// Remove every image, cached layer and leftover that nothing uses.
-    Gc,
+    /// Remove images that no alias points to or would be rolled back to, and that no VM uses; and layers and packages of
+    /// the cache that no build used for 30 days.
+    Gc {
+        /// Also images that were built less than a day ago.
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 fn parse_input(text: &str) -> Result<(String, Utf8PathBuf), String> {
@@ -134,8 +139,8 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             store.rm(&digest)?;
             output::note(&format!("removed {}", digest.short()));
         }
-        ImageCommand::Gc => {
-            let gone = store.gc()?;
+        ImageCommand::Gc { all } => {
+            let gone = store.gc(all)?;
             out.print(&gone, ToString::to_string)?;
         }
     }

@@ -63,6 +63,16 @@ impl Store {
         Ok(digest)
     }
 
+    /// For each alias, the image that a rollback would point it to, where there is one.
+    pub(super) fn rollback_targets(&self) -> Result<Vec<ImageDigest>, StoreError> {
+        let there = self.digests()?;
+        let mut targets = Vec::new();
+        for (alias, current) in self.aliases()? {
+            targets.extend(earlier(&self.history(&alias)?, Some(&current), &there));
+        }
+        Ok(targets)
+    }
+
     fn point(
         &self,
         digest: &ImageDigest,

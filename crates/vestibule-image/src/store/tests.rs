@@ -22,7 +22,8 @@ fn add(store: &Store, name: &str) -> ImageDigest {
     let bytes = serde_json::to_vec(&manifest).unwrap();
     std::fs::write(from.join("manifest.json"), &bytes).unwrap();
     let record = BuildRecord {
-        built_at: Timestamp::now(),
+        // Long ago, for `gc`.
+        built_at: Timestamp::from_micros(0),
         took_ms: 1,
         program: "test".to_owned(),
         phases: Vec::new(),
@@ -131,11 +132,46 @@ fn an_image_in_use_stays() {
         store.rm(&aliased),
         Err(StoreError::Aliased { .. })
     ));
-    let gone = store.gc().unwrap();
+    let gone = store.gc(false).unwrap();
     assert_eq!((gone.images, gone.in_use), (vec![free], vec![held.clone()]));
     drop(hold);
     store.rm(&held).unwrap();
     assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
+fn what_a_rollback_needs_and_what_is_new_stays() {
+    let (_home, store) = store();
+    let images = ["a", "b", "c", "d"].map(|name| verified(&store, name, true));
+    let (browser, next) = (alias("browser"), alias("next"));
+    for image in &images[..3] {
+        store.publish(image, &browser).unwrap();
+    }
+    store.publish(&images[3], &next).unwrap();
+    let young = add(&store, "young");
+    let path = store.dir(&young).join("build.json");
+    let mut record: BuildRecord = read_json(&path).unwrap();
+    record.built_at = Timestamp::now();
+    write_json(&path, &record).unwrap();
+    let gone = store.gc(false).unwrap();
+    assert_eq!(gone.images, [images[0].clone()]);
+    assert_eq!(gone.rollback_targets, [images[1].clone()]);
+    assert_eq!(gone.young, [young.clone()]);
+    assert!(gone.to_string().contains("--all"), "{gone}");
+    assert_eq!(store.gc(true).unwrap().images, [young]);
+    assert_eq!(store.rollback(&browser).unwrap(), images[1]);
+    // Back at the first one, the one that was rolled back from is nothing to go back to.
+    assert_eq!(store.gc(true).unwrap().images, [images[2].clone()]);
+}
+
+#[test]
+fn whoever_is_first_makes_a_home_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempdir().unwrap();
+    let home = dir.path().join("share/vestibule");
+    Store::open(&home).unwrap();
+    let mode = std::fs::metadata(&home).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
 }
 
 #[test]
