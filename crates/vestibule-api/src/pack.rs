@@ -13,9 +13,10 @@ mod parse;
 mod problem;
 mod rules;
 
-pub use check::PACK_SCHEMA;
+pub use check::{PACK_SCHEMA, not_host};
 pub use parse::PACK_LIMIT;
 pub use problem::{PackErrors, Problem};
+pub use rules::is_host;
 
 /// One pack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -369,7 +370,7 @@ pub struct Cleanup {
 pub struct Override {
     /// Further environment of the tool, in every flow.
     pub env: BTreeMap<String, String>,
-    /// Further hosts (names or addresses) that an authorization URL may have and that the browser may reach.
+    /// Further hosts, exact names, that an authorization URL may have and that the browser may reach.
     pub hosts: Vec<String>,
     /// Arguments appended to every flow's `argv`.
     pub args: Vec<String>,

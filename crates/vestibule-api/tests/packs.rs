@@ -58,7 +58,7 @@ fn errors_name_file_key_and_what_was_expected() {
             "codex",
             "hosts = [\"auth.openai.com\"]",
             "hosts = [\"*.openai.com\"]",
-            "codex.toml: `flow[0].url.hosts[0]`: `*.openai.com`; expected one exact host name in lower case, without scheme, port, path or wildcard",
+            "codex.toml: `flow[0].url.hosts[0]`: `*.openai.com`; expected one exact host name in lower case: no address, scheme, port, path or wildcard",
         ),
         (
             "codex",
@@ -308,7 +308,7 @@ fn an_override_changes_every_flow_and_is_checked() {
     }
     let wrong = Override {
         env: BTreeMap::from([("PATH".to_owned(), "/tmp".to_owned())]),
-        hosts: vec!["http://x".to_owned()],
+        hosts: vec!["http://x".to_owned(), "127.0.0.1".to_owned()],
         files: BTreeMap::from([("/etc/passwd".to_owned(), String::new())]),
         ..Override::default()
     };
@@ -319,7 +319,10 @@ fn an_override_changes_every_flow_and_is_checked() {
         .into_iter()
         .map(|p| p.key)
         .collect();
-    assert_eq!(keys, ["env.PATH", "files./etc/passwd", "hosts[0]"]);
+    assert_eq!(
+        keys,
+        ["env.PATH", "files./etc/passwd", "hosts[0]", "hosts[1]"]
+    );
 }
 
 proptest! {

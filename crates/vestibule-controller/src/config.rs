@@ -1,13 +1,18 @@
 //! The controller's configuration: one TOML file, every key optional, unknown keys refused.
 use crate::state::Deadlines;
 use camino::{Utf8Path, Utf8PathBuf};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use serde::Deserialize;
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, ops::RangeInclusive, time::Duration};
+use url::Url;
 use vestibule_api::{
     egress::{EgressMode, EgressPolicy, Pin},
     ids::{AliasName, ProviderId},
     machine::DriverChoice,
-    pack::Override,
+    pack::{self, Override},
 };
 
 /// Why there is no configuration to run with.
@@ -25,8 +30,12 @@ pub enum ConfigError {
         #[source]
         err: Box<toml::de::Error>,
     },
-    #[error("configuration key `{key}`: {what}")]
-    Value { key: &'static str, what: String },
+    #[error("configuration `{path}`, key `{key}`: {what}")]
+    Value {
+        path: Utf8PathBuf,
+        key: String,
+        what: String,
+    },
     #[error("read the certificate authorities `{path}` of `egress.extra_ca`")]
     ExtraCa {
         path: Utf8PathBuf,
@@ -103,7 +112,7 @@ pub struct DeadlineConfig {
     pub boot_s: u32,
     /// From a painted screen to the tool's start.
     pub login_start_s: u32,
-    /// Signing in, where the provider pack does not say.
+    /// Signing in: an upper bound over what each flow of a pack gives (`timeout_s`).
     pub sign_in_s: u32,
     /// From a complete credential to a sealed one.
     pub capture_s: u32,
@@ -130,6 +139,9 @@ pub struct VaultConfig {
     /// An environment file with `VESTIBULE_VAULT_KEY=`; none: systemd's credential, else a key of the vault's own.
     pub environment_file: Option<Utf8PathBuf>,
 }
+
+/// Seconds that a sign-in may take; the same bounds as `timeout_s` of a flow.
+const SIGN_IN_S: RangeInclusive<u32> = 10..=3600;
 
 impl Default for Config {
     fn default() -> Self {
@@ -170,7 +182,7 @@ impl Default for DeadlineConfig {
             placing_s: 900,
             boot_s: 300,
             login_start_s: 120,
-            sign_in_s: 900,
+            sign_in_s: *SIGN_IN_S.end(),
             capture_s: 120,
         }
     }
@@ -200,11 +212,21 @@ impl Config {
             None => Self::default(),
         };
         home.clone_into(&mut config.home);
-        config.check()?;
-        for path in &config.egress.extra_ca {
+        let file = path.unwrap_or(&default);
+        let wrong = |(key, what): (String, String)| ConfigError::Value {
+            path: file.to_owned(),
+            key,
+            what,
+        };
+        config.check().map_err(wrong)?;
+        for (i, path) in config.egress.extra_ca.iter().enumerate() {
             let pem = std::fs::read_to_string(path).map_err(|err| ConfigError::ExtraCa {
                 path: path.clone(),
                 err,
+            })?;
+            check_ca(&pem).map_err(|what| {
+                let key = format!("egress.extra_ca[{i}]");
+                wrong((key, format!("`{path}` {what}")))
             })?;
             config.extra_ca_pem.push(pem);
         }
@@ -222,27 +244,47 @@ impl Config {
         })
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let value = |key, what: String| Err(ConfigError::Value { key, what });
+    /// The first key with a value that can't be, and what was expected there.
+    fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, what: String| Err((key.to_owned(), what));
         if let Err(err) = self.image.parse::<AliasName>() {
-            return value("image", err.to_string());
+            return wrong("image", err.to_string());
+        }
+        match self.vm.driver {
+            DriverChoice::Auto | DriverChoice::Qemu => {}
+            DriverChoice::Firecracker => {
+                let what = "`firecracker` has no driver yet; expected `auto` or `qemu`";
+                return wrong("vm.driver", what.to_owned());
+            }
         }
         if self.limits.vms == 0 {
-            return value(
+            return wrong(
                 "limits.vms",
                 "0 VMs would let every session wait for ever".to_owned(),
             );
         }
-        if self.egress.mode == EgressMode::Closed {
-            return value(
-                "egress.mode",
-                "`closed` would let nobody sign in; expected `open` or `allow-list`".to_owned(),
+        let sign_in_s = self.deadlines.sign_in_s;
+        if !SIGN_IN_S.contains(&sign_in_s) {
+            return wrong(
+                "deadlines.sign_in_s",
+                format!("{sign_in_s}; expected {SIGN_IN_S:?} seconds"),
             );
         }
-        if self.database != "sqlite" && !self.database.starts_with("postgres://") {
-            return value("database", "expected `sqlite` or `postgres://…`".to_owned());
+        if !["postgres://", "postgresql://"]
+            .iter()
+            .any(|scheme| self.database.starts_with(scheme))
+            && self.database != "sqlite"
+        {
+            // The text may hold a password.
+            let what = "expected `sqlite`, `postgres://…` or `postgresql://…`";
+            return wrong("database", what.to_owned());
         }
-        Ok(())
+        self.egress.check()
+    }
+
+    /// How long a person may take whose flow gives `timeout_s`.
+    pub(crate) fn sign_in(&self, timeout_s: u32) -> Duration {
+        Duration::from_secs(timeout_s.min(self.deadlines.sign_in_s).into())
     }
 
     /// The policy of a session's way out, where the pack lists `hosts`.
@@ -269,10 +311,67 @@ impl Config {
             // The runner ends a VM that does not become ready, and knows why; this is for a runner that does not.
             starting: secs(d.boot_s.saturating_add(60)),
             ready: secs(d.login_start_s),
-            awaiting_user: secs(d.sign_in_s),
             capturing: secs(d.capture_s),
         }
     }
+}
+
+impl EgressConfig {
+    fn check(&self) -> Result<(), (String, String)> {
+        if self.mode == EgressMode::Closed {
+            let what = "`closed` would let nobody sign in; expected `open` or `allow-list`";
+            return Err(("egress.mode".to_owned(), what.to_owned()));
+        }
+        for (i, pin) in self.pins.iter().enumerate() {
+            let at = |name: &str| format!("egress.pins[{i}].{name}");
+            if !pack::is_host(&pin.host) {
+                return Err((at("host"), pack::not_host(&pin.host)));
+            }
+            if pin.port == Some(0) {
+                return Err((at("port"), "0; expected 1 to 65535".to_owned()));
+            }
+            if pin.to.port() == 0 {
+                let what = format!("`{}`; expected an address with a port", pin.to);
+                return Err((at("to"), what));
+            }
+        }
+        match &self.upstream {
+            Some(upstream) if !is_proxy(upstream) => {
+                // The text may hold a password.
+                let what = "expected `http://host:port`, without user, path and query";
+                Err(("egress.upstream".to_owned(), what.to_owned()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn is_proxy(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| {
+        url.scheme() == "http"
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+    })
+}
+
+/// What is wrong with a file of certificate authorities, if anything.
+fn check_ca(pem: &str) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    for (i, certificate) in CertificateDer::pem_slice_iter(pem.as_bytes()).enumerate() {
+        let wrong = |err: String| format!("has a certificate {} that is none: {err}", i + 1);
+        let certificate = certificate.map_err(|err| wrong(err.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|err| wrong(err.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err("has no certificate; expected PEM with at least one".to_owned());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -318,8 +417,42 @@ mod tests {
             ("[limits]\nvms = 0", "limits.vms"),
             ("image = 'A B'", "image"),
             ("database = 'x'", "database"),
+            ("[vm]\ndriver = 'firecracker'", "vm.driver"),
+            ("[deadlines]\nsign_in_s = 3601", "deadlines.sign_in_s"),
+            ("[egress]\nmode = 'closed'", "egress.mode"),
+            ("[egress]\nupstream = 'proxy:3128'", "egress.upstream"),
+            (
+                "[egress]\nupstream = 'http://a:secret@proxy:3128'",
+                "egress.upstream",
+            ),
+            (
+                "[egress]\nupstream = 'https://proxy:3128'",
+                "egress.upstream",
+            ),
+            (
+                "[egress]\npins = [{ host = '10.0.0.1', to = '127.0.0.1:1' }]",
+                "egress.pins[0].host",
+            ),
+            (
+                "[egress]\npins = [{ host = 'a.test', to = '127.0.0.1:0' }]",
+                "egress.pins[0].to",
+            ),
+            ("[egress]\nextra_ca = ['/dev/null']", "egress.extra_ca[0]"),
         ] {
-            assert!(load(text).unwrap_err().to_string().contains(key), "{text}");
+            let said = load(text).unwrap_err().to_string();
+            assert!(
+                said.contains(key) && said.contains("vestibule.toml"),
+                "{text}: {said}"
+            );
+            assert!(!said.contains("secret"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_sign_in_takes_no_longer_than_the_operator_allows() {
+        let config = load("database = 'postgresql://db/x'\n[deadlines]\nsign_in_s = 60\n").unwrap();
+        assert_eq!(config.sign_in(900), Duration::from_secs(60));
+        assert_eq!(config.sign_in(30), Duration::from_secs(30));
+        assert_eq!(load("").unwrap().sign_in(3600), Duration::from_secs(3600));
     }
 }

@@ -6,6 +6,7 @@ use vestibule_api::{
     finding::{Finding, Quote},
     ids::ImageDigest,
     image::{ImageView, Manifest},
+    pack::{InstallKind, ProviderPack},
 };
 use vestibule_image::{Store, StoreError};
 
@@ -54,6 +55,36 @@ impl Images {
     }
 }
 
+/// Where the tool that a pack was written for is not the one in the image.
+pub(crate) fn differences(manifest: &Manifest, pack: &ProviderPack) -> Vec<String> {
+    let Some(install) = &pack.install else {
+        return Vec::new();
+    };
+    if install.kind == InstallKind::Preinstalled {
+        return Vec::new();
+    }
+    let (recipe, id) = (&manifest.recipe, pack.provider.id.as_str());
+    let Some(tool) = manifest.tools.iter().find(|tool| tool.provider == id) else {
+        return vec![format!("the image `{recipe}` has no tool for `{id}`")];
+    };
+    [
+        ("install.package", &install.package, &tool.package),
+        ("install.version", &install.version, &tool.version),
+        ("install.bin", &install.bin, &tool.path),
+    ]
+    .into_iter()
+    .filter(|(_, pack, image)| pack != image)
+    .map(|(key, pack, image)| format!("`{key}`: `{pack}`; the image `{recipe}` has `{image}`"))
+    .collect()
+}
+
+/// What makes an image usable under an alias.
+pub(crate) fn how_to_make(alias: &str) -> String {
+    format!(
+        "d=$(vestibule image build images/{alias}) && vestibule image verify $d && vestibule image publish {alias} $d"
+    )
+}
+
 /// There is no image to make a VM from.
 pub(crate) fn missing(alias: &str, err: &StoreError) -> Finding {
     let quote = Quote {
@@ -65,7 +96,7 @@ pub(crate) fn missing(alias: &str, err: &StoreError) -> Finding {
         Cause::ImageMissing,
         quote,
         format!("no image can be used under the alias `{alias}`"),
-        format!("vestibule image build images/{alias}"),
+        how_to_make(alias),
     )
     .refuted_by(format!("`vestibule image list` shows the alias `{alias}`"))
 }

@@ -37,7 +37,7 @@ pub use config::{
     Config, ConfigError, DeadlineConfig, EgressConfig, Limits, VaultConfig, VmConfig,
 };
 pub use http::openapi;
-pub use packs::{PacksError, packs};
+pub use packs::{PackCheck, PacksError, check_packs, packs};
 pub use scheduler::{LaunchError, Scheduler};
 pub use serve::{ServeError, Serving, serve, serve_with};
 pub use store::StoreError;

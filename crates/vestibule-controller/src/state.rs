@@ -254,8 +254,6 @@ pub(crate) struct Deadlines {
     pub(crate) placing: Duration,
     pub(crate) starting: Duration,
     pub(crate) ready: Duration,
-    /// Where the flow does not say.
-    pub(crate) awaiting_user: Duration,
     pub(crate) capturing: Duration,
 }
 
@@ -265,14 +263,14 @@ impl Deadlines {
         &self,
         state: SessionState,
         now: Timestamp,
-        login_timeout: Option<Duration>,
+        sign_in: Duration,
     ) -> Option<Timestamp> {
         let length = match state {
             SessionState::Requested => self.requested,
             SessionState::Placing => self.placing,
             SessionState::Starting => self.starting,
             SessionState::Ready => self.ready,
-            SessionState::AwaitingUser => login_timeout.unwrap_or(self.awaiting_user),
+            SessionState::AwaitingUser => sign_in,
             SessionState::Capturing => self.capturing,
             SessionState::Completed
             | SessionState::Failed
@@ -294,13 +292,12 @@ mod tests {
         placing: MINUTE,
         starting: MINUTE,
         ready: MINUTE,
-        awaiting_user: MINUTE,
         capturing: MINUTE,
     };
 
     fn at(state: SessionState) -> Current {
         let now = Timestamp::from_micros(1_000_000);
-        let deadline_at = DEADLINES.of(state, now, None);
+        let deadline_at = DEADLINES.of(state, now, MINUTE);
         Current { state, deadline_at }
     }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use vestibule_api::{
     cause::Cause,
     finding::{Verdict, VerdictKind},
+    image::Manifest,
 };
 use vestibule_diagnose::{
     Evidence,
@@ -33,7 +34,8 @@ pub(crate) struct DiagnoseArgs {
     /// A runner's evidence directory.
     #[arg(long, value_name = "DIR")]
     pub(crate) evidence: Option<Utf8PathBuf>,
-    /// A unit that must run [default: those that the image's manifest requires].
+    /// A unit that must run [default: those of the image's manifest, where it stands beside the disk or the evidence names
+    /// them; else the agent's where the disk has it; else the services that the default target starts from /etc].
     #[arg(long, value_name = "NAME")]
     pub(crate) unit: Vec<String>,
     /// Explain a cause instead of looking for one.
@@ -41,8 +43,6 @@ pub(crate) struct DiagnoseArgs {
     pub(crate) explain: Option<String>,
 }
 
-/// sysexits.h EX_USAGE.
-const USAGE: u8 = 64;
 /// sysexits.h EX_NOINPUT.
 const NO_INPUT: u8 = 66;
 
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &DiagnoseArgs, out: Output) -> anyhow::Result<ExitCode> 
         output::note(
             "vestibule: nothing to look at; give at least one of --disk, --serial, --journal, --evidence",
         );
-        return Ok(ExitCode::from(USAGE));
+        return Ok(ExitCode::from(crate::USAGE));
     }
     match collect(args) {
         Ok(evidence) => print(&vestibule_diagnose::diagnose(&evidence), out),
@@ -88,7 +88,28 @@ fn collect(args: &DiagnoseArgs) -> anyhow::Result<Evidence> {
     if let Some(release) = &args.kernel_modules {
         evidence = evidence.kernel_modules(release);
     }
-    Ok(args.unit.iter().fold(evidence, Evidence::unit))
+    let units = match &args.disk {
+        Some(disk) if args.unit.is_empty() => required_units(disk)?,
+        Some(_) | None => args.unit.clone(),
+    };
+    Ok(units.iter().fold(evidence, Evidence::unit))
+}
+
+/// The units that the manifest beside a root image requires, as the image store keeps it; none where there is no manifest.
+fn required_units(disk: &Utf8Path) -> anyhow::Result<Vec<String>> {
+    let path = disk.with_file_name("manifest.json");
+    if !disk.is_file() || !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let manifest: Manifest =
+        serde_json::from_slice(&read(&path)?).with_context(|| format!("understand `{path}`"))?;
+    let named = manifest.artifacts.keys();
+    let is_its_own = named.into_iter().any(|name| disk.file_name() == Some(name));
+    Ok(if is_its_own {
+        manifest.required_units
+    } else {
+        Vec::new()
+    })
 }
 
 fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
@@ -142,7 +163,7 @@ fn explain(id: &str) -> ExitCode {
                 "vestibule: there is no cause `{id}`; there are {}",
                 known.join(", ")
             ));
-            ExitCode::from(USAGE)
+            ExitCode::from(crate::USAGE)
         }
     }
 }

@@ -12,6 +12,8 @@ mod serve;
 mod session;
 mod vm;
 
+use anyhow::Context as _;
+use camino::Utf8PathBuf;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -61,13 +63,29 @@ enum Command {
         /// The shell to complete for.
         shell: clap_complete::Shell,
     },
-    /// Print the manual page (roff).
-    #[command(hide = true)]
-    Man,
+    /// Print the manual page (roff), or write it and one of each command into a directory.
+    Man {
+        /// The directory; made where it does not exist.
+        dir: Option<Utf8PathBuf>,
+    },
 }
 
+/// sysexits.h EX_USAGE: arguments that are not understood. Not clap's 2, which means *unknown* where a verdict is asked for.
+const USAGE: u8 = 64;
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody may be reading; the status says it all the same.
+            error.print().ok();
+            return if error.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
     let out = output::Output { json: cli.json };
     match run(cli, out) {
         Ok(code) => code,
@@ -92,16 +110,21 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
         Command::Diagnose(args) => diagnose::run(&args, out),
         Command::Doctor => doctor::run(&home, out),
         Command::Completion { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "vestibule",
-                &mut std::io::stdout(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "vestibule", &mut script);
+            output::raw(&script);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man => {
-            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
+        Command::Man { dir: None } => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            output::raw(&page);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir: Some(dir) } => {
+            std::fs::create_dir_all(&dir)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), &dir))
+                .with_context(|| format!("write manual pages into `{dir}`"))?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -26,8 +26,14 @@ impl Output {
 
 /// Prints a line; a closed pipe (`vestibule … | head`) is not an error worth a panic.
 pub(crate) fn line(text: &str) {
+    raw(format!("{text}\n").as_bytes());
+}
+
+/// Prints bytes as they are; a closed pipe is no error here either.
+pub(crate) fn raw(bytes: &[u8]) {
     use std::io::Write as _;
-    writeln!(std::io::stdout().lock(), "{text}").ok();
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).ok();
 }
 
 /// Prints a note for people on standard error.

@@ -5,9 +5,14 @@ use crate::{
     output::{self, Output},
 };
 use anyhow::Context as _;
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use hyper::Method;
-use std::{net::SocketAddr, process::ExitCode};
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    process::{Command, ExitCode, Stdio},
+};
 use vestibule_api::control::LoginCodeReply;
 
 #[derive(Debug, clap::Args)]
@@ -18,6 +23,9 @@ pub(crate) struct ServeArgs {
     /// Address to listen on; loopback only [default: the configuration's, 127.0.0.1:4000].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Open the dashboard in the browser of this desktop; without a desktop, only the link is printed.
+    #[arg(long)]
+    open: bool,
 }
 
 /// Log lines go to standard error: for people on a terminal, as JSON elsewhere. `RUST_LOG` filters.
@@ -41,15 +49,64 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
-    vestibule_controller::serve(config, ended(), |serving| {
+    let page = home.path().join("open.html");
+    let served = vestibule_controller::serve(config, ended(), |serving| {
         output::note(&format!("vestibule: serving on http://{}", serving.address));
         output::line(&format!(
             "open the dashboard (works once, 10 minutes): {}",
             serving.link
         ));
+        if args.open && has_desktop() {
+            open(&page, &serving.link);
+        }
     })
-    .await?;
+    .await;
+    std::fs::remove_file(&page).ok();
+    served?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a browser can be shown to whoever runs this.
+fn has_desktop() -> bool {
+    ["DISPLAY", "WAYLAND_DISPLAY"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()))
+}
+
+/// Opens the dashboard. The link is a secret, and every user of the host can read the arguments of a process: the browser
+/// gets a page that only this user can read, and that leads there.
+fn open(page: &Utf8Path, link: &str) {
+    let shown = write_page(page, link).and_then(|()| {
+        Command::new("xdg-open")
+            .arg(page)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // What ends this program (Ctrl-C) does not end the person's browser.
+            .process_group(0)
+            .spawn()
+    });
+    match shown {
+        Ok(mut child) => drop(std::thread::spawn(move || child.wait())),
+        Err(error) => output::note(&format!("vestibule: no browser was opened: {error}")),
+    }
+}
+
+fn write_page(page: &Utf8Path, link: &str) -> std::io::Result<()> {
+    match std::fs::remove_file(page) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(page)?;
+    writeln!(
+        file,
+        "<!doctype html><meta charset=\"utf-8\"><meta name=\"referrer\" content=\"no-referrer\">\
+         <meta http-equiv=\"refresh\" content=\"0; url={link}\"><title>Vestibule</title>"
+    )
 }
 
 /// Resolves on SIGTERM or SIGINT.
@@ -72,4 +129,26 @@ pub(crate) async fn link(home: &Home, out: Output) -> anyhow::Result<ExitCode> {
         .context("ask the controller for a one-time link")?;
     out.print(&reply, |reply| reply.link.clone())?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_page_with_the_link_is_for_its_owner_alone() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let page = home.path().join("open.html");
+        // One that a killed controller left gives way, whatever its mode.
+        std::fs::write(&page, "old").unwrap();
+        write_page(&page, "http://127.0.0.1:4000/#/login/abc").unwrap();
+        let text = std::fs::read_to_string(&page).unwrap();
+        assert!(
+            text.contains("url=http://127.0.0.1:4000/#/login/abc\""),
+            "{text}"
+        );
+        let mode = std::fs::metadata(&page).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
 }

@@ -7,6 +7,7 @@ use crate::{
     output::{self, Output},
 };
 use anyhow::{Context as _, bail};
+use camino::{Utf8Path, Utf8PathBuf};
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use std::{io::Write as _, process::ExitCode, str::FromStr as _};
@@ -48,7 +49,7 @@ pub(crate) enum VmCommand {
     Shell { vm: MachineId },
     /// Take a VM's evidence and end it.
     Stop { vm: MachineId },
-    /// Say why a VM failed, also one that is long gone.
+    /// Say why a VM failed, also one that is long gone: the stored verdict, else what its evidence says.
     Why { vm: MachineId },
 }
 
@@ -223,35 +224,34 @@ async fn exec(
     Ok(ExitCode::from(code))
 }
 
-/// The evidence directory that holds this VM's bundle: named by the VM, or by the session that it was made for.
-fn evidence_of(home: &Home, vm: MachineId) -> anyhow::Result<camino::Utf8PathBuf> {
-    let own = home.evidence().join(vm.to_string());
-    if own.exists() {
-        return Ok(own);
-    }
-    let wanted = vm.to_string();
-    let entries = home
-        .evidence()
-        .read_dir_utf8()
-        .with_context(|| format!("list `{}`", home.evidence()))?;
-    for entry in entries.flatten() {
-        let machine =
-            std::fs::read_to_string(entry.path().join("machine.json")).unwrap_or_default();
-        if machine.contains(&wanted) {
-            return Ok(entry.path().to_owned());
-        }
-    }
-    bail!(
-        "there is no VM {vm} and no evidence of one in `{}`",
-        home.evidence()
-    )
+/// Where a VM's evidence is: its bundle; of one that runs, or whose runner was killed, the runner's own directory.
+fn evidence_of(home: &Home, vm: MachineId) -> anyhow::Result<Utf8PathBuf> {
+    let places = [home.evidence(), home.vms()].map(|place| place.join(vm.to_string()));
+    places
+        .into_iter()
+        .find(|dir| dir.exists())
+        .with_context(|| {
+            format!(
+                "there is no VM {vm} and no evidence of one in `{}`",
+                home.evidence()
+            )
+        })
 }
 
 fn why(home: &Home, vm: MachineId, out: Output) -> anyhow::Result<ExitCode> {
     let dir = evidence_of(home, vm)?;
+    crate::diagnose::print(&verdict(&dir)?, out)
+}
+
+/// The controller's verdict, which also weighs what the session knew; of a VM without a session, the bundle's own.
+fn verdict(dir: &Utf8Path) -> anyhow::Result<Verdict> {
     let path = dir.join("verdict.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
-    let verdict: Verdict =
-        serde_json::from_str(&text).with_context(|| format!("understand `{path}`"))?;
-    crate::diagnose::print(&verdict, out)
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("understand `{path}`")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let evidence = vestibule_diagnose::Evidence::from_dir(dir.as_std_path())?;
+            Ok(vestibule_diagnose::diagnose(&evidence))
+        }
+        Err(error) => Err(error).with_context(|| format!("read `{path}`")),
+    }
 }

@@ -166,9 +166,10 @@ fn not_path(path: &str) -> String {
     )
 }
 
-pub(super) fn not_host(host: &str) -> String {
+/// What is said of a host that is not one.
+pub fn not_host(host: &str) -> String {
     format!(
-        "{}; expected one exact host name in lower case, without scheme, port, path or wildcard",
+        "{}; expected one exact host name in lower case: no address, scheme, port, path or wildcard",
         show(host)
     )
 }

@@ -4,7 +4,7 @@ use super::{
     Override, ProviderPack,
     check::{self, not_host},
     problem::{PackErrors, Problems, show},
-    rules::is_host_or_address,
+    rules::is_host,
 };
 
 impl ProviderPack {
@@ -47,9 +47,7 @@ fn check_override(change: &Override, problems: &mut Problems) {
     check::list("hosts", change.hosts.len(), problems);
     check::list("args", change.args.len(), problems);
     for (i, host) in change.hosts.iter().enumerate() {
-        problems.unless(is_host_or_address(host), &format!("hosts[{i}]"), || {
-            not_host(host)
-        });
+        problems.unless(is_host(host), &format!("hosts[{i}]"), || not_host(host));
     }
     for (i, argument) in change.args.iter().enumerate() {
         problems.unless(!argument.contains('\0'), &format!("args[{i}]"), || {

@@ -67,7 +67,7 @@ pub(super) fn is_relative_path(path: &str) -> bool {
 }
 
 /// One exact host name as RFC 952 and RFC 1123 have it, in lower case: no address, port or wildcard.
-pub(super) fn is_host(text: &str) -> bool {
+pub fn is_host(text: &str) -> bool {
     let labels = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
@@ -84,11 +84,6 @@ pub(super) fn is_host(text: &str) -> bool {
 /// An exact host name or `*.` and one.
 pub(super) fn is_host_pattern(text: &str) -> bool {
     is_host(text.strip_prefix("*.").unwrap_or(text))
-}
-
-/// A host name, or the address of an operator's own server.
-pub(super) fn is_host_or_address(text: &str) -> bool {
-    is_host(text) || text.parse::<std::net::IpAddr>().is_ok()
 }
 
 fn plain_url(text: &str) -> Option<Url> {

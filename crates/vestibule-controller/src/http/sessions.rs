@@ -9,7 +9,6 @@ use crate::{
 };
 use axum::{Json, extract::State, http::StatusCode};
 use serde::Deserialize;
-use std::time::Duration;
 use vestibule_api::{
     error::{ErrorBody, ErrorCode},
     finding::Finding,
@@ -121,7 +120,7 @@ async fn check(core: &Shared, request: &StartRequest) -> Result<NewSession, ApiE
         flow: flow.id.clone(),
         user_id,
         image_alias: alias,
-        login_timeout: Duration::from_secs(u64::from(flow.timeout_s)),
+        login_timeout: core.config.sign_in(flow.timeout_s),
     })
 }
 

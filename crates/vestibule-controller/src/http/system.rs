@@ -2,7 +2,7 @@
 use super::error::ApiError;
 use crate::{
     core::{Shared, off_runtime},
-    metrics,
+    images, metrics,
     reconcile::place::free_mib,
 };
 use axum::{
@@ -123,34 +123,26 @@ fn image(core: &Shared) -> ReadyCheck {
         "image",
         result
             .map(|image| format!("`{alias}` is {}", image.digest.short()))
-            .map_err(|err| {
-                (
-                    Chain(&err).to_string(),
-                    format!("vestibule image build images/{alias}"),
-                )
-            }),
+            .map_err(|err| (Chain(&err).to_string(), images::how_to_make(alias))),
     )
 }
 
 /// Whether a VMM is installed; whether it runs here, `vestibule doctor` finds out by running one.
 fn driver(core: &Shared) -> ReadyCheck {
-    let names: &[&str] = match core.config.vm.driver {
-        DriverChoice::Auto => &["qemu-system-x86_64", "firecracker"],
-        DriverChoice::Qemu => &["qemu-system-x86_64"],
-        DriverChoice::Firecracker => &["firecracker"],
+    let name = match core.config.vm.driver {
+        // There is one driver; the configuration refuses the other choice.
+        DriverChoice::Auto | DriverChoice::Qemu | DriverChoice::Firecracker => "qemu-system-x86_64",
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = names.iter().find_map(|name| {
-        std::env::split_paths(&path)
-            .map(|dir| dir.join(name))
-            .find(|p| p.exists())
-    });
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|path| path.exists());
     check(
         "driver",
         match found {
             Some(path) => Ok(format!("{} is installed", path.display())),
             None => Err((
-                format!("no {} in PATH", names.join(", no ")),
+                format!("no {name} in PATH"),
                 "apt-get install qemu-system-x86".to_owned(),
             )),
         },

@@ -131,7 +131,7 @@ impl Store {
         .bind(&new.image_alias)
         .bind(state.id())
         .bind(now.as_micros())
-        .bind(self.deadlines.of(state, now, None).map(Timestamp::as_micros))
+        .bind(self.deadlines.of(state, now, new.login_timeout).map(Timestamp::as_micros))
         .bind(row::signed(new.login_timeout.as_secs()))
         .bind(CredentialId::generate().to_string())
         .execute(&mut *tx)
@@ -316,7 +316,7 @@ impl Store {
         };
         row.take(event, facts, now);
         row.state = transition.state;
-        row.deadline_at = self.deadlines.of(row.state, now, Some(row.login_timeout));
+        row.deadline_at = self.deadlines.of(row.state, now, row.login_timeout);
         let mut kinds = Vec::new();
         if event == Event::CredentialComplete {
             kinds.push(SessionEventKind::Captured {

@@ -20,7 +20,6 @@ const DEADLINES: Deadlines = {
         placing: minute,
         starting: minute,
         ready: minute,
-        awaiting_user: minute,
         capturing: minute,
     }
 };

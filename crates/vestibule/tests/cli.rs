@@ -1,0 +1,165 @@
+//! The program as people and scripts call it: exit statuses, and what it prints. No VM, no controller.
+#![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
+use camino_tempfile::Utf8TempDir;
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+};
+
+const VM: &str = "01a217bf-41e1-73c3-8388-a46dcaf71bf1";
+
+fn home() -> Utf8TempDir {
+    camino_tempfile::tempdir().unwrap()
+}
+
+fn vestibule(home: &Utf8TempDir, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vestibule"))
+        .arg("--home")
+        .arg(home.path())
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn arguments_that_are_not_understood_end_with_64() {
+    let home = home();
+    for words in [
+        &["diagnose", "--nonsense"][..],
+        &["diagnose"],
+        &["diagnose", "--explain", "nonsense"],
+        &["vm", "why", "no-id"],
+        &["nonsense"],
+        &[],
+    ] {
+        let output = vestibule(&home, words);
+        assert_eq!(status(&output), 64, "{words:?}");
+        assert!(!output.stderr.is_empty(), "{words:?}");
+    }
+    for words in [&["--help"][..], &["--version"], &["vm", "why", "--help"]] {
+        let output = vestibule(&home, words);
+        assert_eq!(status(&output), 0, "{words:?}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let home = home();
+    for words in [&["completion", "bash"][..], &["man"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vestibule"))
+            .arg("--home")
+            .arg(home.path())
+            .args(words)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(status(&output), 0, "{words:?}");
+        assert_eq!(text(&output.stderr), "", "{words:?}");
+    }
+}
+
+#[test]
+fn every_manual_page_that_is_named_exists() {
+    let home = home();
+    let dir = home.path().join("man1");
+    assert_eq!(status(&vestibule(&home, &["man", dir.as_str()])), 0);
+    let page = fs::read_to_string(dir.join("vestibule.1")).unwrap();
+    let mut named = 0;
+    for reference in page.split_whitespace().filter(|word| word.ends_with("(1)")) {
+        let name = reference.trim_end_matches("(1)").replace('\\', "");
+        assert!(dir.join(format!("{name}.1")).exists(), "{reference}");
+        named += 1;
+    }
+    assert!(named > 5, "{page}");
+    assert!(dir.join("vestibule-vm-why.1").exists());
+}
+
+#[test]
+fn why_judges_the_evidence_of_a_vm_without_a_session() {
+    let home = home();
+    let why = || vestibule(&home, &["--json", "vm", "why", VM]);
+    assert_eq!(status(&why()), 1);
+    // What a runner leaves that was killed; then the bundle of one that was not.
+    for (place, name) in [("vms", "serial.log"), ("evidence", "serial.log")] {
+        let dir = home.path().join(place).join(VM);
+        fs::create_dir_all(&dir).unwrap();
+        let console = "[ 1.0] VFS: Cannot open root device \"vda\" or unknown-block(0,0): error -6\n\
+                       [ 1.1] Kernel panic - not syncing: VFS: Unable to mount root fs\n";
+        fs::write(dir.join(name), console).unwrap();
+        let output = why();
+        assert_eq!(status(&output), 1, "{}", text(&output.stderr));
+        let verdict: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(verdict["verdict"], "cause", "{verdict}");
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    // The controller's verdict counts where there is one.
+    let verdict = r#"{"verdict":"unknown","finding":null,"also":[],"notes":[],"lookedAt":[],"collectNext":[],"elapsedMs":0}"#;
+    let dir = home.path().join("evidence").join(VM);
+    fs::write(dir.join("verdict.json"), verdict).unwrap();
+    let output = why();
+    assert_eq!(status(&output), 2, "{}", text(&output.stderr));
+}
+
+#[test]
+fn packs_are_checked_by_id_by_file_and_all_together() {
+    let home = home();
+    let all = vestibule(&home, &["provider", "check"]);
+    assert_eq!(status(&all), 0, "{}", text(&all.stderr));
+    let said = text(&all.stdout);
+    assert!(said.contains("codex: ok (built-in)"), "{said}");
+    assert!(said.contains("oidc: not configured"), "{said}");
+    assert_eq!(status(&vestibule(&home, &["provider", "check", "gh"])), 0);
+    assert_eq!(status(&vestibule(&home, &["provider", "check", "oidc"])), 1);
+    let unknown = vestibule(&home, &["provider", "check", "acme"]);
+    assert_eq!(status(&unknown), 1);
+    assert!(text(&unknown.stderr).contains("no pack `acme`"));
+    let file = home.path().join("acme.toml");
+    fs::write(&file, "schema = 9\n").unwrap();
+    let bad = vestibule(&home, &["provider", "check", "gh", file.as_str()]);
+    assert_eq!(status(&bad), 1);
+    assert!(
+        text(&bad.stderr).contains("acme.toml"),
+        "{}",
+        text(&bad.stderr)
+    );
+    assert!(text(&bad.stdout).contains("gh: ok"));
+    let shown = vestibule(&home, &["provider", "show", "codex"]);
+    assert!(text(&shown.stdout).contains("hand-off: same-person"));
+}
+
+#[test]
+fn the_manifest_beside_a_disk_says_which_units_must_run() {
+    let home = home();
+    let manifest = serde_json::json!({
+        "schema": 1, "recipe": "x", "recipeDigest": "", "artifacts": { "root.ext4": { "sha256": "", "bytes": 1 } },
+        "kernelRelease": "", "cmdline": "", "drivers": [], "minMemoryMib": 1, "defaultMemoryMib": 1,
+        "defaultVcpus": 1, "requiredUnits": ["wanted.service"], "features": [], "agentBuild": "", "packages": [],
+        "tools": [], "files": {},
+    });
+    fs::write(home.path().join("manifest.json"), manifest.to_string()).unwrap();
+    let disk = home.path().join("root.ext4");
+    let tree = home.path().join("tree/etc/systemd/system");
+    fs::create_dir_all(&tree).unwrap();
+    let made = Command::new("mke2fs")
+        .args(["-q", "-t", "ext4", "-d", home.path().join("tree").as_str()])
+        .args([disk.as_str(), "4M"])
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdout(Stdio::null())
+        .status();
+    assert!(made.unwrap().success());
+    let output = vestibule(&home, &["--json", "diagnose", "--disk", disk.as_str()]);
+    let said = text(&output.stdout);
+    assert!(said.contains("wanted.service"), "{said}");
+}
