@@ -6,7 +6,7 @@
 //! `ACK`, or `SHUTDOWN` when it is ending.
 use crate::{guest::Guest, process::Program, tool};
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -44,6 +44,24 @@ pub(crate) enum BrowserError {
     },
     #[error("start the browser: the image has none")]
     None,
+}
+
+/// Lets pages of `origins`, and no others, fetch from the guest's loopback until the next sign-in (Chromium's Local Network
+/// Access otherwise blocks them; a redirect there needs no permission).
+///
+/// # Errors
+/// When the policy can't be written.
+pub(crate) fn allow_loopback(guest: &Guest, origins: &[String]) -> io::Result<()> {
+    let path = guest.browser_policies.join("vestibule-login.json");
+    if origins.is_empty() {
+        return match fs::remove_file(&path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+            Ok(()) | Err(_) => Ok(()),
+        };
+    }
+    fs::create_dir_all(&guest.browser_policies)?;
+    let policy = serde_json::json!({ "LoopbackNetworkAllowedForUrls": origins });
+    fs::write(&path, policy.to_string())
 }
 
 /// Shows `url`, which has passed the pack's allow-list.
@@ -116,4 +134,25 @@ fn start(guest: &Guest, url: &Url) -> Result<(), BrowserError> {
     // Reaped whenever it ends; its status says nothing that the screen does not.
     tokio::spawn(async move { child.wait().await });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_allowed_for_one_sign_in() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let guest = Guest::for_tests(dir.path().as_std_path());
+        let policy = dir.path().join("policies/vestibule-login.json");
+        allow_loopback(&guest, &[]).unwrap();
+        assert!(!policy.exists());
+        allow_loopback(&guest, &["https://fly.io".to_owned()]).unwrap();
+        assert_eq!(
+            fs::read_to_string(&policy).unwrap(),
+            r#"{"LoopbackNetworkAllowedForUrls":["https://fly.io"]}"#
+        );
+        allow_loopback(&guest, &[]).unwrap();
+        assert!(!policy.exists());
+    }
 }

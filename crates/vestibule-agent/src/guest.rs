@@ -28,6 +28,8 @@ pub(crate) struct Guest {
     /// Chromium's profile and program.
     pub(crate) browser_profile: PathBuf,
     pub(crate) browser: PathBuf,
+    /// Chromium's managed policies, one file each; it reads them again when one changes.
+    pub(crate) browser_policies: PathBuf,
     pub(crate) image: ImageFacts,
 }
 
@@ -84,6 +86,7 @@ impl Guest {
             xauthority: "/run/vnc/Xauthority".into(),
             browser_profile: person.home.join(".config/chromium"),
             browser: "/usr/bin/chromium".into(),
+            browser_policies: "/etc/chromium/policies/managed".into(),
             image: ImageFacts::read(Path::new("/etc/vestibule/image.json")),
             person: Some(person),
         })
@@ -102,6 +105,7 @@ impl Guest {
             xauthority: dir.join("Xauthority"),
             browser_profile: dir.join("home/profile"),
             browser: dir.join("bin/browser"),
+            browser_policies: dir.join("policies"),
             image: ImageFacts::default(),
         }
     }

@@ -73,6 +73,8 @@ pub enum Handoff {
     Organisation,
 }
 
+/// The tool that the pack was written for. Whether an image has a tool for the pack decides whether the provider is
+/// available; the rest is compared with the image by `vestibule provider check --image` only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Install {
@@ -82,6 +84,7 @@ pub struct Install {
     pub version: String,
     /// Absolute path of the program in the guest.
     pub bin: String,
+    /// For readers: nothing compares it.
     #[serde(default)]
     pub node_min: Option<u32>,
 }
@@ -96,6 +99,7 @@ pub enum InstallKind {
     Preinstalled,
 }
 
+/// How the tool says its version. For readers: nothing runs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Detect {
@@ -232,6 +236,7 @@ pub enum UrlFrom {
     Screen,
 }
 
+/// Where the redirect goes. For readers: the tool's own listener decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Callback {
@@ -255,9 +260,10 @@ pub struct CodeRule {
 pub struct BrowserRule {
     /// What browser and tool may reach when the session's egress is an allow-list; exact, or `*.example.com`.
     pub allow_hosts: Vec<String>,
-    /// URLs that mean "done" to the person.
+    /// URLs that mean "done" to the person. For readers: nothing acts on them.
     pub done_prefixes: Vec<String>,
-    /// Origins whose pages may fetch from the guest's loopback (Chromium's Local Network Access policy).
+    /// Origins whose pages may fetch from the guest's loopback during the sign-in: the agent writes Chromium's managed
+    /// policy `LoopbackNetworkAllowedForUrls`.
     pub loopback_fetch_origins: Vec<String>,
 }
 
@@ -357,6 +363,7 @@ pub struct Verify {
     pub ok_exit: i32,
 }
 
+/// What is left besides the credential. For readers: the VM is destroyed with all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cleanup {
@@ -382,7 +389,7 @@ pub struct Override {
     pub parameters: BTreeMap<String, String>,
 }
 
-/// How the unmodified tool is pointed at a test server. Used by tests through the operator's override, never by itself.
+/// How the unmodified tool is pointed at a test server. For readers: tests set the operator's override accordingly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TestOverride {

@@ -1,4 +1,5 @@
-//! The runner's events: numbered without gaps, kept in memory up to a bound, followed by any number of readers.
+//! The runner's events: numbered without gaps, kept in memory up to a bound, followed by any number of readers. What goes
+//! to the evidence is without a device flow's user code, which the person needs and no disk.
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use std::{
@@ -7,6 +8,7 @@ use std::{
 };
 use tokio::sync::watch;
 use vestibule_api::{
+    agent::{AgentEvent, LoginEvent},
     machine::{RunnerEvent, RunnerEventKind},
     time::Timestamp,
 };
@@ -24,10 +26,73 @@ pub struct EventLog {
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// Lines with their newline; the last one has number `last`.
-    lines: VecDeque<Bytes>,
+    /// The last one has number `last`.
+    lines: VecDeque<Line>,
     bytes: usize,
     last: u64,
+}
+
+/// One event, with its newline.
+#[derive(Debug)]
+struct Line {
+    text: Bytes,
+    /// Where it differs from `text`.
+    for_disk: Option<Bytes>,
+}
+
+impl Line {
+    fn new(event: &RunnerEvent) -> Self {
+        let for_disk = without_secret(&event.event).map(|kind| {
+            encode(&RunnerEvent {
+                event: kind,
+                ..event.clone()
+            })
+        });
+        Self {
+            text: encode(event),
+            for_disk,
+        }
+    }
+
+    fn for_disk(&self) -> &Bytes {
+        self.for_disk.as_ref().unwrap_or(&self.text)
+    }
+
+    fn len(&self) -> usize {
+        self.text.len() + self.for_disk.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+fn encode(event: &RunnerEvent) -> Bytes {
+    let mut line = serde_json::to_vec(event).expect("events hold nothing that JSON cannot express");
+    line.push(b'\n');
+    line.into()
+}
+
+/// The event as it may be written to a disk, where that is not as it is.
+fn without_secret(event: &RunnerEventKind) -> Option<RunnerEventKind> {
+    match event {
+        RunnerEventKind::Agent {
+            event:
+                AgentEvent::Login {
+                    event: LoginEvent::UserCode { .. },
+                },
+        } => Some(RunnerEventKind::Agent {
+            event: AgentEvent::Login {
+                event: LoginEvent::UserCode {
+                    code: String::new(),
+                },
+            },
+        }),
+        // The agent makes findings and URLs without queries, codes and tokens.
+        RunnerEventKind::State { .. }
+        | RunnerEventKind::Phase { .. }
+        | RunnerEventKind::Agent { .. }
+        | RunnerEventKind::Egress { .. }
+        | RunnerEventKind::Viewers { .. }
+        | RunnerEventKind::Failed { .. }
+        | RunnerEventKind::Ended { .. } => None,
+    }
 }
 
 impl Default for EventLog {
@@ -53,7 +118,9 @@ impl EventLog {
 
     /// Every line that is kept, for the evidence.
     pub fn lines(&self) -> Vec<u8> {
-        self.lock().lines.iter().flatten().copied().collect()
+        let kept = self.lock();
+        let lines = kept.lines.iter().map(|line| line.for_disk());
+        lines.flatten().copied().collect()
     }
 
     /// The lines after number `after`, then those to come, until the last.
@@ -86,11 +153,9 @@ impl Kept {
             at: Timestamp::now(),
             event,
         };
-        let mut line =
-            serde_json::to_vec(&event).expect("events hold nothing that JSON cannot express");
-        line.push(b'\n');
+        let line = Line::new(&event);
         self.bytes += line.len();
-        self.lines.push_back(line.into());
+        self.lines.push_back(line);
         while self.bytes > KEEP && self.lines.len() > 1 {
             self.bytes -= self.lines.pop_front().map_or(0, |line| line.len());
         }
@@ -101,8 +166,8 @@ impl Kept {
     fn after(&self, after: u64) -> (Bytes, u64) {
         let wanted = usize::try_from(self.last.saturating_sub(after)).unwrap_or(usize::MAX);
         let skip = self.lines.len().saturating_sub(wanted);
-        let lines = self.lines.iter().skip(skip).flatten().copied().collect();
-        (lines, self.last)
+        let lines = self.lines.iter().skip(skip).map(|line| &line.text);
+        (lines.flatten().copied().collect(), self.last)
     }
 }
 
@@ -137,6 +202,28 @@ mod tests {
         });
         assert_eq!(seen, [2, 3, 4]);
         assert_eq!(numbers(&log, 99).await, [0u64; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_user_code_reaches_readers_and_no_disk() {
+        let log = Arc::new(EventLog::default());
+        let code = "ABCD-1234".to_owned();
+        let event = AgentEvent::Login {
+            event: LoginEvent::UserCode { code },
+        };
+        log.publish(RunnerEventKind::Agent { event });
+        log.end();
+        let read: Vec<Bytes> = log.follow(0).collect().await;
+        assert!(
+            String::from_utf8(read.concat())
+                .unwrap()
+                .contains("ABCD-1234")
+        );
+        let disk = String::from_utf8(log.lines()).unwrap();
+        assert!(
+            disk.contains("user-code") && !disk.contains("ABCD"),
+            "{disk}"
+        );
     }
 
     #[tokio::test]

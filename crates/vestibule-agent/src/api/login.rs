@@ -30,9 +30,10 @@ impl From<LoginError> for Refusal {
             LoginError::Start(_) => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, text).because(Cause::ToolFailed)
             }
-            LoginError::Home(_) | LoginError::Watch(_) | LoginError::Encode(_) => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
-            }
+            LoginError::Home(_)
+            | LoginError::Policy(_)
+            | LoginError::Watch(_)
+            | LoginError::Encode(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, text),
         }
     }
 }

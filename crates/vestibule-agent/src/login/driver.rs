@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    browser::BrowserError,
+    browser::{self, BrowserError},
     capture::{Capture, Progress, Watch},
     home::Home,
     oidc::{self, OwnClient, OwnEvent},
@@ -118,6 +118,8 @@ impl Driver {
         let open_home = || Home::open(&guest.home, guest.person.as_ref()).map_err(LoginError::Home);
         let home = open_home()?;
         prepare_files(&home, &flow).map_err(LoginError::Home)?;
+        browser::allow_loopback(guest, &flow.browser.loopback_fetch_origins)
+            .map_err(LoginError::Policy)?;
         let capture = Capture::begin(home, request.pack.credential.clone());
         let reader = Reader::new(&flow)?;
         let paths = capture.paths().into_iter().chain(reader.logs().cloned());
@@ -132,11 +134,10 @@ impl Driver {
             let (Some(oidc), Some(path)) = (flow.oidc.clone(), path) else {
                 return Err(LoginError::Incomplete(flow.id));
             };
-            let allow_http = flow.url.as_ref().is_some_and(|rule| rule.allow_http);
             own = Some(oidc::start(
                 Arc::clone(agent),
                 oidc,
-                allow_http,
+                flow.url.as_ref(),
                 path,
                 open_home()?,
             ));
@@ -174,8 +175,11 @@ impl Driver {
         let end = self.watch_over().await;
         let event = match self.wind_up(end).await {
             Ok(captured) => captured,
-            Err(End::Failed(finding)) => {
+            Err(End::Failed(mut finding)) => {
                 info!(cause = %finding.cause, "the sign-in failed");
+                for quote in &mut finding.evidence {
+                    quote.text = self.reader.conceal(&quote.text);
+                }
                 LoginEvent::Failed { finding: *finding }
             }
             Err(End::Cancelled | End::Complete) => LoginEvent::Cancelled,

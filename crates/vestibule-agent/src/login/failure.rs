@@ -139,8 +139,11 @@ fn fix(cause: Cause) -> &'static str {
         Cause::UrlNotCaptured => {
             "look at the terminal; if the tool changed its wording, the provider pack needs a new version"
         }
-        Cause::CredentialMoved | Cause::PackIncompatible => {
+        Cause::CredentialMoved => {
             "compare the pack's credential paths with what this version of the tool writes"
+        }
+        Cause::PackIncompatible => {
+            "make pack and provider agree where the quoted line says; `hosts` of `[providers.<id>]` names further hosts"
         }
         Cause::CredentialInvalid => {
             "sign in again; if it stays, compare the pack's required values with the tool's file"

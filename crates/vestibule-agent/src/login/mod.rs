@@ -48,6 +48,8 @@ pub(crate) enum LoginError {
     Pattern(#[source] regex::Error),
     #[error("begin the sign-in: prepare the home directory")]
     Home(#[source] HomeError),
+    #[error("begin the sign-in: write the browser's policy")]
+    Policy(#[source] std::io::Error),
     #[error("begin the sign-in: watch the credential files")]
     Watch(#[source] std::io::Error),
     #[error("begin the sign-in: start the tool")]

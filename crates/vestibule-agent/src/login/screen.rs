@@ -117,6 +117,13 @@ impl Reader {
             .collect()
     }
 
+    /// `text` without the codes that were found: they are for the person, and a finding goes to a disk.
+    pub(super) fn conceal(&self, text: &str) -> String {
+        self.codes
+            .iter()
+            .fold(text.to_owned(), |text, code| text.replace(code, "[…]"))
+    }
+
     /// Looks for texts that name a failure; `read` gives the text of a log. `last`: the tool has ended, so what it has said
     /// is all. Returns the pack's first rule that has held long enough.
     pub(super) fn failure(
@@ -239,6 +246,10 @@ mod tests {
             ["ABCD-1234"]
         );
         assert!(reader.codes("code: ABCD-1234").is_empty());
+        assert_eq!(
+            reader.conceal("code: ABCD-1234 expired"),
+            "code: […] expired"
+        );
         assert_eq!(
             reader.codes("code: ABCD-1234\ncode: EFGH-5678"),
             ["EFGH-5678"]

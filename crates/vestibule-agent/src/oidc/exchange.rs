@@ -3,7 +3,7 @@ use super::{
     REDIRECT,
     http::{self, HttpError},
 };
-use crate::{agent::Agent, capture::claims, home::HomeError};
+use crate::{agent::Agent, capture::claims, home::HomeError, login::url::host_of};
 use oauth2::{
     AuthUrl, AuthorizationCode, Client, ClientId, CsrfToken, ExtraTokenFields, PkceCodeChallenge,
     PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope, StandardRevocableToken,
@@ -38,6 +38,10 @@ pub(super) enum OidcError {
     OtherIssuer { asked: String, found: String },
     #[error("use the issuer's {0}: it is not an https URL")]
     Endpoint(&'static str),
+    #[error(
+        "use the issuer's {what}: its host `{host}` is neither the issuer's own nor one that pack or configuration names"
+    )]
+    Host { what: &'static str, host: String },
     #[error("the redirect carries another state than the one sent")]
     State,
     #[error("the redirect comes from `{0}`, not from the issuer that was asked (RFC 9207)")]
@@ -69,9 +73,11 @@ pub(super) enum OidcError {
 impl OidcError {
     pub(super) fn cause(&self) -> Cause {
         match self {
-            Self::Issuer(_) | Self::Metadata(_) | Self::OtherIssuer { .. } | Self::Endpoint(_) => {
-                Cause::PackIncompatible
-            }
+            Self::Issuer(_)
+            | Self::Metadata(_)
+            | Self::OtherIssuer { .. }
+            | Self::Endpoint(_)
+            | Self::Host { .. } => Cause::PackIncompatible,
             Self::Discovery(_) | Self::DiscoveryStatus { .. } => Cause::EgressUnreachable,
             Self::State | Self::RedirectIssuer(_) => Cause::StateMismatch,
             Self::Denied => Cause::ConsentDenied,
@@ -148,6 +154,8 @@ pub(super) struct Exchange {
     agent: Arc<Agent>,
     oidc: Oidc,
     allow_http: bool,
+    /// Hosts that endpoints may have besides the issuer's own, compared exactly.
+    hosts: Vec<String>,
 }
 
 /// Whether a query string is an authorization response (RFC 6749 section 4.1.2): it has a code or an error.
@@ -156,21 +164,22 @@ pub(super) fn is_answer(query: &str) -> bool {
 }
 
 impl Exchange {
-    pub(super) fn new(agent: Arc<Agent>, oidc: Oidc, allow_http: bool) -> Self {
+    pub(super) fn new(agent: Arc<Agent>, oidc: Oidc, allow_http: bool, hosts: Vec<String>) -> Self {
         Self {
             agent,
             oidc,
             allow_http,
+            hosts,
         }
     }
 
     /// Asks the issuer for its endpoints and makes the page's URL.
     pub(super) async fn begin(&self) -> Result<Pending, OidcError> {
         let metadata = self.discover().await?;
-        let endpoint = |text: &str, what| self.secure(text).map_err(|()| OidcError::Endpoint(what));
-        let authorization = endpoint(&metadata.authorization_endpoint, "authorization endpoint")?;
+        let authorization =
+            self.endpoint(&metadata.authorization_endpoint, "authorization endpoint")?;
         let token_endpoint =
-            TokenUrl::from_url(endpoint(&metadata.token_endpoint, "token endpoint")?);
+            TokenUrl::from_url(self.endpoint(&metadata.token_endpoint, "token endpoint")?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let nonce = CsrfToken::new_random().secret().clone();
         let client = self
@@ -241,6 +250,36 @@ impl Exchange {
             });
         }
         Ok(metadata)
+    }
+
+    /// An endpoint that the issuer named. The document comes from a server, so it does not decide where the person is
+    /// sent, nor where the code goes: the host is the issuer's, at the issuer's port, or one that pack or configuration
+    /// names.
+    fn endpoint(&self, text: &str, what: &'static str) -> Result<Url, OidcError> {
+        let url = self
+            .secure(text)
+            .ok()
+            .filter(|url| url.username().is_empty() && url.password().is_none())
+            .ok_or(OidcError::Endpoint(what))?;
+        let host = host_of(&url);
+        let issuers = Url::parse(&self.oidc.issuer).is_ok_and(|issuer| {
+            host_of(&issuer) == host
+                && issuer.port_or_known_default() == url.port_or_known_default()
+        });
+        // As for a tool's page: a test server has the port that it got, others the scheme's own.
+        let port_fits = self.allow_http || url.port().is_none();
+        let named = self
+            .hosts
+            .iter()
+            .any(|named| named.eq_ignore_ascii_case(&host));
+        if issuers || (named && port_fits) {
+            return Ok(url);
+        }
+        let host = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host,
+        };
+        Err(OidcError::Host { what, host })
     }
 
     fn secure(&self, text: &str) -> Result<Url, ()> {

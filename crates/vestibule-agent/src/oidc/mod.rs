@@ -20,7 +20,11 @@ use exchange::{Exchange, OidcError, Pending};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 use url::Url;
-use vestibule_api::{error::Chain, finding::Finding, pack::Oidc};
+use vestibule_api::{
+    error::Chain,
+    finding::Finding,
+    pack::{Oidc, UrlRule},
+};
 
 /// Where the browser is sent back to; registered with the issuer.
 pub(crate) const REDIRECT: &str = "http://127.0.0.1:8080/auth/callback";
@@ -67,19 +71,22 @@ impl OwnClient {
     }
 }
 
-/// Begins at the issuer of `oidc`. The credential goes to `path` in `home`.
+/// Begins at the issuer of `oidc`, whose endpoints may be on its own host and those of `rule`. The credential goes to
+/// `path` in `home`.
 pub(crate) fn start(
     agent: Arc<Agent>,
     oidc: Oidc,
-    allow_http: bool,
+    rule: Option<&UrlRule>,
     path: String,
     home: Home,
 ) -> OwnClient {
+    let allow_http = rule.is_some_and(|rule| rule.allow_http);
+    let hosts = rule.map(|rule| rule.hosts.clone()).unwrap_or_default();
     let (callbacks, inbox) = mpsc::channel(4);
     let (events, received) = mpsc::channel(4);
     tokio::spawn(async move {
         let client = Client {
-            exchange: Exchange::new(agent, oidc, allow_http),
+            exchange: Exchange::new(agent, oidc, allow_http, hosts),
             path,
             home,
         };

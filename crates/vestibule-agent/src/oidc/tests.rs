@@ -27,6 +27,7 @@ use vestibule_api::{
     agent::{AgentEvent, CapturedCredential, LoginEvent, LoginRequest},
     cause::Cause,
     client,
+    finding::Finding,
     ids::SessionId,
     mux::{self, Side},
     secret::Opener,
@@ -51,6 +52,12 @@ enum Fault {
     NoIdToken,
     /// Its metadata names another issuer.
     OtherIssuer,
+    /// Its metadata sends the person to another host.
+    OtherPage,
+    /// Its metadata sends the code to another host.
+    OtherToken,
+    /// Its metadata sends the code to another port of its host.
+    OtherPort,
 }
 
 #[derive(Debug)]
@@ -99,8 +106,14 @@ async fn metadata(State(issuer): State<Arc<Issuer>>) -> Json<Value> {
     } else {
         &issuer.base
     };
+    let (page, token) = match issuer.fault {
+        Fault::OtherPage => ("http://evil.test", issuer.base.as_str()),
+        Fault::OtherToken => (issuer.base.as_str(), "http://evil.test"),
+        Fault::OtherPort => (issuer.base.as_str(), "http://127.0.0.1:9"),
+        _ => (issuer.base.as_str(), issuer.base.as_str()),
+    };
     Json(
-        json!({"issuer": name, "authorization_endpoint": format!("{}/authorize", issuer.base), "token_endpoint": format!("{}/token", issuer.base)}),
+        json!({"issuer": name, "authorization_endpoint": format!("{page}/authorize"), "token_endpoint": format!("{token}/token")}),
     )
 }
 
@@ -150,7 +163,10 @@ async fn token(State(issuer): State<Arc<Issuer>>, body: String) -> (StatusCode, 
         | Fault::WrongAudience
         | Fault::ExpiredIdToken
         | Fault::NoIdToken
-        | Fault::OtherIssuer => {}
+        | Fault::OtherIssuer
+        | Fault::OtherPage
+        | Fault::OtherToken
+        | Fault::OtherPort => {}
     }
     let mut reply = json!({"access_token": "FAKE-access", "token_type": "Bearer", "expires_in": 3600, "refresh_token": "FAKE-refresh", "scope": "openid email", "tenant": "t1"});
     if issuer.fault != Fault::NoIdToken {
@@ -228,12 +244,17 @@ async fn room(fault: Fault) -> Room {
 
 impl Room {
     fn begin(&self, allow_http: bool) {
+        self.begin_with(allow_http, "idp.test");
+    }
+
+    /// The issuer's host itself is not on the list.
+    fn begin_with(&self, allow_http: bool, host: &str) {
         let pack = json!({
             "schema": 1,
             "provider": {"id": "oidc", "name": "OIDC", "vendor": "Test", "homepage": "https://example.test"},
             "terms": {"url": "https://example.test", "note": "none", "handoff": "organisation"},
             "flow": [{"id": "main", "title": "Main", "kind": "oidc", "timeout_s": 60,
-                "url": {"sources": ["shim"], "hosts": ["127.0.0.1"], "allow_http": allow_http},
+                "url": {"sources": ["shim"], "hosts": [host], "allow_http": allow_http},
                 "oidc": {"issuer": self.issuer.base, "client_id": "vestibule", "scopes": ["openid", "email"]}}],
             "credential": [{"id": "token", "path": ".config/vestibule/oidc.json", "format": "json", "required": ["/access_token"],
                 "account": "jwt:/id_token#/email", "expires_at": {"pointer": "/expires_at", "unit": "s"}}],
@@ -323,6 +344,10 @@ impl Room {
     }
 
     async fn cause(&self) -> Cause {
+        self.finding().await.cause
+    }
+
+    async fn finding(&self) -> Finding {
         match self.events().await.pop() {
             Some(LoginEvent::Failed { finding }) => {
                 let text = serde_json::to_string(&finding).unwrap();
@@ -330,7 +355,7 @@ impl Room {
                     !text.contains("CODE-1") && !text.contains("FAKE-"),
                     "{text}"
                 );
-                finding.cause
+                finding
             }
             other => panic!("it ended with {other:?}"),
         }
@@ -489,4 +514,25 @@ async fn an_issuer_that_cannot_be_trusted_or_reached_is_not_used() {
     cut_off.begin(true);
     assert_eq!(cut_off.cause().await, Cause::EgressUnreachable);
     assert!(!cut_off.dir.path().join("opened").exists());
+}
+
+#[tokio::test]
+async fn the_discovery_document_does_not_say_which_hosts_are_trusted() {
+    for (fault, host) in [
+        (Fault::OtherPage, "evil.test"),
+        (Fault::OtherToken, "evil.test"),
+        (Fault::OtherPort, "127.0.0.1:9"),
+    ] {
+        let room = room(fault).await;
+        room.begin(true);
+        let finding = room.finding().await;
+        assert_eq!(finding.cause, Cause::PackIncompatible, "{fault:?}");
+        let said = &finding.evidence[0].text;
+        assert!(said.contains(&format!("`{host}`")), "{said}");
+        assert!(!room.dir.path().join("opened").exists());
+    }
+    // Unless the operator names it.
+    let room = room(Fault::OtherToken).await;
+    room.begin_with(true, "evil.test");
+    room.page().await;
 }
