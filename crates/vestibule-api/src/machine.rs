@@ -7,7 +7,7 @@
 //! | `GET /machine` | [`MachineView`] |
 //! | `GET /events?after=N` | NDJSON of [`RunnerEvent`]: those after `N` so far, then as they happen; ends with the VM |
 //! | `GET /console?tail=BYTES&follow=BOOL` | serial console, text |
-//! | `POST /claim` | [`Claim`]: gives the VM to a session, once; sets the egress policy; a paused VM runs again |
+//! | `POST /claim` | [`Claim`]: gives the VM to a session, opens its way out; a paused VM runs again |
 //! | `POST /pause` | stops the CPUs of a VM that is up; answers [`MachineView`], also where it is paused already |
 //! | `POST /resume` | lets them run again and sets the clock; answers [`MachineView`] |
 //! | `POST /snapshot` | saves a VM with [`VmSpec::save_to`] that no session ever had; answers [`Saved`], then the VM ends |
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmSpec {
     pub machine_id: MachineId,
-    /// The session it is made for; none: it waits for `POST /claim`.
+    /// The session it is made for, the only one that may claim it; none: any may.
     #[serde(default)]
     pub session_id: Option<SessionId>,
     pub image_digest: ImageDigest,
@@ -43,6 +43,7 @@ pub struct VmSpec {
     pub vm_dir: String,
     /// Where the evidence bundle goes before the VM is destroyed.
     pub evidence_dir: String,
+    /// Until `POST /claim`.
     pub egress: EgressPolicy,
     /// From the runner's start to the agent's *ready*, in seconds; then the VM is ended with a finding.
     pub boot_deadline_s: u32,
@@ -244,7 +245,8 @@ pub struct Exit {
     pub asked: bool,
 }
 
-/// `POST /claim`: gives a VM without a session to one. A second claim is refused with 409.
+/// `POST /claim`: gives the VM to a session, with what that session may reach. The same session may claim again; another
+/// one is refused with 409.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Claim {

@@ -201,12 +201,11 @@ impl Live {
         lock(&self.viewers).values().sum()
     }
 
-    /// Viewers of one session's screen.
-    pub(crate) fn screen_viewers(&self, session: SessionId) -> u32 {
+    /// Whether somebody looks at a session's screen or terminal.
+    pub(crate) fn is_watched(&self, session: SessionId) -> bool {
         lock(&self.viewers)
-            .get(&(session, Pane::Screen))
-            .copied()
-            .unwrap_or(0)
+            .iter()
+            .any(|((watched, _), count)| *watched == session && *count > 0)
     }
 }
 
@@ -287,7 +286,7 @@ mod tests {
         assert!(live.viewer(session, Pane::Screen, 2).is_none());
         assert!(live.viewer(session, Pane::Terminal, 2).is_some());
         drop(first);
-        assert_eq!(live.screen_viewers(session), 1);
+        assert!(live.is_watched(session));
         assert!(live.viewer(session, Pane::Screen, 2).is_some());
         drop(second);
         assert_eq!(live.viewers(), 0);

@@ -109,7 +109,10 @@ impl Egress {
 
     fn refused(&self, host: &str, port: u16, reason: EgressReason, now: Instant) {
         self.counters.refused.fetch_add(1, Ordering::Relaxed);
-        self.reporter.refused(host, port, reason, now);
+        // What a browser tries before a session claims its VM tells nothing about the session.
+        if !(reason == EgressReason::Policy && self.policy().is_closed()) {
+            self.reporter.refused(host, port, reason, now);
+        }
     }
 
     /// Publishes refusals that were held back for a minute.

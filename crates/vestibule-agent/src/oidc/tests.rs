@@ -106,11 +106,12 @@ async fn metadata(State(issuer): State<Arc<Issuer>>) -> Json<Value> {
     } else {
         &issuer.base
     };
-    let (page, token) = match issuer.fault {
-        Fault::OtherPage => ("http://evil.test", issuer.base.as_str()),
-        Fault::OtherToken => (issuer.base.as_str(), "http://evil.test"),
-        Fault::OtherPort => (issuer.base.as_str(), "http://127.0.0.1:9"),
-        _ => (issuer.base.as_str(), issuer.base.as_str()),
+    let base = issuer.base.as_str();
+    let or = |fault, other| if issuer.fault == fault { other } else { base };
+    let page = or(Fault::OtherPage, "http://evil.test");
+    let token = match issuer.fault == Fault::OtherPort {
+        true => "http://127.0.0.1:9",
+        false => or(Fault::OtherToken, "http://evil.test"),
     };
     Json(
         json!({"issuer": name, "authorization_endpoint": format!("{page}/authorize"), "token_endpoint": format!("{token}/token")}),

@@ -173,7 +173,11 @@ fn weigh(story: &Story, judged: Verdict) -> Verdict {
     };
     let vague = matches!(
         told.cause,
-        Cause::RunnerLost | Cause::VmmExited | Cause::Deadline | Cause::StreamLost
+        Cause::RunnerLost
+            | Cause::VmmExited
+            | Cause::Deadline
+            | Cause::PersonLeft
+            | Cause::StreamLost
     );
     let never_ready = story.machine_ready_at.is_none() && told.stage != Stage::ImageNotBuilt;
     let looked_at = looked_at(&own, &judged);

@@ -97,7 +97,13 @@ async fn take_in(core: &Shared, machine: &MachineRow, line: &[u8]) -> Result<boo
         return Ok(false);
     }
     let event: RunnerEvent = serde_json::from_slice(line).map_err(FollowError::Line)?;
-    let (reported, code) = report::read(&event.event);
+    let (mut reported, code) = report::read(&event.event);
+    if machine
+        .session_id
+        .is_some_and(|id| !core.live.is_watched(id))
+    {
+        report::unwatched(&mut reported);
+    }
     if let (Some(code), Some(session)) = (code, machine.session_id) {
         core.live.set_user_code(session, code);
     }

@@ -10,10 +10,10 @@ use crate::{
 use std::{io::ErrorKind, sync::Arc};
 use vestibule_api::{
     cause::Cause,
+    egress::EgressPolicy,
     error::Chain,
     finding::{Finding, Quote},
     machine::VmSpec,
-    pack::ProviderPack,
     time::Timestamp,
 };
 
@@ -66,42 +66,14 @@ async fn try_launch(
         Ok(image) => image,
         Err(err) => return Ok(Err(images::missing(&session.image_alias, &err))),
     };
-    let hosts = match core.packs.get(&session.provider) {
-        Some(Ok(pack)) => hosts_of(pack, &session.flow),
-        Some(Err(_)) | None => Vec::new(),
-    };
-    let spec = spec(core, session, machine, &image, hosts);
+    let spec = spec(core, session, machine, &image);
     let scheduler = Arc::clone(&core.scheduler);
     Ok(off_runtime(move || scheduler.launch(&spec))
         .await?
         .map_err(|err| refused(&err)))
 }
 
-/// The hosts that a flow names, for a way out that is an allow-list.
-fn hosts_of(pack: &ProviderPack, flow: &str) -> Vec<String> {
-    let Some(flow) = pack.flow.iter().find(|f| f.id == flow) else {
-        return Vec::new();
-    };
-    let urls = flow.url.iter().flat_map(|url| url.hosts.iter());
-    let mut hosts: Vec<_> = flow
-        .browser
-        .allow_hosts
-        .iter()
-        .chain(urls)
-        .cloned()
-        .collect();
-    hosts.sort();
-    hosts.dedup();
-    hosts
-}
-
-fn spec(
-    core: &Shared,
-    session: &SessionRow,
-    machine: &MachineRow,
-    image: &Image,
-    hosts: Vec<String>,
-) -> VmSpec {
+fn spec(core: &Shared, session: &SessionRow, machine: &MachineRow, image: &Image) -> VmSpec {
     let config = &core.config;
     VmSpec {
         machine_id: machine.id,
@@ -113,7 +85,8 @@ fn spec(
         vcpus: machine.vcpus,
         vm_dir: core.vm_dir(machine.id).into_string(),
         evidence_dir: core.evidence_dir(machine.id).into_string(),
-        egress: config.policy(hosts),
+        // Nothing leaves before the claim.
+        egress: EgressPolicy::default(),
         boot_deadline_s: config.deadlines.boot_s,
         console_keep_bytes: config.limits.console_keep_bytes,
         idle_deadline_s: None,

@@ -13,7 +13,8 @@ use vestibule_api::{
     client::{self, CallError},
     finding::{Finding, Quote},
     ids::MachineId,
-    machine::{Claim, MachineView},
+    machine::Claim,
+    pack::ProviderPack,
     session::SessionState,
     time::Timestamp,
 };
@@ -26,9 +27,11 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
     if session.state != SessionState::Ready {
         return Ok(());
     }
-    claim(core, session, machine.id).await?;
     let event = match request(core, session) {
-        Ok(request) => ask(core, machine.id, &request).await?,
+        Ok(request) => match claim(core, machine.id, &request).await? {
+            Ok(()) => ask(core, machine.id, &request).await?,
+            Err(finding) => Err(finding),
+        },
         Err(finding) => Err(*finding),
     };
     let (event, facts) = match event {
@@ -47,21 +50,47 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
     Ok(())
 }
 
-/// A VM that was started for this session has it in its specification; another one is given to it now.
-async fn claim(core: &Shared, session: &SessionRow, machine: MachineId) -> Result<(), EffectError> {
-    let runner = core.runner(machine);
-    let view: MachineView = runner.get("/machine").await?;
-    if view.session_id == Some(session.id) {
-        return Ok(());
-    }
+/// Gives the VM to its session and opens its way out. Done twice it is done once. The outer error is one that may pass;
+/// the inner one ends the sign-in.
+async fn claim(
+    core: &Shared,
+    machine: MachineId,
+    login: &LoginRequest,
+) -> Result<Result<(), Finding>, EffectError> {
     let claim = Claim {
-        session_id: session.id,
-        egress: core.config.policy(Vec::new()),
+        session_id: login.session_id,
+        egress: core.config.policy(hosts_of(&login.pack, &login.flow)),
     };
-    runner
-        .call::<_, serde_json::Value>(Method::POST, "/claim", Some(&claim))
-        .await?;
-    Ok(())
+    let request = client::json_request(Method::POST, "/claim", Some(&claim))?;
+    let reply = core.runner(machine).open(request).await?;
+    match client::body("POST /claim", reply).await {
+        Ok(_) => Ok(Ok(())),
+        Err(err) if err.status() == Some(StatusCode::BAD_REQUEST) => Ok(Err(refused(
+            Cause::LaunchRefused,
+            &err,
+            "the runner refused what the session may reach",
+            "correct what the quoted reply names in `[egress]` of the configuration or in the pack's hosts",
+        ))),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// The hosts that a flow names, for a way out that is an allow-list.
+fn hosts_of(pack: &ProviderPack, flow: &str) -> Vec<String> {
+    let Some(flow) = pack.flow.iter().find(|f| f.id == flow) else {
+        return Vec::new();
+    };
+    let urls = flow.url.iter().flat_map(|url| url.hosts.iter());
+    let mut hosts: Vec<_> = flow
+        .browser
+        .allow_hosts
+        .iter()
+        .chain(urls)
+        .cloned()
+        .collect();
+    hosts.sort();
+    hosts.dedup();
+    hosts
 }
 
 fn request(core: &Shared, session: &SessionRow) -> Result<LoginRequest, Box<Finding>> {

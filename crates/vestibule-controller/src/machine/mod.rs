@@ -48,6 +48,18 @@ pub(crate) fn lost(quote: Quote) -> Finding {
     .retryable()
 }
 
+/// Time was over, and nobody was there.
+pub(crate) fn person_left(quote: Quote) -> Finding {
+    Finding::new(
+        Cause::PersonLeft,
+        quote,
+        "nobody was watching when the time for the sign-in was over",
+        "start the sign-in again and stay until it says completed",
+    )
+    .refuted_by("an open view at the deadline")
+    .retryable()
+}
+
 /// A runner that did not do what it was asked.
 pub(crate) fn refused(cause: Cause, err: &CallError, why: &str, fix: &str) -> Finding {
     let quote = Quote {

@@ -1,4 +1,5 @@
 //! What one event of a runner means for machine and session. Pure.
+use super::person_left;
 use crate::{
     state::Event,
     store::{Facts, Reported},
@@ -52,6 +53,24 @@ pub(super) fn read(event: &RunnerEventKind) -> (Reported, Option<String>) {
         }
     }
     (reported, code)
+}
+
+/// The agent, whose clock ends a sign-in, does not see viewers: with nobody there, its *deadline* is a person who left.
+pub(super) fn unwatched(reported: &mut Reported) {
+    if let Some((Event::LoginFailed, facts)) = &mut reported.event
+        && let Some(told) = facts.finding.take_if(|told| told.cause == Cause::Deadline)
+    {
+        let quote = Quote {
+            source: "events".to_owned(),
+            line: None,
+            text: told.why,
+        };
+        let left = told
+            .evidence
+            .into_iter()
+            .fold(person_left(quote), Finding::and);
+        facts.finding = Some(left);
+    }
 }
 
 fn failed(finding: Finding) -> Facts {
@@ -173,6 +192,30 @@ mod tests {
         let (reported, code) = read(&RunnerEventKind::Agent { event });
         assert_eq!(code.as_deref(), Some("ABCD-1234"));
         assert!(!format!("{reported:?}").contains("ABCD"));
+    }
+
+    #[test]
+    fn a_deadline_with_nobody_there_is_a_person_who_left() {
+        for (cause, expected) in [
+            (Cause::Deadline, Cause::PersonLeft),
+            (Cause::UrlNotCaptured, Cause::UrlNotCaptured),
+        ] {
+            let quote = Quote {
+                source: "terminal".to_owned(),
+                line: None,
+                text: "Waiting…".to_owned(),
+            };
+            let event = AgentEvent::Login {
+                event: LoginEvent::Failed {
+                    finding: Finding::new(cause, quote, "over (895 s)", "again"),
+                },
+            };
+            let (mut reported, _) = read(&RunnerEventKind::Agent { event });
+            unwatched(&mut reported);
+            let finding = reported.event.unwrap().1.finding.unwrap();
+            assert_eq!(finding.cause, expected);
+            assert_eq!(finding.evidence.last().unwrap().text, "Waiting…");
+        }
     }
 
     #[test]

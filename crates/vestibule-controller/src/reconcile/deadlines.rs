@@ -2,6 +2,7 @@
 use super::ReconcileError;
 use crate::{
     core::Shared,
+    machine,
     state::Event,
     store::{Applied, Facts, SessionRow},
 };
@@ -52,11 +53,9 @@ async fn finding(core: &Shared, session: &SessionRow) -> Result<Finding, Reconci
             "the tool was not started in time",
             "start the sign-in again; read the VM's report",
         ),
-        SessionState::AwaitingUser if core.live.screen_viewers(session.id) == 0 => (
-            Cause::PersonLeft,
-            "nobody was watching when the time for the sign-in was over",
-            "start the sign-in again and stay until it says completed",
-        ),
+        SessionState::AwaitingUser if !core.live.is_watched(session.id) => {
+            return Ok(machine::person_left(quote));
+        }
         SessionState::AwaitingUser => (
             Cause::Deadline,
             "the sign-in was not finished in time",

@@ -1,17 +1,22 @@
 //! VMs that die at each step, hosts that refuse, people who leave: each ends in its own cause and leaves nothing.
 use crate::{
     lifecycle::{FILE, SECRET, nothing_left, signing_in},
-    support::{api::Api, home::Home, wait_for},
+    support::{
+        api::{Api, bytes},
+        home::Home,
+        wait_for,
+    },
 };
 use axum::http::StatusCode;
 use serde_json::json;
 use vestibule_api::{
     agent::LoginEvent,
     cause::Cause,
+    egress::{EgressMode, EgressPolicy},
     finding::{Finding, Quote},
     ids::SessionId,
     machine::{Exit, RunnerEventKind},
-    session::{SessionEventKind, SessionState, SessionView},
+    session::{Right, SessionEventKind, SessionState, SessionView},
 };
 
 fn cause(view: &SessionView) -> Cause {
@@ -314,6 +319,70 @@ async fn a_person_who_leaves() {
     let (id, _) = signing_in(&home, api).await;
     let view = api.until(id, SessionState::Expired).await;
     assert_eq!(cause(&view), Cause::PersonLeft);
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+/// The agent's clock is the first to end a sign-in; who was there decides what that means.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_with_and_without_a_viewer() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+    for (watched, expected) in [(false, Cause::PersonLeft), (true, Cause::Deadline)] {
+        let (id, runner) = signing_in(&home, api).await;
+        let viewer = if watched {
+            let mut view = api.view(id, Right::View).await;
+            assert!(bytes(&mut view).await.is_some());
+            Some(view)
+        } else {
+            None
+        };
+        let quote = Quote {
+            source: "terminal".to_owned(),
+            line: None,
+            text: "Waiting for the browser".to_owned(),
+        };
+        let finding = Finding::new(Cause::Deadline, quote, "too late", "again");
+        runner.login(LoginEvent::Failed { finding });
+        let view = failed(api, id).await;
+        assert_eq!(cause(&view), expected);
+        drop(viewer);
+    }
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+/// Nothing leaves a VM before its session claims it, and the claim brings what the flow may reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_way_out_opens_with_the_claim() {
+    let home = Home::with("[egress]\nmode = 'allow-list'\n");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let (id, runner) = signing_in(&home, api).await;
+    assert_eq!(runner.spec.egress, EgressPolicy::default());
+    let claims = runner.claims.lock().unwrap().clone();
+    assert_eq!((claims.len(), claims[0].session_id), (1, id));
+    assert_eq!(claims[0].egress.mode, EgressMode::AllowList);
+    assert!(
+        claims[0]
+            .egress
+            .hosts
+            .iter()
+            .any(|h| h == "auth.openai.com")
+    );
+    controller.stop().await;
+
+    // A way out that the runner refuses ends the sign-in with its words.
+    let home =
+        Home::with("[egress]\nmode = 'allow-list'\n[providers.codex]\nhosts = ['refused.test']\n");
+    let controller = home.serve().await;
+    let id = controller.api.start("codex").await;
+    let runner = home.runner(controller.api.machine(id).await).await;
+    runner.up();
+    let view = failed(&controller.api, id).await;
+    assert_eq!(cause(&view), Cause::LaunchRefused);
+    assert!(runner.logins.lock().unwrap().is_empty());
     nothing_left(&home).await;
     controller.stop().await;
 }

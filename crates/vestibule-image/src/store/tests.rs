@@ -156,7 +156,7 @@ fn what_a_rollback_needs_and_what_is_new_stays() {
     let gone = store.gc(false).unwrap();
     assert_eq!(gone.images, [images[0].clone()]);
     assert_eq!(gone.rollback_targets, [images[1].clone()]);
-    assert_eq!(gone.young, [young.clone()]);
+    assert_eq!(gone.young, std::slice::from_ref(&young));
     assert!(gone.to_string().contains("--all"), "{gone}");
     assert_eq!(store.gc(true).unwrap().images, [young]);
     assert_eq!(store.rollback(&browser).unwrap(), images[1]);

@@ -141,6 +141,11 @@ impl Policy {
         })
     }
 
+    /// Whether nothing leaves.
+    pub fn is_closed(&self) -> bool {
+        self.mode == EgressMode::Closed
+    }
+
     /// The addresses that `target` may be dialled at, each of them checked.
     ///
     /// # Errors

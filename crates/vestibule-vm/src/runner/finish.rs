@@ -63,6 +63,7 @@ pub(super) async fn finish(mut life: Life, end: End) -> Exit {
 #[serde(rename_all = "camelCase")]
 struct MachineRecord<'a> {
     spec: &'a vestibule_api::machine::VmSpec,
+    claim: Option<&'a vestibule_api::machine::Claim>,
     view: vestibule_api::machine::MachineView,
     capabilities: Option<&'a crate::driver::Capabilities>,
     command_line: &'a [String],
@@ -80,6 +81,7 @@ async fn take(life: &Life, reason: &str) -> Bundle {
     let manifest = life.image.as_ref().map(|image| &image.manifest);
     let mut record = MachineRecord {
         spec: &shared.spec,
+        claim: life.claim.as_ref(),
         view: shared.view(),
         capabilities: life.capabilities.as_ref(),
         command_line: &life.command_line,

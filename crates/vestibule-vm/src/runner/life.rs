@@ -68,6 +68,8 @@ pub(super) struct Life {
     /// Callers of `POST /stop`, answered when nothing is left.
     pub stops: Vec<oneshot::Sender<Disposal>>,
     pub image: Option<Image>,
+    /// The one that the VM's way out was opened by.
+    pub claim: Option<Claim>,
     progress: Progress,
     /// Since when the stream of a VM that was up is gone.
     lost: Option<(Instant, String)>,
@@ -83,6 +85,7 @@ impl Life {
             command_line: Vec::new(),
             stops: Vec::new(),
             image: None,
+            claim: None,
             progress: Progress::default(),
             lost: None,
         }
@@ -181,7 +184,7 @@ impl Life {
         match input {
             Input::Claim { claim, reply } => {
                 // Who asked may have gone away; the claim holds all the same.
-                let _ = reply.send(self.claim(&claim));
+                let _ = reply.send(self.claim(*claim));
             }
             Input::Stop { request, reply } => {
                 self.stops.extend(reply);
@@ -208,8 +211,10 @@ impl Life {
         None
     }
 
-    fn claim(&self, claim: &Claim) -> Result<MachineView, ClaimError> {
-        if self.shared.view().session_id.is_some() {
+    /// The same session may claim again: a controller that was killed does not know whether it did.
+    fn claim(&mut self, claim: Claim) -> Result<MachineView, ClaimError> {
+        let owner = self.shared.view().session_id;
+        if owner.is_some_and(|owner| owner != claim.session_id) {
             return Err(ClaimError::Taken);
         }
         self.shared
@@ -218,6 +223,7 @@ impl Life {
             .map_err(|err| ClaimError::Policy(err.to_string()))?;
         self.shared
             .update(|view| view.session_id = Some(claim.session_id));
+        self.claim = Some(claim);
         Ok(self.shared.view())
     }
 

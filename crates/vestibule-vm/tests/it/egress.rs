@@ -321,6 +321,9 @@ async fn closed_until_claimed() {
         reply.starts_with("HTTP/1.1 403 Refused by Vestibule: policy"),
         "{reply}"
     );
+    // Counted, and no news about the session to come.
+    assert_eq!(way.egress.counters().refused, 1);
+    assert!(way.refusals().is_empty());
     policy.mode = EgressMode::AllowList;
     policy.hosts = vec!["web.test".into()];
     way.egress.set_policy(&policy).unwrap();
@@ -330,6 +333,10 @@ async fn closed_until_claimed() {
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
     let reply = way.raw("CONNECT other.test:443 HTTP/1.1\r\n\r\n").await;
     assert!(reply.starts_with("HTTP/1.1 403 "), "{reply}");
+    assert_eq!(
+        way.refusals(),
+        [("other.test".into(), 443, EgressReason::Policy, 1)]
+    );
 }
 
 #[tokio::test]

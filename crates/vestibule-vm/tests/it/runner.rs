@@ -268,6 +268,15 @@ async fn the_api_refuses_what_it_must() {
     .await
     .unwrap();
     assert!(view.session_id.is_some());
+    // The same session claims again, as a controller does that was killed in between; another one is refused.
+    let again = Claim {
+        session_id: view.session_id.unwrap(),
+        ..claim(EgressMode::Open)
+    };
+    let repeated: MachineView = soon(runner.client.call(Method::POST, "/claim", Some(&again)))
+        .await
+        .unwrap();
+    assert_eq!(repeated.session_id, view.session_id);
     let second = soon(
         runner
             .client

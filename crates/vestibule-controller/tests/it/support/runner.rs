@@ -34,7 +34,7 @@ use vestibule_api::{
     },
     finding::Finding,
     ids::MachineId,
-    machine::{Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec},
+    machine::{Claim, Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec},
     time::Timestamp,
     view,
 };
@@ -47,6 +47,7 @@ pub(crate) struct Runner {
     events: watch::Sender<Vec<RunnerEvent>>,
     generation: Mutex<u64>,
     pub(crate) logins: Mutex<Vec<LoginRequest>>,
+    pub(crate) claims: Mutex<Vec<Claim>>,
     credential: Mutex<Option<(String, Vec<u8>)>>,
     pub(crate) stops: Mutex<Vec<String>>,
     /// A runner from before connections were handed over.
@@ -142,6 +143,7 @@ impl Runner {
             events: watch::channel(Vec::new()).0,
             generation: Mutex::new(0),
             logins: Mutex::default(),
+            claims: Mutex::default(),
             credential: Mutex::default(),
             stops: Mutex::default(),
             old: AtomicBool::new(false),
@@ -261,6 +263,7 @@ fn router(runner: Arc<Runner>) -> Router {
             "/console",
             get(async || "[    0.000000] Linux version 6.1\n"),
         )
+        .route("/claim", post(claim))
         .route("/stop", post(stop))
         .route("/view", get(open_view))
         .route("/agent/login", post(login))
@@ -369,7 +372,33 @@ async fn stop(State(runner): State<Arc<Runner>>, Json(request): Json<Value>) -> 
     })
 }
 
+async fn claim(State(runner): State<Arc<Runner>>, Json(claim): Json<Claim>) -> Response {
+    let mut claims = runner.claims.lock().unwrap();
+    let owner = runner
+        .spec
+        .session_id
+        .or_else(|| claims.first().map(|c| c.session_id));
+    if owner.is_some_and(|owner| owner != claim.session_id) {
+        return StatusCode::CONFLICT.into_response();
+    }
+    if claim.egress.hosts.iter().any(|host| host == "refused.test") {
+        return (StatusCode::BAD_REQUEST, "`refused.test` is refused").into_response();
+    }
+    claims.push(claim);
+    Json(json!({})).into_response()
+}
+
 async fn login(State(runner): State<Arc<Runner>>, Json(request): Json<LoginRequest>) -> Response {
+    let owner = request.session_id;
+    assert!(
+        runner
+            .claims
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|c| c.session_id == owner),
+        "a VM is claimed before a tool starts in it"
+    );
     let status = *runner.login_status.lock().unwrap();
     if status == StatusCode::ACCEPTED {
         let (provider, flow, session_id) = (
