@@ -10,10 +10,7 @@
 //!
 //! A runner with [`crate::machine::VmSpec::restore`] holds a shared lock (flock(2)) on [`MANIFEST_FILE`] for as long as
 //! its VM lives; who removes a snapshot takes the lock exclusively first.
-use crate::{
-    ids::{ImageDigest, SnapshotId},
-    time::Timestamp,
-};
+use crate::{ids::ImageDigest, time::Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Version of [`SnapshotManifest`].
