@@ -56,7 +56,8 @@ async fn requests_that_are_wrong(stage: &Stage) -> Result<()> {
         .err()
         .context("it was accepted")?;
     ensure!(
-        refused(&unknown) == Some(StatusCode::NOT_FOUND),
+        refused(&unknown) == Some(StatusCode::BAD_REQUEST)
+            && format!("{unknown:#}").contains("unknown_provider"),
         "{unknown:#}"
     );
     let flow = stage
