@@ -1,7 +1,7 @@
 //! The role `agent`: one thread, one runtime, and the state that its tasks share.
 use crate::{
     api, attach, desktop, events::EventLog, guest::Guest, link, login::Logins, notify, proxy,
-    readiness::Readiness, shim,
+    readiness::Readiness, renew::Life, shim,
 };
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -56,6 +56,10 @@ pub(crate) struct Agent {
     pub(crate) display: watch::Sender<Option<DisplayReport>>,
     /// The session that this VM belongs to; once set it stays.
     pub(crate) session: OnceLock<SessionId>,
+    /// Whether the host has set the clock.
+    pub(crate) clock_set: watch::Sender<bool>,
+    /// Whether the guest is ready to be saved; then the agent begins anew when the stream ends.
+    pub(crate) prepared: watch::Sender<bool>,
     build: String,
 }
 
@@ -70,6 +74,8 @@ impl Agent {
             login: Logins::new(),
             display: watch::Sender::new(None),
             session: OnceLock::new(),
+            clock_set: watch::Sender::new(false),
+            prepared: watch::Sender::new(false),
             build,
         })
     }
@@ -83,7 +89,7 @@ impl Agent {
             build: self.build.clone(),
             api: AGENT_API,
             capabilities: self.guest.capabilities(),
-            uptime_ms: uptime_ms(),
+            uptime_ms: Life::read(&self.guest.run).map_or_else(uptime_ms, |life| life.age_ms()),
             waiting_for,
         }
     }

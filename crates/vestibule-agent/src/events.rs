@@ -32,16 +32,24 @@ impl EventLog {
     pub(crate) fn push(&self, event: AgentEvent) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let seq = *self.last.borrow() + 1;
+        // The host may set the clock back a little; readers tell by time what is new to them.
+        let after = kept.back().map_or(0, |line| line.at.as_micros() + 1);
+        let at = Timestamp::now().max(Timestamp::from_micros(after));
         if kept.len() == KEPT {
             kept.pop_front();
         }
-        kept.push_back(AgentEventLine {
-            seq,
-            at: Timestamp::now(),
-            event,
-        });
+        kept.push_back(AgentEventLine { seq, at, event });
         drop(kept);
         self.last.send_replace(seq);
+    }
+
+    /// Forgets everything and begins with 1 again: this is another VM.
+    pub(crate) fn forget(&self) {
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        self.last.send_replace(0);
     }
 
     /// Appends a step of the sign-in.

@@ -5,8 +5,9 @@ use crate::{
     config_drive::DriveError,
     port::{self, Port, PortError},
     readiness::Condition,
+    renew::{self, RenewError},
 };
-use std::{io, sync::Arc, time::Duration};
+use std::{io, os::unix::process::CommandExt as _, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt as _, net::UnixStream, task::JoinError};
 use tracing::{info, warn};
 use vestibule_api::{
@@ -39,6 +40,8 @@ enum LinkError {
     Handshake(#[source] HandshakeError),
     #[error("authenticate the host: no answer within {HANDSHAKE_LIMIT:?}")]
     Silent,
+    #[error(transparent)]
+    Renew(#[from] RenewError),
     #[error("look for devices")]
     Task(#[source] JoinError),
 }
@@ -46,7 +49,7 @@ enum LinkError {
 /// Keeps the stream up for as long as the agent runs.
 pub(crate) async fn keep(agent: Arc<Agent>) {
     loop {
-        match connect().await {
+        match connect(&agent).await {
             Ok((mux, incoming)) => {
                 info!("the host is on the stream");
                 agent.link.send_replace(Some(mux.clone()));
@@ -57,6 +60,11 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
                     .readiness
                     .set(Condition::Stream, vec!["the host on the stream".to_owned()]);
                 warn!(why = %Chain(&mux.ended().await), "the stream ended");
+                if *agent.prepared.borrow() {
+                    // Whoever copies this process must not copy what it has drawn, opened or remembered.
+                    let err = begin_anew();
+                    warn!(error = %err, "the agent could not begin anew");
+                }
             }
             Err(err) => warn!(error = %Chain(&err), "no stream to the host"),
         }
@@ -64,14 +72,32 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
     }
 }
 
-async fn connect() -> Result<(Mux, Incoming), LinkError> {
-    let found = tokio::task::spawn_blocking(|| {
-        let key = StreamKey::of(&config_drive::read(DEVICE_WAIT)?)?;
-        Ok::<_, LinkError>((key, port::find(PORT_NAME, DEVICE_WAIT)?))
-    });
-    let (key, path) = found.await.map_err(LinkError::Task)??;
+/// Becomes a fresh process of the same program, number and unit. Returns only if it could not.
+fn begin_anew() -> io::Error {
+    std::process::Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .exec()
+}
+
+/// Waits for a host, sees who this VM is now, and authenticates. In this order: between the wait for one host and the
+/// coming of the next, the VM may have become another one.
+async fn connect(agent: &Arc<Agent>) -> Result<(Mux, Incoming), LinkError> {
+    let found = tokio::task::spawn_blocking(|| port::find(PORT_NAME, DEVICE_WAIT));
+    let path = found.await.map_err(LinkError::Task)??;
     let mut port = Port::open(&path)?;
     port.connected().await?;
+    let run = agent.guest.run.clone();
+    let known = tokio::task::spawn_blocking(move || {
+        let drive = config_drive::read(DEVICE_WAIT)?;
+        let copy = renew::renew(&drive, &run)?;
+        Ok::<_, LinkError>((StreamKey::of(&drive)?, copy))
+    });
+    let (key, copy) = known.await.map_err(LinkError::Task)??;
+    if copy {
+        info!("this is a copy of a VM, and has its own identity now");
+        agent.events.forget();
+        tokio::spawn(Arc::clone(agent).wake());
+    }
     tokio::time::timeout(HANDSHAKE_LIMIT, guest_handshake(&mut port, &key))
         .await
         .map_err(|_| LinkError::Silent)?

@@ -11,6 +11,8 @@
 //! | `POST /login/url` | [`OpenUrl`]: opens a URL of the flow's hosts in the browser again |
 //! | `GET /terminal?right=control\|view` | WebSocket: binary frames are terminal bytes, text frames [`TerminalControl`] |
 //! | `GET /login/transcript` | what the terminal showed, as text |
+//! | `POST /clock` | [`ClockRequest`] → [`ClockReply`]; the runner only |
+//! | `POST /prepare-snapshot` | ends the desktop, empties the home directory, clears free memory; the runner only, in a VM of no session. When the stream ends after it, the agent begins anew |
 //! | `POST /exec` | [`ExecRequest`] → [`ExecReply`] |
 //! | `GET /auth/callback` | the generic OAuth client's redirect target (guest loopback only) |
 //!
@@ -336,6 +338,22 @@ pub struct OpenUrl {
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum TerminalControl {
     Resize { cols: u16, rows: u16 },
+}
+
+/// `POST /clock`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClockRequest {
+    /// First set the guest's clock forward by so many µs (back, where negative); 0: leave it.
+    pub adjust_micros: i64,
+}
+
+/// The guest's clock after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClockReply {
+    /// In µs since the epoch.
+    pub now_micros: i64,
 }
 
 /// `POST /exec`: for engineers; refused in a VM that belongs to a session.

@@ -1,16 +1,19 @@
 //! What a VMM must be able to do. What a VM *is* stands in its [`Launch`]; there are no setters.
 //!
-//! What a driver cannot do is absent from its [`Capabilities`], which come from a probe and never from a belief. Memory
-//! snapshots are in no driver's capabilities yet, so the trait has no method for them.
+//! What a driver cannot do is absent from its [`Capabilities`], which come from a probe and never from a belief.
 use crate::{
     config_drive::DriveFd, evidence::Bundle, log::BoundedLog, process::SpawnError,
     qemu::qmp::QmpError,
 };
 use camino::Utf8PathBuf;
 use futures_util::future::BoxFuture;
-use std::{io, sync::Arc};
+use std::{fs::File, io, sync::Arc};
 use tokio::io::{AsyncRead, AsyncWrite};
-use vestibule_api::{ids::MachineId, machine::Exit};
+use vestibule_api::{
+    ids::{ImageDigest, MachineId},
+    machine::Exit,
+    snapshot::{Binding, SnapshotManifest},
+};
 
 /// A byte stream to the guest's end of the one stream.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -26,8 +29,31 @@ pub struct Capabilities {
     pub version: String,
     /// Why this accelerator and no other.
     pub because: String,
+    /// The machine type that VMs get, with its version.
+    pub machine: String,
     pub pause: bool,
     pub snapshot: bool,
+    /// Whether a snapshot's memory can be opened for reading only. Where it cannot, nothing is written to it all the same.
+    pub read_only_memory: bool,
+}
+
+/// Where the guest's memory is.
+#[derive(Debug)]
+pub enum Memory {
+    /// Nowhere but in the VMM.
+    Own,
+    /// In this file, which a save makes part of a snapshot.
+    Shared(Utf8PathBuf),
+    /// In a snapshot, page by page until the guest writes to it.
+    Restored(Box<Restored>),
+}
+
+/// A snapshot to begin from.
+#[derive(Debug)]
+pub struct Restored {
+    pub manifest: SnapshotManifest,
+    pub memory: Utf8PathBuf,
+    pub state: File,
 }
 
 /// Why a probe found nothing usable.
@@ -60,6 +86,10 @@ pub struct Launch {
     /// The image's part of the kernel command line.
     pub cmdline: String,
     pub config: DriveFd,
+    /// What a snapshot is bound to besides: the image, and the agent that it declares.
+    pub image_digest: ImageDigest,
+    pub agent_build: String,
+    pub memory: Memory,
     pub console: Arc<BoundedLog>,
     pub vmm_log: Arc<BoundedLog>,
 }
@@ -83,6 +113,11 @@ pub enum LaunchError {
     },
     #[error("speak with the VMM")]
     Control(#[source] QmpError),
+    /// The snapshot does not belong to this host, image or VM; in words.
+    #[error("restore the snapshot: {0}")]
+    Mismatch(String),
+    #[error("load the snapshot's state")]
+    Load(#[source] QmpError),
 }
 
 /// Why a running VM did not do as asked.
@@ -96,6 +131,8 @@ pub enum MachineError {
     },
     #[error("connect to the guest's stream")]
     Dial(#[source] io::Error),
+    #[error("write the VM's state")]
+    Save(#[source] io::Error),
 }
 
 /// A kind of VMM.
@@ -103,7 +140,7 @@ pub trait Driver: Send + Sync {
     /// Looks what is installed and what really works here.
     fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>>;
 
-    /// Starts a VM. When it fails, nothing of the VM is left but what the logs hold.
+    /// Starts a VM; one that is restored is loaded, and its CPUs wait for [`Machine::resume`]. When it fails, nothing of the VM is left but what the logs hold.
     fn launch(
         &self,
         capabilities: &Capabilities,
@@ -121,6 +158,15 @@ pub trait Machine: Send + Sync {
 
     /// Connects to the guest's end of the stream. The connection reads end of file when the guest closes its end.
     fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>>;
+
+    /// What a snapshot of this VM is bound to; none where it can have none.
+    fn binding(&self) -> Option<&Binding>;
+
+    /// Completes when the guest has, from now on, closed its end of the stream and opened it again.
+    fn reopened(&self) -> BoxFuture<'static, ()>;
+
+    /// Stops the CPUs, writes their state and that of the devices, and ends the VMM: the memory's file is whole then.
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), MachineError>>;
 
     /// Stops the virtual CPUs.
     fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>>;

@@ -23,7 +23,9 @@ pub mod log;
 pub mod process;
 pub mod qemu;
 mod runner;
+pub mod snapshot;
 mod socket;
+pub mod tsc;
 
 pub use doctor::doctor;
 pub use runner::{RunError, SOCKET, run};

@@ -8,11 +8,14 @@
 //! q35 7.8 to 8.9, `microvm,acpi=on` 8.9 to 9.4, and the latter needs to be told the host's TSC frequency. `-cpu max`
 //! against `qemu64`, `EPYC` and `Nehalem` made no difference beyond noise.
 mod argv;
+mod memory;
+mod probe;
 pub mod qmp;
 
 use crate::{
     driver::{
-        Capabilities, Driver, Launch, LaunchError, Machine, MachineError, ProbeError, Transport,
+        Capabilities, Driver, Launch, LaunchError, Machine, MachineError, Memory, ProbeError,
+        Transport,
     },
     evidence::Bundle,
     kvm,
@@ -38,7 +41,7 @@ use tokio::{
     net::UnixStream,
     sync::{broadcast, watch},
 };
-use vestibule_api::machine::Exit;
+use vestibule_api::{machine::Exit, snapshot::Binding};
 
 /// The program's name.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -71,9 +74,9 @@ impl Driver for QemuDriver {
     fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>> {
         async {
             let program = self.program.clone();
-            let look = move || (crate::doctor::program_version(&program), kvm::probe());
-            let (version, verdict) = match tokio::task::spawn_blocking(look).await {
-                Ok((version, verdict)) => (version?, verdict),
+            let look = move || (probe::probe(&program), kvm::probe());
+            let (probed, verdict) = match tokio::task::spawn_blocking(look).await {
+                Ok((probed, verdict)) => (probed?, verdict),
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             };
             let accel = if verdict.usable() {
@@ -83,10 +86,12 @@ impl Driver for QemuDriver {
             };
             Ok(Capabilities {
                 driver: accel.name().to_owned(),
-                version,
+                version: probed.version,
                 because: verdict.to_string(),
+                machine: probed.machine,
                 pause: true,
-                snapshot: false,
+                snapshot: probed.snapshot,
+                read_only_memory: probed.read_only_memory,
             })
         }
         .boxed()
@@ -97,13 +102,9 @@ impl Driver for QemuDriver {
         capabilities: &Capabilities,
         launch: Launch,
     ) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
-        let accel = if capabilities.driver == Accel::Kvm.name() {
-            Accel::Kvm
-        } else {
-            Accel::Tcg
-        };
+        let capabilities = capabilities.clone();
         async move {
-            let machine = start(&self.program, accel, launch).await?;
+            let machine = start(&self.program, &capabilities, launch).await?;
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         }
         .boxed()
@@ -115,8 +116,16 @@ struct QemuMachine {
     qmp: Qmp,
     command_line: Vec<String>,
     stream_socket: Utf8PathBuf,
-    /// Counts how often the guest closed its end of the stream.
-    closed: watch::Receiver<u64>,
+    binding: Option<Binding>,
+    /// The guest's end of the stream.
+    port: watch::Receiver<Port>,
+}
+
+/// What the guest has done with its end of the stream.
+#[derive(Clone, Copy, Debug, Default)]
+struct Port {
+    opened: u64,
+    closed: u64,
 }
 
 fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
@@ -125,9 +134,17 @@ fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
 
 async fn start(
     program: &Utf8Path,
-    accel: Accel,
+    capabilities: &Capabilities,
     launch: Launch,
 ) -> Result<QemuMachine, LaunchError> {
+    let accel = Accel::of(capabilities);
+    // Only what is or becomes a snapshot is bound to anything.
+    let tsc = match launch.memory {
+        Memory::Own => None,
+        Memory::Shared(_) | Memory::Restored(_) => {
+            Some(tokio::task::spawn_blocking(crate::tsc::khz))
+        }
+    };
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
     let (serial_out, serial) = pipe().map_err(prepare("make a pipe for the console"))?;
     let (stderr_out, stderr) = pipe().map_err(prepare("make a pipe for the VMM's log"))?;
@@ -148,7 +165,18 @@ async fn start(
             .try_clone()
             .map_err(prepare("keep the config drive"))?,
     };
-    let args = argv::argv(accel, &launch, &fds);
+    let argv::Argv { args, shape } = argv::argv(capabilities, &launch, &fds);
+    let expected = match tsc {
+        None => None,
+        Some(tsc) => {
+            let tsc = tsc
+                .await
+                .map_err(|err| prepare("measure the counter")(io::Error::other(err)))?;
+            let binding = memory::expected(accel, &capabilities.machine, &launch, shape, tsc);
+            check_early(&launch.memory, &binding)?;
+            Some(binding)
+        }
+    };
     let command_line: Vec<_> = std::iter::once(program.to_string())
         .chain(args.iter().cloned())
         .collect();
@@ -166,15 +194,60 @@ async fn start(
         Err(NotGreeted::Died(exit)) => return Err(LaunchError::Died { exit, command_line }),
         Err(NotGreeted::Control(err)) => return Err(LaunchError::Control(err)),
     };
-    let (closings, closed) = watch::channel(0);
-    tokio::spawn(watch_port(events, closings));
+    let binding = match expected {
+        None => None,
+        Some(binding) => Some(
+            memory::complete(&qmp, accel, binding)
+                .await
+                .map_err(LaunchError::Control)?,
+        ),
+    };
+    if let (Memory::Restored(restored), Some(here)) = (launch.memory, &binding) {
+        check(&restored.manifest, here)?;
+        let loaded = memory::load(&qmp, restored.state).await;
+        if let Err(err) = loaded {
+            // A QEMU that cannot read its state says so in its log and ends.
+            return match tokio::time::timeout(QUIT_TIMEOUT, child.wait()).await {
+                Ok(exit) => Err(LaunchError::Died { exit, command_line }),
+                Err(_) => Err(LaunchError::Load(err)),
+            };
+        }
+    }
+    let (told, port) = watch::channel(Port::default());
+    tokio::spawn(watch_port(events, told));
     Ok(QemuMachine {
         child,
         qmp,
         command_line,
         stream_socket,
-        closed,
+        binding,
+        port,
     })
+}
+
+fn check(
+    manifest: &vestibule_api::snapshot::SnapshotManifest,
+    here: &Binding,
+) -> Result<(), LaunchError> {
+    match manifest.binding_mismatch(here) {
+        None => Ok(()),
+        Some(words) => Err(LaunchError::Mismatch(words)),
+    }
+}
+
+/// Compares what is known before QEMU runs: a QEMU with other memory would not even begin, and its own words name no
+/// snapshot.
+fn check_early(memory: &Memory, here: &Binding) -> Result<(), LaunchError> {
+    let Memory::Restored(restored) = memory else {
+        return Ok(());
+    };
+    let there = &restored.manifest.binding;
+    let here = Binding {
+        vmm_version: there.vmm_version.clone(),
+        cpu_features: there.cpu_features.clone(),
+        ..here.clone()
+    };
+    check(&restored.manifest, &here)
 }
 
 enum NotGreeted {
@@ -204,13 +277,15 @@ fn control_pair() -> io::Result<(UnixStream, OwnedFd)> {
     Ok((UnixStream::from_std(ours)?, theirs.into()))
 }
 
-/// Counts the times that the guest closed its port, until QEMU ends.
-async fn watch_port(mut events: broadcast::Receiver<QmpEvent>, closings: watch::Sender<u64>) {
+/// Counts the times that the guest opened and closed its port, until QEMU ends.
+async fn watch_port(mut events: broadcast::Receiver<QmpEvent>, port: watch::Sender<Port>) {
     loop {
         match events.recv().await {
             Ok(event) if event.event == "VSERPORT_CHANGE" => {
-                if event.data.get("open").and_then(serde_json::Value::as_bool) == Some(false) {
-                    closings.send_modify(|n| *n += 1);
+                match event.data.get("open").and_then(serde_json::Value::as_bool) {
+                    Some(true) => port.send_modify(|port| port.opened += 1),
+                    Some(false) => port.send_modify(|port| port.closed += 1),
+                    None => {}
                 }
             }
             Ok(event) => tracing::debug!(event = event.event, data = %event.data, "the VMM says"),
@@ -228,6 +303,22 @@ impl QemuMachine {
             .map(drop)
             .map_err(|err| MachineError::Control { what, err })
     }
+
+    /// Asks QEMU to end, and ends it where it does not.
+    async fn quit(&self) -> Exit {
+        let quit = async {
+            // A QEMU that does not answer is killed below.
+            let _ = self.command("end", "quit").await;
+            self.child.wait().await
+        };
+        match tokio::time::timeout(QUIT_TIMEOUT, quit).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                self.child.kill();
+                self.child.wait().await
+            }
+        }
+    }
 }
 
 impl Machine for QemuMachine {
@@ -241,17 +332,45 @@ impl Machine for QemuMachine {
 
     fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>> {
         async {
-            let mut closed = self.closed.clone();
-            closed.mark_unchanged();
+            let mut port = self.port.clone();
+            let before = port.borrow().closed;
             let socket = crate::socket::connect(&self.stream_socket)
                 .await
                 .map_err(MachineError::Dial)?;
-            let until = async move { closed.changed().await.map_or((), drop) };
+            let until = async move {
+                // An error is the end of QEMU, and of this connection.
+                let _ = port.wait_for(|port| port.closed > before).await;
+            };
             Ok(Box::new(UntilClosed {
                 socket,
                 closed: until.boxed(),
                 ended: false,
             }) as Box<dyn Transport>)
+        }
+        .boxed()
+    }
+
+    fn binding(&self) -> Option<&Binding> {
+        self.binding.as_ref()
+    }
+
+    fn reopened(&self) -> BoxFuture<'static, ()> {
+        let mut port = self.port.clone();
+        let before = port.borrow().closed;
+        async move {
+            // An error is the end of QEMU: nothing will be opened any more.
+            let _ = port
+                .wait_for(|port| port.closed > before && port.opened > port.closed)
+                .await;
+        }
+        .boxed()
+    }
+
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), MachineError>> {
+        async move {
+            self.save_state(state).await?;
+            self.quit().await;
+            Ok(())
         }
         .boxed()
     }
@@ -269,22 +388,7 @@ impl Machine for QemuMachine {
     }
 
     fn stop(self: Arc<Self>, evidence: Bundle) -> BoxFuture<'static, (Exit, Bundle)> {
-        async move {
-            let quit = async {
-                // A QEMU that does not answer is killed below.
-                let _ = self.command("end", "quit").await;
-                self.child.wait().await
-            };
-            let exit = match tokio::time::timeout(QUIT_TIMEOUT, quit).await {
-                Ok(exit) => exit,
-                Err(_) => {
-                    self.child.kill();
-                    self.child.wait().await
-                }
-            };
-            (exit, evidence)
-        }
-        .boxed()
+        async move { (self.quit().await, evidence) }.boxed()
     }
 }
 

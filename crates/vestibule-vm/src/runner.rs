@@ -7,6 +7,7 @@
 //! | [`start`] | from the specification to a running VMM |
 //! | [`link`] | the stream to the agent |
 //! | [`api`], [`relay`] | HTTP on `runner.sock` |
+//! | [`save`] | from a VM that is up to a snapshot |
 //! | [`findings`] | what the runner can say about a failure |
 //! | [`finish`] | evidence, end, receipt |
 mod api;
@@ -15,6 +16,7 @@ mod finish;
 mod life;
 mod link;
 mod relay;
+mod save;
 mod shared;
 mod start;
 

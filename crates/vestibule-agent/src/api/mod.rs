@@ -1,6 +1,7 @@
 //! The agent's HTTP API (routes: [`vestibule_api::agent`]), over the stream for the host and on guest loopback.
 mod events;
 mod exec;
+mod host;
 mod login;
 mod reply;
 mod terminal;
@@ -49,6 +50,8 @@ pub(crate) fn for_host(agent: &Arc<Agent>) -> Router {
         .route("/terminal", get(terminal::login))
         .route("/shell", get(terminal::shell))
         .route("/exec", post(exec::run))
+        .route("/clock", post(host::clock))
+        .route("/prepare-snapshot", post(host::prepare_snapshot))
         .fallback(reply::no_such_route)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(Arc::clone(agent))

@@ -12,7 +12,7 @@ use vestibule_api::stream::ConfigDrive;
 const ENTROPY_LEN: usize = 64;
 
 /// Applies `config` to the kernel, and writes the identity below `root`.
-pub(super) fn apply(config: &ConfigDrive, root: &Path) -> Result<(), InitError> {
+pub(crate) fn apply(config: &ConfigDrive, root: &Path) -> Result<(), InitError> {
     set_clock(config.now_micros)?;
     let entropy = BASE64
         .decode(&config.entropy)
@@ -49,7 +49,7 @@ fn write(path: &Path, text: &str) -> Result<(), InitError> {
     })
 }
 
-fn set_clock(micros: i64) -> Result<(), InitError> {
+pub(crate) fn set_clock(micros: i64) -> Result<(), InitError> {
     let time = Timespec {
         tv_sec: micros.div_euclid(1_000_000),
         tv_nsec: micros.rem_euclid(1_000_000) * 1000,
@@ -78,6 +78,17 @@ fn credit_entropy(buf: [u8; ENTROPY_LEN]) -> io::Result<()> {
     };
     // SAFETY: random(4): RNDADDENTROPY reads a rand_pool_info whose `buf` is as long as `buf_bytes` says.
     unsafe { ioctl(&random, Setter::<ADD_ENTROPY, _>::new(pool)) }.map_err(io::Error::from)
+}
+
+/// `RNDRESEEDCRNG`: what was added counts for the next byte, not for those in five minutes.
+const RESEED: rustix::ioctl::Opcode = opcode::none(b'R', 0x07);
+
+/// Makes the kernel's generator begin anew from its pool (random(4)).
+#[expect(unsafe_code, reason = "an ioctl that rustix has no function for")]
+pub(crate) fn reseed() -> io::Result<()> {
+    let random = fs::File::options().write(true).open("/dev/random")?;
+    // SAFETY: random(4): RNDRESEEDCRNG takes no argument.
+    unsafe { ioctl(&random, rustix::ioctl::NoArg::<RESEED>::new()) }.map_err(io::Error::from)
 }
 
 #[cfg(test)]
@@ -112,6 +123,6 @@ mod tests {
 
     #[test]
     fn the_ioctl_number_is_the_kernels() {
-        assert_eq!(ADD_ENTROPY, 0x4008_5203);
+        assert_eq!((ADD_ENTROPY, RESEED), (0x4008_5203, 0x5207));
     }
 }

@@ -7,7 +7,7 @@
 //! The machine's identity is written before systemd starts, so that it is never a "first boot" and the journal has its
 //! right directory from the first line. A failure is one line on the console that begins with `vestibule-init: cannot
 //! start:`, then a restart, which both VMMs turn into their own exit.
-mod identity;
+pub(crate) mod identity;
 mod modules;
 mod root;
 
@@ -26,7 +26,7 @@ use vestibule_api::error::Chain;
 /// How long a disk may take to appear; under emulation on a loaded host this is seconds, not milliseconds.
 const DISK_WAIT: Duration = Duration::from_secs(60);
 /// Serial of the image's disk.
-const ROOT_SERIAL: &str = "vestibule-root";
+pub(crate) const ROOT_SERIAL: &str = "vestibule-root";
 /// What becomes PID 1.
 const INIT: &str = "/sbin/init";
 

@@ -3,7 +3,7 @@
 mod proc;
 
 use crate::{
-    agent::{Agent, uptime_ms},
+    agent::Agent,
     systemd::{BusError, Systemd},
 };
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(crate) async fn collect(agent: &Arc<Agent>) -> Report {
         hostname: proc::line("/proc/sys/kernel/hostname"),
         machine_id: proc::line("/etc/machine-id"),
         boot_id: proc::line("/proc/sys/kernel/random/boot_id"),
-        uptime_ms: uptime_ms(),
+        uptime_ms: agent.health().uptime_ms,
         display: agent.display.borrow().clone(),
         ..Report::default()
     };

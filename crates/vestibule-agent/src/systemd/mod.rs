@@ -45,6 +45,23 @@ const LIST_NAMED: Method = Method {
     takes: "as",
     gives: "a(ssssssouso)",
 };
+const START: Method = Method {
+    what: "start a unit",
+    interface: INTERFACE,
+    name: "StartUnit",
+    takes: "ss",
+    gives: "o",
+};
+const STOP: Method = Method {
+    what: "stop a unit",
+    name: "StopUnit",
+    ..START
+};
+const RESTART: Method = Method {
+    what: "restart a unit",
+    name: "RestartUnit",
+    ..START
+};
 const LIST_JOBS: Method = Method {
     what: "list the jobs",
     interface: INTERFACE,
@@ -216,6 +233,31 @@ impl Systemd {
         self.0
             .call(GET, path, &arguments, |reader| reader.variant())
             .await
+    }
+
+    /// Asks for the unit to be started; the job's end is not waited for.
+    pub(crate) async fn start(&mut self, unit: &str) -> Result<(), BusError> {
+        self.job(START, unit).await
+    }
+
+    /// As [`Systemd::start`].
+    pub(crate) async fn stop(&mut self, unit: &str) -> Result<(), BusError> {
+        self.job(STOP, unit).await
+    }
+
+    /// As [`Systemd::start`].
+    pub(crate) async fn restart(&mut self, unit: &str) -> Result<(), BusError> {
+        self.job(RESTART, unit).await
+    }
+
+    async fn job(&mut self, method: Method, unit: &str) -> Result<(), BusError> {
+        let mut arguments = Writer::default();
+        arguments.string(unit);
+        arguments.string("replace");
+        let job = self
+            .0
+            .call(method, MANAGER, &arguments, |reader| reader.string());
+        job.await.map(drop)
     }
 
     /// The job queue, each job with the units that it waits for.

@@ -1,7 +1,8 @@
 //! QEMU's command line for one VM. Every value that comes from outside is an argument of its own or JSON, so that a
 //! path with a comma or a quote stays a path.
-use crate::driver::Launch;
+use crate::driver::{Capabilities, Launch, Memory};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::os::fd::OwnedFd;
 use vestibule_api::stream::{CONFIG_DRIVE_SERIAL, PORT_NAME};
 
@@ -30,6 +31,23 @@ pub(super) struct Descriptors {
 }
 
 impl Accel {
+    /// The one that a probe chose.
+    pub(super) fn of(capabilities: &Capabilities) -> Self {
+        if capabilities.driver == Self::Kvm.name() {
+            Self::Kvm
+        } else {
+            Self::Tcg
+        }
+    }
+
+    /// The CPU model.
+    pub(super) const fn cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "host",
+            Self::Tcg => "max",
+        }
+    }
+
     /// The name in [`crate::driver::Capabilities::driver`].
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -49,9 +67,51 @@ impl Accel {
     }
 }
 
+/// The kernel command line: the image's and the machine's.
+pub(super) fn cmdline(accel: Accel, launch: &Launch) -> String {
+    format!("{} {}", launch.cmdline, accel.cmdline())
+}
+
+/// QEMU's arguments.
+pub(super) struct Argv {
+    pub(super) args: Vec<String>,
+    /// SHA-256 of the arguments without what differs from VM to VM, nor how the memory is opened: VMs that have the same
+    /// are the same machine to their guests.
+    pub(super) shape: String,
+}
+
+/// The `-object` of the guest's memory, where that is a file.
+fn memory(capabilities: &Capabilities, launch: &Launch) -> Option<serde_json::Value> {
+    let size = u64::from(launch.memory_mib) << 20;
+    let backend = |path: &camino::Utf8Path, share| {
+        json!({
+            "qom-type": "memory-backend-file", "id": "mem", "size": size, "mem-path": path, "share": share,
+        })
+    };
+    match &launch.memory {
+        Memory::Own => None,
+        Memory::Shared(path) => Some(backend(path, true)),
+        Memory::Restored(restored) => {
+            let mut object = backend(&restored.memory, false);
+            if capabilities.read_only_memory {
+                object["readonly"] = json!(true);
+                object["rom"] = json!("off");
+            }
+            Some(object)
+        }
+    }
+}
+
 /// All arguments, without the program.
-pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<String> {
+pub(super) fn argv(capabilities: &Capabilities, launch: &Launch, fds: &Descriptors) -> Argv {
     use crate::process::number;
+    let accel = Accel::of(capabilities);
+    let memory = memory(capabilities, launch);
+    let backend = if memory.is_some() {
+        ",memory-backend=mem"
+    } else {
+        ""
+    };
     let root_file = json!({
         "node-name": "root-file", "driver": "file", "filename": launch.root, "read-only": true,
         "auto-read-only": false, "locking": "off",
@@ -60,8 +120,8 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
         "node-name": "config-file", "driver": "file", "filename": format!("/dev/fdset/{CONFIG_SET}"),
         "read-only": true, "auto-read-only": false, "locking": "off",
     });
-    let mut args = Args(Vec::new());
-    args.pair("-name", format!("vestibule-{}", launch.machine_id))
+    let mut args = Args::default();
+    args.own("-name", format!("vestibule-{}", launch.machine_id))
         .words("-nodefaults -no-user-config -no-reboot -display none -msg timestamp=on")
         .pair(
             "-sandbox",
@@ -69,7 +129,10 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
         )
         .pair(
             "-machine",
-            "q35,usb=off,vmport=off,smbus=off,sata=off,graphics=off",
+            format!(
+                "{},usb=off,vmport=off,smbus=off,sata=off,graphics=off{backend}",
+                capabilities.machine
+            ),
         )
         .pair(
             "-accel",
@@ -79,17 +142,17 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
                 "tcg,thread=multi"
             },
         )
-        .pair("-cpu", if accel == Accel::Kvm { "host" } else { "max" })
+        .pair("-cpu", accel.cpu())
         .pair("-smp", launch.vcpus.to_string())
         .pair("-m", format!("{}M", launch.memory_mib))
-        .pair("-kernel", launch.kernel.as_str())
-        .pair("-initrd", launch.initrd.as_str())
-        .pair("-append", format!("{} {}", launch.cmdline, accel.cmdline()))
-        .pair(
+        .own("-kernel", launch.kernel.as_str())
+        .own("-initrd", launch.initrd.as_str())
+        .pair("-append", cmdline(accel, launch))
+        .own(
             "-add-fd",
             format!("fd={},set={CONFIG_SET}", number(&fds.config)),
         )
-        .pair(
+        .own(
             "-add-fd",
             format!("fd={},set={SERIAL_SET}", number(&fds.serial)),
         )
@@ -98,9 +161,9 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
             format!("file,id=serial,append=on,path=/dev/fdset/{SERIAL_SET}"),
         )
         .pair("-serial", "chardev:serial")
-        .pair("-chardev", format!("socket,id=qmp,fd={}", number(&fds.qmp)))
+        .own("-chardev", format!("socket,id=qmp,fd={}", number(&fds.qmp)))
         .pair("-mon", "chardev=qmp,mode=control")
-        .pair("-blockdev", root_file.to_string())
+        .own("-blockdev", root_file.to_string())
         .pair("-blockdev", raw_node("root").to_string())
         .pair(
             "-device",
@@ -112,7 +175,7 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
             "-device",
             format!("virtio-blk-pci,drive=config,serial={CONFIG_DRIVE_SERIAL}"),
         )
-        .pair(
+        .own(
             "-chardev",
             format!(
                 "socket,id=stream,fd={},server=on,wait=off",
@@ -127,7 +190,16 @@ pub(super) fn argv(accel: Accel, launch: &Launch, fds: &Descriptors) -> Vec<Stri
         )
         .pair("-object", "rng-builtin,id=rng")
         .pair("-device", "virtio-rng-pci,rng=rng");
-    args.0
+    if let Some(memory) = memory {
+        args.own("-object", memory.to_string());
+    }
+    if matches!(launch.memory, Memory::Restored(_)) {
+        args.0.extend(["-incoming".into(), "defer".into()]);
+    }
+    Argv {
+        args: args.0,
+        shape: crate::snapshot::hex(args.1.finalize()),
+    }
 }
 
 /// The raw format on top of the node `<name>-file`.
@@ -135,16 +207,27 @@ fn raw_node(name: &str) -> serde_json::Value {
     json!({ "node-name": name, "driver": "raw", "file": format!("{name}-file"), "read-only": true })
 }
 
-struct Args(Vec<String>);
+/// The arguments, and the digest of those that are the same for every VM of one shape.
+#[derive(Default)]
+struct Args(Vec<String>, Sha256);
 
 impl Args {
     fn pair(&mut self, option: &str, value: impl Into<String>) -> &mut Self {
-        self.0.push(option.to_owned());
-        self.0.push(value.into());
+        let value = value.into();
+        self.1.update(format!("{option}\0{value}\0"));
+        self.0.extend([option.to_owned(), value]);
+        self
+    }
+
+    /// An option whose value is this VM's own.
+    fn own(&mut self, option: &str, value: impl Into<String>) -> &mut Self {
+        self.1.update(format!("{option}\0"));
+        self.0.extend([option.to_owned(), value.into()]);
         self
     }
 
     fn words(&mut self, words: &str) -> &mut Self {
+        self.1.update(words);
         self.0.extend(words.split(' ').map(str::to_owned));
         self
     }

@@ -2,10 +2,17 @@
 //!
 //! One task owns the socket; replies find their command by id, events go to everyone who subscribed.
 use futures_util::{SinkExt, StreamExt};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    io::{self, IoSlice},
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+};
 use tokio::{
+    io::Interest,
     net::UnixStream,
     sync::{broadcast, mpsc, oneshot},
 };
@@ -25,6 +32,9 @@ pub enum QmpError {
     Closed,
     #[error("QEMU's greeting is not one: {0}")]
     Greeting(String),
+    /// A migration, which is how QEMU saves and loads, did not complete.
+    #[error("QEMU's migration ended as `{status}`: {desc}")]
+    Migration { status: String, desc: String },
     #[error("QEMU refused `{command}`: {class}: {desc}")]
     Refused {
         command: String,
@@ -61,6 +71,8 @@ struct Refusal {
 struct Command {
     name: String,
     arguments: Value,
+    /// Travels with the command (unix(7), SCM_RIGHTS).
+    descriptor: Option<OwnedFd>,
     reply: oneshot::Sender<Result<Value, QmpError>>,
 }
 
@@ -88,7 +100,9 @@ impl Qmp {
             .await
             .and_then(Result::ok)
             .ok_or(QmpError::Closed)?;
-        let version = version_of(&greeting)
+        let version = serde_json::from_str(&greeting)
+            .ok()
+            .and_then(|greeting| version_of(&greeting))
             .ok_or_else(|| QmpError::Greeting(greeting.chars().take(200).collect()))?;
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (events, subscribed) = broadcast::channel(EVENTS);
@@ -103,10 +117,31 @@ impl Qmp {
     /// # Errors
     /// [`QmpError::Refused`] with QEMU's own words, or [`QmpError::Closed`].
     pub async fn execute(&self, name: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.send(name, arguments, None).await
+    }
+
+    /// Gives QEMU a descriptor under the name `fdname`, for a command that follows.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn give(&self, fdname: &str, descriptor: OwnedFd) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": fdname });
+        self.send("getfd", arguments, Some(descriptor))
+            .await
+            .map(drop)
+    }
+
+    async fn send(
+        &self,
+        name: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let (reply, answer) = oneshot::channel();
         let command = Command {
             name: name.to_owned(),
             arguments,
+            descriptor,
             reply,
         };
         self.commands
@@ -122,9 +157,14 @@ impl Qmp {
     }
 }
 
-fn version_of(greeting: &str) -> Option<String> {
-    let value: Value = serde_json::from_str(greeting).ok()?;
-    let qemu = value.get("QMP")?.get("version")?.get("qemu")?;
+/// The version in a greeting, as `major.minor.micro`.
+pub(super) fn version_of(greeting: &Value) -> Option<String> {
+    version_in(greeting.get("QMP")?.get("version")?)
+}
+
+/// The version in what `query-version` returns.
+pub(super) fn version_in(version: &Value) -> Option<String> {
+    let qemu = version.get("qemu")?;
     let part = |name| qemu.get(name).and_then(Value::as_u64);
     Some(format!(
         "{}.{}.{}",
@@ -150,15 +190,41 @@ async fn drive(
                 Some(Err(_)) | None => return,
             },
             command = commands.recv() => {
-                let Some(Command { name, arguments, reply }) = command else { return };
+                let Some(Command { name, arguments, descriptor, reply }) = command else { return };
                 let line = json!({ "execute": name, "arguments": arguments, "id": next_id }).to_string();
                 pending.insert(next_id, (name, reply));
                 next_id += 1;
-                if lines.send(line).await.is_err() {
+                let sent = match descriptor {
+                    None => lines.send(line).await.is_ok(),
+                    // Every earlier line has been flushed.
+                    Some(descriptor) => send_with(lines.get_ref(), line, &descriptor).await.is_ok(),
+                };
+                if !sent {
                     return;
                 }
             }
         }
+    }
+}
+
+/// Sends one line and a descriptor with it.
+async fn send_with(socket: &UnixStream, line: String, descriptor: &OwnedFd) -> io::Result<()> {
+    let line = format!("{line}\n");
+    let sent = socket
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut rights = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [descriptor.as_fd()];
+            rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let bytes = [IoSlice::new(line.as_bytes())];
+            Ok(sendmsg(socket, &bytes, &mut rights, SendFlags::NOSIGNAL)?)
+        })
+        .await?;
+    // A line is far shorter than the socket's buffer, which nobody else fills.
+    if sent == line.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
     }
 }
 

@@ -2,7 +2,7 @@
 //! published or put a request into the queue; none changes the VM's state.
 use super::{
     relay,
-    shared::{Busy, ClaimError, Input, Shared},
+    shared::{Answer, Busy, ClaimError, Input, Refused, Shared},
 };
 use axum::{
     Json, Router,
@@ -45,6 +45,9 @@ pub(super) fn router(shared: &Arc<Shared>) -> Router {
             "/claim",
             post(claim).layer(DefaultBodyLimit::max(BODY_LIMIT)),
         )
+        .route("/pause", post(pause))
+        .route("/resume", post(resume))
+        .route("/snapshot", post(snapshot))
         .route("/stop", post(stop).layer(DefaultBodyLimit::max(BODY_LIMIT)))
         .route("/view", get(relay::view))
         .route("/agent/{*path}", any(relay::agent))
@@ -235,7 +238,54 @@ async fn claim(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             "claim another VM",
         ),
         Ok(Err(ClaimError::Policy(why))) => invalid(why),
+        Ok(Err(err @ (ClaimError::Saving | ClaimError::Stopped(_)))) => conflict(err.to_string()),
         Ok(Err(ClaimError::Ending)) | Err(_) => ending(),
+    }
+}
+
+fn conflict(message: impl Into<String>) -> Response {
+    let fix = "read the VM's state and events";
+    error(StatusCode::CONFLICT, ErrorCode::Conflict, message, fix)
+}
+
+async fn pause(State(shared): State<Arc<Shared>>) -> Response {
+    ask(&shared, Input::Pause).await
+}
+
+async fn resume(State(shared): State<Arc<Shared>>) -> Response {
+    ask(&shared, Input::Resume).await
+}
+
+async fn snapshot(State(shared): State<Arc<Shared>>) -> Response {
+    ask(&shared, Input::Snapshot).await
+}
+
+/// Puts a request without a body into the queue and waits for its answer.
+async fn ask<T: serde::Serialize>(
+    shared: &Shared,
+    input: impl FnOnce(Answer<T>) -> Input,
+) -> Response {
+    let (reply, answer) = oneshot::channel();
+    if shared.inputs.send(input(reply)).await.is_err() {
+        return ending();
+    }
+    match answer.await {
+        Ok(Ok(done)) => Json(done).into_response(),
+        Ok(Err(Refused::Conflict(words))) => conflict(words),
+        Ok(Err(Refused::Failed(finding))) => {
+            let mut response = ErrorDetail {
+                code: ErrorCode::MachineUnavailable,
+                message: finding.why.clone(),
+                fix: finding.fix.clone(),
+                finding: None,
+                retry_after_s: None,
+                request_id: format!("runner-{}", std::process::id()),
+            };
+            response.finding = Some(*finding);
+            let body = ErrorBody { error: response };
+            (StatusCode::INTERNAL_SERVER_ERROR, Json(body)).into_response()
+        }
+        Err(_) => ending(),
     }
 }
 

@@ -109,9 +109,14 @@ pub(super) fn host(err: &(dyn Error + 'static)) -> Finding {
 /// The VMM did not start.
 pub(super) fn launch(err: &LaunchError, shared: &Shared) -> Finding {
     match err {
+        LaunchError::Died { .. } if shared.spec.restore.is_some() => {
+            snapshot_not_loaded(err, shared)
+        }
         LaunchError::Died { exit, .. } => vmm_gone(exit, shared),
         LaunchError::Spawn(_) => no_start(err),
         LaunchError::Prepare { .. } => host(err),
+        LaunchError::Mismatch(_) => snapshot_refused(err),
+        LaunchError::Load(_) => snapshot_not_loaded(err, shared),
         LaunchError::Control(_) => no_start(err).and(last_line("vmm", &shared.vmm_log)),
     }
 }
@@ -122,6 +127,65 @@ fn no_start(err: &LaunchError) -> Finding {
         quote("host", Chain(err).to_string()),
         "the VMM could not be started",
         "run `vestibule doctor`",
+    )
+}
+
+/// The snapshot is not one for this VM, or not whole.
+pub(super) fn snapshot_refused(err: &(dyn Error + 'static)) -> Finding {
+    Finding::new(
+        Cause::SnapshotRefused,
+        quote("host", Chain(err).to_string()),
+        "the VM cannot begin from this snapshot; nothing is wrong with its image",
+        "boot it instead; take the snapshot again: `vestibule image snapshot`",
+    )
+    .refuted_by("the same snapshot being restored by the same runner")
+}
+
+/// The VMM did not load a snapshot that had seemed right.
+fn snapshot_not_loaded(err: &LaunchError, shared: &Shared) -> Finding {
+    Finding::new(
+        Cause::SnapshotFailed,
+        last_line("vmm", &shared.vmm_log),
+        format!("the VMM did not load the snapshot: {}", Chain(err)),
+        "boot the VM instead; take the snapshot again: `vestibule image snapshot`",
+    )
+    .refuted_by("the same snapshot being restored by the same runner")
+    .retryable()
+}
+
+/// The VM was not saved.
+pub(super) fn not_saved(err: &(dyn Error + 'static), shared: &Shared) -> Finding {
+    if is_disk_full(err) {
+        return host(err);
+    }
+    Finding::new(
+        Cause::SnapshotFailed,
+        quote("host", Chain(err).to_string()),
+        "the VM's memory could not be saved, and nothing of it was kept",
+        "read the agent's and the VMM's words in the evidence; try again",
+    )
+    .and(last_line("vmm", &shared.vmm_log))
+    .refuted_by("the same save succeeding")
+    .retryable()
+}
+
+/// The VMM that is installed can neither save nor restore.
+pub(super) fn no_snapshots(version: &str) -> Finding {
+    Finding::new(
+        Cause::SnapshotRefused,
+        quote("host", version),
+        "a probe of the VMM that is installed found no way to keep a guest's memory in a file",
+        "install QEMU 7.2 or newer; without it VMs boot",
+    )
+}
+
+/// The specification contradicts itself.
+pub(super) fn contradiction(words: &str) -> Finding {
+    Finding::new(
+        Cause::LaunchRefused,
+        quote("host", words),
+        "the VM's specification asks for two things that exclude each other",
+        "correct the specification",
     )
 }
 

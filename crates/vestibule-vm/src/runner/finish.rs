@@ -50,7 +50,13 @@ pub(super) async fn finish(mut life: Life, end: End) -> Exit {
     }
     shared.egress.flush();
     shared.logs_ended().await;
-    let disposal = dispose(&shared, bundle, pid, &exit, &life).await;
+    let unfinished = life.unfinished.take().map(|unfinished| {
+        let (path, kept) = (unfinished.path().to_owned(), unfinished.kept());
+        drop(unfinished);
+        (path, kept)
+    });
+    let unsaved = unfinished.and_then(|(path, kept)| (!kept).then_some(path));
+    let disposal = dispose(&shared, bundle, pid, &exit, &life, unsaved.as_deref()).await;
     for stop in drain(&mut life) {
         // Who asked may have gone away.
         let _ = stop.send(disposal.clone());
@@ -111,6 +117,9 @@ fn write_logs(shared: &Shared, bundle: &mut Bundle) {
 }
 
 async fn report(shared: &Shared) -> Result<bytes::Bytes, String> {
+    if shared.view().state == MachineState::Paused || *shared.held.borrow() {
+        return Err(String::from("the VM's processors were stopped"));
+    }
     let Some(mux) = shared.mux.borrow().clone() else {
         return Err(String::from("there was no stream to the agent"));
     };
@@ -129,6 +138,7 @@ async fn dispose(
     pid: Option<u32>,
     exit: &Exit,
     life: &Life,
+    unsaved: Option<&Utf8Path>,
 ) -> Disposal {
     let directory = Utf8PathBuf::from(&shared.spec.vm_dir);
     tokio::task::block_in_place(|| {
@@ -139,7 +149,12 @@ async fn dispose(
         if let Err(err) = std::fs::remove_dir_all(&directory) {
             bundle.missing("disposal", &err.to_string());
         }
-        let items = items(pid, &sockets, &directory);
+        let mut items = items(pid, &sockets, &directory);
+        items.extend(unsaved.map(|path| DisposedItem {
+            kind: String::from("directory"),
+            name: path.to_string(),
+            gone: !path.exists(),
+        }));
         let disposal = Disposal {
             machine_id: shared.spec.machine_id,
             at: Timestamp::now(),
@@ -223,7 +238,10 @@ fn drain(life: &mut Life) -> Vec<tokio::sync::oneshot::Sender<Disposal>> {
         match input {
             Input::Stop { reply, .. } => stops.extend(reply),
             Input::Claim { reply, .. } => drop(reply.send(Err(super::shared::ClaimError::Ending))),
+            // A request whose sender is dropped is answered with "the VM is ending".
+            Input::Pause(_) | Input::Resume(_) | Input::Snapshot(_) | Input::SaveEnded(_) => {}
             Input::StreamUp
+            | Input::Identity
             | Input::AgentUp(_)
             | Input::Agent(_)
             | Input::StreamDown(_)

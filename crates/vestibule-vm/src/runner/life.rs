@@ -3,12 +3,16 @@
 //!
 //! ```text
 //! Creating ──launched──▶ Booting ──agent ready──▶ Up ──┐
+//!     │              │                     │ ▲
+//!     │              │               pause ▼ │ resume
+//!     │              │                    Paused
 //!     └───────────────────────┴───────────────────────┴──asked, failed or exited──▶ Stopping ──▶ Gone
 //! ```
 use super::{
     findings::{self, Progress},
     finish, link,
-    shared::{ClaimError, Input, Shared},
+    save::{self, Unfinished},
+    shared::{Answer, ClaimError, Input, Refused, Shared},
     start::{self, NotStarted, Started},
 };
 use crate::{
@@ -23,12 +27,15 @@ use tokio::sync::{mpsc, oneshot};
 use vestibule_api::{
     agent::{AgentEvent, Health, HealthStatus},
     finding::Finding,
-    machine::{Claim, Disposal, Exit, MachineState, MachineView, Phase, RunnerEventKind},
+    machine::{Claim, Disposal, Exit, MachineState, MachineView, Phase, RunnerEventKind, Saved},
     time::Timestamp,
 };
 
 /// An agent that restarts (systemd does that) is back within this.
 const STREAM_GRACE: Duration = Duration::from_secs(60);
+
+/// A resumed guest answers at once; the claim does not wait longer for its clock.
+const RESUME_CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often refusals that were held back are looked at.
 const EGRESS_TICK: Duration = Duration::from_secs(5);
@@ -70,6 +77,12 @@ pub(super) struct Life {
     pub image: Option<Image>,
     /// The one that the VM's way out was opened by.
     pub claim: Option<Claim>,
+    /// The directory that a save fills.
+    pub unfinished: Option<Unfinished>,
+    snapshot: Option<std::fs::File>,
+    /// Who asked for a save that is under way.
+    saving: Option<Answer<Saved>>,
+    identity: bool,
     progress: Progress,
     /// Since when the stream of a VM that was up is gone.
     lost: Option<(Instant, String)>,
@@ -84,6 +97,10 @@ impl Life {
             capabilities: None,
             command_line: Vec::new(),
             stops: Vec::new(),
+            unfinished: None,
+            snapshot: None,
+            saving: None,
+            identity: false,
             image: None,
             claim: None,
             progress: Progress::default(),
@@ -112,7 +129,7 @@ impl Life {
             tokio::select! {
                 started = &mut starting => break started,
                 Some(input) = self.inbox.recv() => {
-                    if let Some(end) = self.take(input) {
+                    if let Some(end) = self.take(input).await {
                         return Err(end);
                     }
                 }
@@ -127,24 +144,37 @@ impl Life {
             machine,
             capabilities,
             key,
+            unfinished,
+            snapshot,
         } = started;
         self.shared.update(|view| {
             view.driver.clone_from(&capabilities.driver);
             view.vmm_pid = Some(machine.pid());
         });
-        let link = link::Link::new(
-            Arc::clone(&self.shared),
-            Arc::clone(&machine),
-            key,
-            image.manifest.agent_build.clone(),
-        );
-        self.shared.tasks.spawn(link.run());
-        self.shared.tasks.spawn(tick(Arc::clone(&self.shared)));
         self.command_line = machine.command_line().to_vec();
+        self.unfinished = unfinished;
+        self.snapshot = snapshot;
+        let agent_build = image.manifest.agent_build.clone();
         self.image = Some(image);
         self.machine = Some(Arc::clone(&machine));
         self.capabilities = Some(capabilities);
         self.phase(Phase::VmmStarted);
+        if self.snapshot.is_some() {
+            self.phase(Phase::Restored);
+            machine
+                .resume()
+                .await
+                .map_err(|err| End::failed(findings::host(&err)))?;
+            self.phase(Phase::Resumed);
+        }
+        let link = link::Link::new(
+            Arc::clone(&self.shared),
+            Arc::clone(&machine),
+            key,
+            agent_build,
+        );
+        self.shared.tasks.spawn(link.run());
+        self.shared.tasks.spawn(tick(Arc::clone(&self.shared)));
         self.enter(MachineState::Booting);
         Ok(machine)
     }
@@ -157,7 +187,8 @@ impl Life {
             let silent = !self.progress.kernel_output;
             let deadline = self.next_deadline();
             tokio::select! {
-                exit = &mut exited => {
+                // A save ends the VMM, and tells what came of it.
+                exit = &mut exited, if self.saving.is_none() => {
                     self.shared.logs_ended().await;
                     let finding = Box::new(findings::vmm_gone(&exit, &self.shared));
                     return End::Failed { finding, exit };
@@ -167,7 +198,7 @@ impl Life {
                     self.phase(Phase::KernelOutput);
                 }
                 Some(input) = self.inbox.recv() => {
-                    if let Some(end) = self.take(input) {
+                    if let Some(end) = self.take(input).await {
                         return end;
                     }
                 }
@@ -180,15 +211,24 @@ impl Life {
         }
     }
 
-    fn take(&mut self, input: Input) -> Option<End> {
+    async fn take(&mut self, input: Input) -> Option<End> {
         match input {
             Input::Claim { claim, reply } => {
                 // Who asked may have gone away; the claim holds all the same.
-                let _ = reply.send(self.claim(*claim));
+                let _ = reply.send(self.claim(*claim).await);
             }
             Input::Stop { request, reply } => {
                 self.stops.extend(reply);
                 return Some(End::Asked(request.reason));
+            }
+            Input::Pause(reply) => drop(reply.send(self.pause().await)),
+            Input::Resume(reply) => drop(reply.send(self.resume().await)),
+            Input::Snapshot(reply) => self.save(reply),
+            Input::SaveEnded(result) => return Some(self.save_ended(*result)),
+            Input::Identity => {
+                if self.snapshot.is_some() && !std::mem::replace(&mut self.identity, true) {
+                    self.phase(Phase::Identity);
+                }
             }
             Input::StreamUp => {
                 self.progress.stream_up = true;
@@ -201,7 +241,8 @@ impl Life {
                 self.ready_if_all_is();
             }
             Input::StreamDown(words) => {
-                if self.state() == MachineState::Up && self.lost.is_none() {
+                let expected = self.saving.is_some();
+                if self.state() == MachineState::Up && self.lost.is_none() && !expected {
                     self.lost = Some((Instant::now(), words.clone()));
                 }
                 self.progress.stream = Some(words);
@@ -212,7 +253,10 @@ impl Life {
     }
 
     /// The same session may claim again: a controller that was killed does not know whether it did.
-    fn claim(&mut self, claim: Claim) -> Result<MachineView, ClaimError> {
+    async fn claim(&mut self, claim: Claim) -> Result<MachineView, ClaimError> {
+        if self.saving.is_some() {
+            return Err(ClaimError::Saving);
+        }
         let owner = self.shared.view().session_id;
         if owner.is_some_and(|owner| owner != claim.session_id) {
             return Err(ClaimError::Taken);
@@ -224,7 +268,118 @@ impl Life {
         self.shared
             .update(|view| view.session_id = Some(claim.session_id));
         self.claim = Some(claim);
+        if self.state() == MachineState::Paused {
+            match self.resume().await {
+                Ok(_) => {}
+                Err(Refused::Conflict(words)) => return Err(ClaimError::Stopped(words)),
+                Err(Refused::Failed(finding)) => return Err(ClaimError::Stopped(finding.why)),
+            }
+        }
         Ok(self.shared.view())
+    }
+
+    /// The VM's machine, where its state is one of those that can be paused and resumed.
+    fn pausable(&self, what: &str) -> Result<Arc<dyn Machine>, Refused> {
+        let state = self.state();
+        match (&self.machine, state) {
+            (Some(machine), MachineState::Up | MachineState::Paused) if self.saving.is_none() => {
+                Ok(Arc::clone(machine))
+            }
+            (Some(_), MachineState::Up | MachineState::Paused) => {
+                Err(Refused::conflict("the VM is being saved"))
+            }
+            (_, _) => Err(Refused::Conflict(format!(
+                "only a VM that is up can be {what}; this one is {state:?}"
+            ))),
+        }
+    }
+
+    async fn pause(&mut self) -> Result<MachineView, Refused> {
+        let machine = self.pausable("paused")?;
+        if self.state() == MachineState::Up {
+            let paused = machine.pause().await;
+            paused.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
+            self.enter(MachineState::Paused);
+        }
+        Ok(self.shared.view())
+    }
+
+    /// The guest's clock stood still while it was paused; it is right again before anybody is told.
+    async fn resume(&mut self) -> Result<MachineView, Refused> {
+        let machine = self.pausable("resumed")?;
+        if self.state() == MachineState::Paused {
+            let resumed = machine.resume().await;
+            resumed.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
+            self.enter(MachineState::Up);
+            let mux = self.shared.mux.borrow().clone();
+            if let Some(mux) = mux {
+                let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, link::set_clock(&mux)).await;
+                if !matches!(set, Ok(Ok(()))) {
+                    tracing::warn!("the resumed guest's clock is not set yet");
+                }
+            }
+        }
+        Ok(self.shared.view())
+    }
+
+    /// Begins to save, or says why not.
+    fn save(&mut self, reply: Answer<Saved>) {
+        let refuse = |words: &str, reply: Answer<Saved>| {
+            // Who asked may have gone away.
+            let _ = reply.send(Err(Refused::conflict(words)));
+        };
+        let (Some(unfinished), Some(machine)) = (&self.unfinished, &self.machine) else {
+            return refuse(
+                "the VM was not made to be saved: `saveTo` says where to",
+                reply,
+            );
+        };
+        if self.saving.is_some() {
+            return refuse("the VM is being saved already", reply);
+        }
+        if self.shared.view().session_id.is_some() {
+            return refuse(
+                "the VM belongs to a session; what is saved is nobody's",
+                reply,
+            );
+        }
+        if self.state() != MachineState::Up {
+            return refuse("only a VM that is up can be saved", reply);
+        }
+        let (shared, machine) = (Arc::clone(&self.shared), Arc::clone(machine));
+        let directory = unfinished.path().to_owned();
+        self.saving = Some(reply);
+        tokio::spawn(async move {
+            let inputs = shared.inputs.clone();
+            let over = shared.over.clone();
+            let saved = tokio::select! {
+                saved = save::save(shared, machine, directory) => saved,
+                () = over.cancelled() => return,
+            };
+            // Nobody listens when the VM was ended meanwhile.
+            let _ = inputs.send(Input::SaveEnded(Box::new(saved))).await;
+        });
+    }
+
+    fn save_ended(&mut self, result: Result<Saved, Box<Finding>>) -> End {
+        let (answer, end) = match result {
+            Ok(saved) => {
+                if let Some(unfinished) = &mut self.unfinished {
+                    unfinished.keep();
+                }
+                let end = End::Asked(format!("saved as the snapshot {}", saved.id));
+                (Ok(saved), end)
+            }
+            Err(finding) => {
+                let end = End::failed((*finding).clone());
+                (Err(Refused::Failed(finding)), end)
+            }
+        };
+        if let Some(reply) = self.saving.take() {
+            // Who asked may have gone away; the snapshot is there all the same.
+            let _ = reply.send(answer);
+        }
+        end
     }
 
     fn agent_up(&mut self, health: Health) {

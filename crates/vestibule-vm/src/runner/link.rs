@@ -9,14 +9,14 @@ use crate::driver::Machine;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
-use hyper::{Method, Response, body};
+use hyper::{Method, Response, StatusCode, body};
 use std::{sync::Arc, time::Duration};
 use tokio_util::{
     codec::{FramedRead, LinesCodec},
     io::StreamReader,
 };
 use vestibule_api::{
-    agent::{AgentEventLine, Health},
+    agent::{AgentEventLine, ClockReply, ClockRequest, Health},
     client::{self, CallError, json_request},
     error::Chain,
     mux::{Incoming, Mux, MuxError, Side, StreamKey, host_handshake, start},
@@ -28,6 +28,12 @@ use vestibule_api::{
 const REDIAL: Duration = Duration::from_millis(250);
 /// The agent answers `GET /health` without work; a guest under load may take its time all the same.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(60);
+/// The guest's clock is looked at so often: what a guest's counter is off by is some ms a minute.
+const CLOCK_EVERY: Duration = Duration::from_secs(20);
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(30);
+const CLOCK_READINGS: u32 = 5;
+/// A reading that may be off by no more than this is good enough, and so is a clock.
+const CLOCK_GOOD_MICROS: i64 = 5_000;
 /// A line of the agent's events is at most so long.
 const EVENT_LIMIT: usize = 256 << 10;
 
@@ -61,7 +67,10 @@ impl Link {
     pub(super) async fn run(mut self) {
         let over = self.shared.over.clone();
         let work = async {
+            let mut held = self.shared.held.subscribe();
             loop {
+                // While the VM is being saved nobody is on the stream.
+                let _ = held.wait_for(|held| !held).await;
                 let words = match self.connect().await {
                     Ok((mux, incoming)) => self.serve(&mux, incoming).await,
                     Err(words) => words,
@@ -97,6 +106,7 @@ impl Link {
 
     /// Works with one connection until it ends; returns why.
     async fn serve(&mut self, mux: &Mux, incoming: Incoming) -> String {
+        let mut held = self.shared.held.subscribe();
         self.tell(Input::StreamUp).await;
         let accepting = self
             .shared
@@ -104,6 +114,7 @@ impl Link {
             .spawn(accept(Arc::clone(&self.shared), incoming));
         let words = tokio::select! {
             why = mux.ended() => Chain(&why).to_string(),
+            _ = held.wait_for(|held| *held) => String::from("the VM is being saved"),
             why = self.converse(mux) => why,
         };
         accepting.abort();
@@ -113,6 +124,13 @@ impl Link {
 
     /// Checks the agent, then passes its events on; returns why it stopped.
     async fn converse(&mut self, mux: &Mux) -> String {
+        // First of all: what the guest does from now on, it does at the right time.
+        match tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => return Chain(&err).to_string(),
+            Err(_) => return format!("`POST /clock` was not answered within {CLOCK_TIMEOUT:?}"),
+        }
+        self.tell(Input::Identity).await;
         let health = match tokio::time::timeout(HEALTH_TIMEOUT, health(mux)).await {
             Ok(Ok(health)) => health,
             Ok(Err(err)) => return Chain(&err).to_string(),
@@ -124,10 +142,16 @@ impl Link {
         }
         self.shared.mux.send_replace(Some(mux.clone()));
         self.tell(Input::AgentUp(Box::new(health))).await;
-        loop {
-            let ended = self.read_events(mux).await;
-            tracing::debug!(why = ended, "the agent's events ended");
-            tokio::time::sleep(REDIAL).await;
+        let events = async {
+            loop {
+                let ended = self.read_events(mux).await;
+                tracing::debug!(why = ended, "the agent's events ended");
+                tokio::time::sleep(REDIAL).await;
+            }
+        };
+        tokio::select! {
+            () = events => String::new(),
+            () = keep_clock(mux) => String::new(),
         }
     }
 
@@ -195,6 +219,96 @@ async fn health(mux: &Mux) -> Result<Health, AgentCallError> {
         let what = String::from("GET /health");
         CallError::Decode { what, err }.into()
     })
+}
+
+/// `POST path` of the agent's without a body, to its end.
+pub(super) async fn post(mux: &Mux, path: &str) -> Result<Bytes, AgentCallError> {
+    call(mux, path, None::<&()>).await
+}
+
+async fn call<B: serde::Serialize>(
+    mux: &Mux,
+    path: &str,
+    body: Option<&B>,
+) -> Result<Bytes, AgentCallError> {
+    let request = json_request(Method::POST, path, body)?;
+    let reply = client::send(mux.open(Open::Http).await?, request).await?;
+    Ok(client::body(path, reply).await?)
+}
+
+/// How far the guest's clock is behind the host's, and how far off that may be; in µs.
+#[derive(Clone, Copy, Debug)]
+struct Offset {
+    behind: i64,
+    error: i64,
+}
+
+/// Reads the guest's clock; none from an agent that has no such route.
+async fn clock(mux: &Mux, adjust_micros: i64) -> Result<Option<Offset>, AgentCallError> {
+    let asked = Timestamp::now().as_micros();
+    let request = ClockRequest { adjust_micros };
+    let bytes = match call(mux, "/clock", Some(&request)).await {
+        Ok(bytes) => bytes,
+        Err(AgentCallError::Call(err)) if err.status() == Some(StatusCode::NOT_FOUND) => {
+            return Ok(None);
+        }
+        Err(err) => return Err(err),
+    };
+    let answered = Timestamp::now().as_micros();
+    let reply: ClockReply = serde_json::from_slice(&bytes).map_err(|err| {
+        let what = String::from("POST /clock");
+        CallError::Decode { what, err }
+    })?;
+    Ok(Some(Offset {
+        behind: i64::midpoint(asked, answered) - reply.now_micros,
+        // The guest read its clock at some moment between the two.
+        error: (answered - asked) / 2,
+    }))
+}
+
+/// The best of some readings.
+async fn measure(mux: &Mux) -> Result<Option<Offset>, AgentCallError> {
+    let mut best: Option<Offset> = None;
+    for _ in 0..CLOCK_READINGS {
+        let Some(read) = clock(mux, 0).await? else {
+            return Ok(None);
+        };
+        if best.is_none_or(|best| read.error < best.error) {
+            best = Some(read);
+        }
+        if best.is_some_and(|best| best.error <= CLOCK_GOOD_MICROS) {
+            break;
+        }
+    }
+    Ok(best)
+}
+
+/// Gives the guest the host's time. The guest is told by how much it is off, not what time it is: how long the telling
+/// takes does not matter.
+pub(super) async fn set_clock(mux: &Mux) -> Result<(), AgentCallError> {
+    let Some(off) = measure(mux).await? else {
+        return Ok(());
+    };
+    tracing::debug!(
+        behind_micros = off.behind,
+        error_micros = off.error,
+        "the guest's clock"
+    );
+    if off.behind.abs() > off.error.max(CLOCK_GOOD_MICROS) {
+        clock(mux, off.behind).await?;
+    }
+    Ok(())
+}
+
+/// Keeps the guest's clock where the host's is. Never ends by itself.
+async fn keep_clock(mux: &Mux) {
+    loop {
+        tokio::time::sleep(CLOCK_EVERY).await;
+        // A VM that is paused meanwhile answers late, and is set when it is resumed.
+        if let Err(err) = set_clock(mux).await {
+            tracing::debug!(error = %Chain(&err), "the guest's clock was not read");
+        }
+    }
 }
 
 /// Takes the guest's streams until the connection ends.

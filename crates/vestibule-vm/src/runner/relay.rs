@@ -30,6 +30,8 @@ use vestibule_api::{
 const CHUNK: usize = 64 << 10;
 /// When the VM is over, a frame that is under way has so long to end.
 const LAST_FRAME: Duration = Duration::from_secs(1);
+/// Routes of the agent's that are for the runner alone.
+const OURS: [&str; 2] = ["/clock", "/prepare-snapshot"];
 /// A stream to the guest opens at once unless all are in use.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -170,6 +172,14 @@ pub(super) async fn agent(State(shared): State<Arc<Shared>>, mut request: Reques
             ErrorCode::Forbidden,
             "this VM belongs to a session; nobody runs programs in it",
             "start a VM of your own: `vestibule vm run`",
+        );
+    }
+    if OURS.contains(&uri.path()) {
+        return error(
+            StatusCode::FORBIDDEN,
+            ErrorCode::Forbidden,
+            "only the runner asks the agent for this",
+            "use the runner's own routes: they stand in vestibule_api::machine",
         );
     }
     let stream = match open(&shared, Open::Http).await {

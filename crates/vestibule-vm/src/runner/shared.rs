@@ -14,8 +14,8 @@ use vestibule_api::{
     agent::{AgentEventLine, Health},
     finding::Finding,
     machine::{
-        Claim, Disposal, EgressCounters, MachineState, MachineView, RunnerEventKind, StopRequest,
-        VmSpec,
+        Claim, Disposal, EgressCounters, MachineState, MachineView, RunnerEventKind, Saved,
+        StopRequest, VmSpec,
     },
     mux::Mux,
     time::Timestamp,
@@ -43,10 +43,35 @@ pub(super) enum Input {
     /// The agent answered with the right build and API.
     AgentUp(Box<Health>),
     Agent(Box<AgentEventLine>),
+    /// Stop the CPUs, or let them run again.
+    Pause(Answer<MachineView>),
+    Resume(Answer<MachineView>),
+    Snapshot(Answer<Saved>),
+    /// The save has ended; with it the VMM, if it went well.
+    SaveEnded(Box<Result<Saved, Box<Finding>>>),
+    /// The guest is itself and has the host's time.
+    Identity,
     /// The stream ended, or did not come up; in words.
     StreamDown(String),
     /// The agent is not one that this host can work with.
     AgentRefused(Box<Finding>),
+}
+
+/// Where the answer to a request goes.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, Refused>>;
+
+/// Why a request was not carried out.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// The VM is not in a state for it; in words.
+    Conflict(String),
+    Failed(Box<Finding>),
+}
+
+impl Refused {
+    pub(super) fn conflict(words: impl Into<String>) -> Self {
+        Self::Conflict(words.into())
+    }
 }
 
 /// Why a VM was not given to a session.
@@ -56,6 +81,10 @@ pub(super) enum ClaimError {
     Taken,
     #[error("the VM is ending")]
     Ending,
+    #[error("the VM is being saved")]
+    Saving,
+    #[error("the VM could not be resumed: {0}")]
+    Stopped(String),
     #[error("{0}")]
     Policy(String),
 }
@@ -71,6 +100,8 @@ pub(super) struct Shared {
     pub egress: Arc<Egress>,
     /// The stream, while it is up and its agent is accepted.
     pub mux: watch::Sender<Option<Mux>>,
+    /// Whether the stream is to be let go and not dialled again: the VM is being saved.
+    pub held: watch::Sender<bool>,
     pub inputs: mpsc::Sender<Input>,
     pub activity: Activity,
     /// Cancelled when the VM has ended: every task of the runner's ends then.
@@ -116,6 +147,7 @@ impl Shared {
             vmm_log,
             egress,
             mux: watch::Sender::new(None),
+            held: watch::Sender::new(false),
             inputs,
             activity: Activity::default(),
             over: CancellationToken::new(),

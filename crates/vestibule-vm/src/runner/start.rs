@@ -1,15 +1,16 @@
 //! From a specification to a running VMM: hold the image, choose a driver, make the key, launch.
-use super::{findings, shared::Shared};
+use super::{findings, save::Unfinished, shared::Shared};
 use crate::{
     config_drive,
-    driver::{Capabilities, Driver, Launch, LaunchError, Machine},
+    driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, Restored},
     image::Image,
     qemu::QemuDriver,
+    snapshot::{self, Snapshot},
 };
 use std::{sync::Arc, time::Duration};
 use vestibule_api::{
     finding::Finding,
-    machine::{DriverChoice, Exit},
+    machine::{DriverChoice, Exit, VmSpec},
     mux::StreamKey,
 };
 
@@ -24,6 +25,10 @@ pub(super) struct Started {
     pub machine: Arc<dyn Machine>,
     pub capabilities: Capabilities,
     pub key: StreamKey,
+    /// Where the VM's memory goes, where it is one that can be saved.
+    pub unfinished: Option<Unfinished>,
+    /// Held for as long as the VM lives on its memory.
+    pub snapshot: Option<std::fs::File>,
 }
 
 /// A start that failed: why, and how the VMM ended if there was one.
@@ -43,17 +48,72 @@ impl From<Finding> for NotStarted {
     }
 }
 
+/// What lies on the host's disk for this VM.
+struct Files {
+    image: Image,
+    memory: Memory,
+    unfinished: Option<Unfinished>,
+    snapshot: Option<std::fs::File>,
+}
+
+/// Opens and makes the files. Blocks on the disk.
+fn files(spec: &VmSpec) -> Result<Files, Box<Finding>> {
+    let host = |err: std::io::Error| Box::new(findings::host(&err));
+    let image = Image::open(spec).map_err(|err| Box::new(findings::image(&err)))?;
+    let mut files = Files {
+        image,
+        memory: Memory::Own,
+        unfinished: None,
+        snapshot: None,
+    };
+    match (&spec.restore, &spec.save_to) {
+        (None, None) => {}
+        (Some(_), Some(_)) => {
+            let words = "`restore` and `saveTo`: a restored VM has an identity, and is not saved";
+            return Err(Box::new(findings::contradiction(words)));
+        }
+        (None, Some(_)) if spec.session_id.is_some() => {
+            let words = "`saveTo` and `sessionId`: what is saved has never been anybody's";
+            return Err(Box::new(findings::contradiction(words)));
+        }
+        (None, Some(directory)) => {
+            let unfinished = Unfinished::make(directory).map_err(host)?;
+            let memory = snapshot::make_memory(unfinished.path(), spec.memory_mib).map_err(host)?;
+            files.memory = Memory::Shared(memory);
+            files.unfinished = Some(unfinished);
+        }
+        (Some(restore), None) => {
+            let snapshot = Snapshot::open(restore)
+                .map_err(|err| Box::new(findings::snapshot_refused(&err)))?;
+            files.memory = Memory::Restored(Box::new(Restored {
+                manifest: snapshot.manifest,
+                memory: snapshot.memory,
+                state: snapshot.state,
+            }));
+            files.snapshot = Some(snapshot.hold);
+        }
+    }
+    Ok(files)
+}
+
 pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     let spec = shared.spec.clone();
-    let image = tokio::task::spawn_blocking(move || Image::open(&spec))
-        .await
-        .map_err(|err| findings::host(&err))?
-        .map_err(|err| findings::image(&err))?;
     let driver = driver(shared.spec.driver).map_err(|finding| *finding)?;
-    let capabilities = driver
-        .probe()
-        .await
-        .map_err(|err| findings::no_driver(&err))?;
+    let files = tokio::task::spawn_blocking(move || files(&spec));
+    let (files, capabilities) = tokio::join!(files, driver.probe());
+    let Files {
+        image,
+        memory,
+        unfinished,
+        snapshot,
+    } = files
+        .map_err(|err| findings::host(&err))?
+        .map_err(|finding| *finding)?;
+    let capabilities = capabilities.map_err(|err| findings::no_driver(&err))?;
+    if !matches!(memory, Memory::Own) && !capabilities.snapshot {
+        let words = format!("{} {}", capabilities.driver, capabilities.version);
+        return Err(findings::no_snapshots(&words).into());
+    }
     let key = StreamKey::generate();
     let config = config_drive::make(shared.spec.machine_id, GENERATION, &key)
         .map_err(|err| findings::host(&err))?;
@@ -67,6 +127,9 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         initrd: image.initrd.clone(),
         cmdline: image.manifest.cmdline.clone(),
         config,
+        image_digest: shared.spec.image_digest.clone(),
+        agent_build: image.manifest.agent_build.clone(),
+        memory,
         console: Arc::clone(&shared.console),
         vmm_log: Arc::clone(&shared.vmm_log),
     };
@@ -84,6 +147,8 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         machine,
         capabilities,
         key,
+        unfinished,
+        snapshot,
     })
 }
 

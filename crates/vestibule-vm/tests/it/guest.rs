@@ -18,7 +18,7 @@ use vestibule_api::{
 };
 
 /// A place with the image that the environment names.
-fn place(egress: EgressPolicy) -> Place {
+pub(crate) fn place(egress: EgressPolicy) -> Place {
     let image = std::env::var("VESTIBULE_TEST_IMAGE")
         .expect("VESTIBULE_TEST_IMAGE names an image's directory");
     let image = Utf8PathBuf::from(image);
@@ -33,7 +33,7 @@ fn place(egress: EgressPolicy) -> Place {
     place
 }
 
-async fn exec(runner: &Running, script: &str) -> ExecReply {
+pub(crate) async fn exec(runner: &Running, script: &str) -> ExecReply {
     let request = ExecRequest {
         argv: ["bash", "-c", script].map(str::to_owned).into(),
         user: ExecUser::Root,

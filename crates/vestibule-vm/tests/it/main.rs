@@ -15,4 +15,5 @@ mod egress;
 mod guest;
 mod qmp;
 mod runner;
+mod snapshot;
 mod support;

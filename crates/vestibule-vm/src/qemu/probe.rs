@@ -1,0 +1,110 @@
+//! What an installed QEMU can do, asked of it: one that runs no guest is started, questioned and ended.
+use crate::driver::ProbeError;
+use camino::Utf8Path;
+use serde_json::{Value, json};
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
+/// The family of machine types that VMs have.
+const FAMILY: &str = "q35";
+
+/// What it said.
+#[derive(Debug)]
+pub(super) struct Probed {
+    pub(super) version: String,
+    /// The versioned machine type that `q35` stands for: `pc-q35-7.2`. A snapshot taken with one version of it cannot be
+    /// loaded into another.
+    pub(super) machine: String,
+    /// Whether memory that is shared with a file can be left out of a saved state.
+    pub(super) snapshot: bool,
+    /// Whether a file can be opened for reading only and still be the guest's memory, copied on write (QEMU 8.2).
+    pub(super) read_only_memory: bool,
+}
+
+/// Starts `program`. Blocks for as long as that takes, about 50 ms.
+pub(super) fn probe(program: &Utf8Path) -> Result<Probed, ProbeError> {
+    match ask(program).and_then(|said| understand(&said)) {
+        Some(probed) => Ok(probed),
+        // What it says of its version is then all that is known, or why it does not run.
+        None => Ok(Probed {
+            version: crate::doctor::program_version(program)?,
+            machine: FAMILY.to_owned(),
+            snapshot: false,
+            read_only_memory: false,
+        }),
+    }
+}
+
+fn ask(program: &Utf8Path) -> Option<String> {
+    let mut child = Command::new(program)
+        .args("-S -M none -nodefaults -no-user-config -display none -qmp stdio".split(' '))
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let questions = [
+        json!({ "execute": "qmp_capabilities" }),
+        json!({ "execute": "query-machines", "id": "machines" }),
+        json!({ "execute": "query-migrate-capabilities", "id": "migrate" }),
+        json!({ "execute": "qom-list-properties", "id": "memory", "arguments": { "typename": "memory-backend-file" } }),
+        json!({ "execute": "quit" }),
+    ];
+    let mut stdin = child.stdin.take()?;
+    for question in questions {
+        // One that has ended answers nothing, which is seen below.
+        let _ = writeln!(stdin, "{question}");
+    }
+    drop(stdin);
+    let output = child.wait_with_output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn understand(said: &str) -> Option<Probed> {
+    let lines: Vec<Value> = said
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let answer = |id: &str| {
+        let line = lines.iter().find(|line| line["id"] == id)?;
+        line["return"].as_array()
+    };
+    let has = |id: &str, key: &str, value: &str| {
+        answer(id).is_some_and(|all| all.iter().any(|one| one[key] == value))
+    };
+    let machine = answer("machines")?
+        .iter()
+        .find(|machine| machine["alias"] == FAMILY)?;
+    Some(Probed {
+        version: super::qmp::version_of(lines.first()?)?,
+        machine: machine["name"].as_str()?.to_owned(),
+        snapshot: has("migrate", "capability", "x-ignore-shared"),
+        read_only_memory: has("memory", "name", "rom"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_understood_and_nonsense_is_not() {
+        let said = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}}}
+{"return": {}}
+{"return": [{"name": "pc-q35-9.2"}, {"name": "pc-q35-10.0", "alias": "q35"}], "id": "machines"}
+{"return": [{"state": false, "capability": "x-ignore-shared"}], "id": "migrate"}
+{"return": [{"name": "share"}, {"name": "rom"}], "id": "memory"}"#;
+        let probed = understand(said).unwrap();
+        assert_eq!(
+            (probed.version.as_str(), probed.machine.as_str()),
+            ("10.0.2", "pc-q35-10.0")
+        );
+        assert!(probed.snapshot && probed.read_only_memory);
+        let old = said.replace("x-ignore-shared", "xbzrle");
+        assert!(!understand(&old).unwrap().snapshot);
+        assert!(understand("nonsense").is_none());
+    }
+}

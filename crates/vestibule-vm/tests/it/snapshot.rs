@@ -1,0 +1,536 @@
+//! Snapshots of a real guest: the image in `VESTIBULE_TEST_IMAGE` boots once, is saved, and everything else is restored.
+use crate::{
+    guest::{exec, place},
+    support::{Place, Running, alive, gone, soon, tree},
+};
+use camino::{Utf8Path, Utf8PathBuf};
+use hyper::Method;
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    os::unix::fs::FileExt,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+use vestibule_api::{
+    cause::Cause,
+    client::CallError,
+    egress::EgressPolicy,
+    finding::Finding,
+    ids::{ImageDigest, SnapshotId},
+    machine::{Claim, Exit, MachineState, MachineView, Phase, RestoreSpec, RunnerEventKind, Saved},
+    mux::{Side, StreamKey, host_handshake, start},
+    snapshot::{MANIFEST_FILE, MEMORY_FILE, STATE_FILE, SnapshotManifest},
+    stream::Open,
+    time::Timestamp,
+};
+use vestibule_vm::{
+    config_drive,
+    driver::{Driver, Launch, Memory, Restored},
+    log::BoundedLog,
+    qemu::QemuDriver,
+    snapshot::Snapshot,
+};
+
+/// The golden's clock is so far behind.
+const OLD_DAYS: i64 = 7;
+const SAVING: Duration = Duration::from_secs(300);
+
+fn at_home() -> Place {
+    place(EgressPolicy::default())
+}
+
+async fn save(runner: &Running) -> Result<Saved, CallError> {
+    let call = runner.client.call(Method::POST, "/snapshot", None::<&()>);
+    tokio::time::timeout(SAVING, call)
+        .await
+        .expect("the save took too long")
+}
+
+/// Boots, makes the clock old, saves.
+async fn golden(home: &Utf8Path) -> RestoreSpec {
+    golden_within(home, 240).await
+}
+
+async fn golden_within(home: &Utf8Path, deadline_s: u32) -> RestoreSpec {
+    let mut place = at_home();
+    place.spec.boot_deadline_s = deadline_s;
+    let dir = home.join("unfinished");
+    place.spec.save_to = Some(dir.to_string());
+    let runner = place.start().await;
+    runner.state(MachineState::Up).await;
+    let old = exec(&runner, &format!("date -s '-{OLD_DAYS} days'")).await;
+    assert_eq!(old.code, Some(0), "{old:?}");
+    let begun = Instant::now();
+    let saved = save(&runner).await.unwrap();
+    println!(
+        "save: {:.1} s; memory {} MiB of {} MiB, state {} KiB",
+        begun.elapsed().as_secs_f64(),
+        saved.manifest.memory.allocated_bytes >> 20,
+        saved.manifest.memory.bytes >> 20,
+        saved.manifest.state.bytes >> 10,
+    );
+    runner.ended().await;
+    assert!(!Utf8Path::new(&place.spec.vm_dir).exists());
+    assert!(saved.manifest.memory.allocated_bytes * 2 < saved.manifest.memory.bytes);
+    RestoreSpec {
+        id: saved.id,
+        dir: dir.into_string(),
+    }
+}
+
+fn restored(from: &RestoreSpec) -> Place {
+    let mut place = at_home();
+    place.spec.restore = Some(from.clone());
+    place
+}
+
+/// How far the guest's clock is off, in ms, as far as the question's own duration allows to tell.
+async fn clock_error_ms(runner: &Running) -> f64 {
+    let mut best = (i64::MAX, 0);
+    for _ in 0..8 {
+        let asked = Timestamp::now().as_micros();
+        let reply = exec(runner, "echo $EPOCHREALTIME").await;
+        let answered = Timestamp::now().as_micros();
+        let guest: i64 = reply.stdout.trim().replace(['.', ','], "").parse().unwrap();
+        // Between the question and the answer.
+        let off = if guest < asked {
+            asked - guest
+        } else {
+            (guest - answered).max(0)
+        };
+        if answered - asked < best.0 {
+            best = (answered - asked, off);
+        }
+    }
+    best.1 as f64 / 1000.0
+}
+
+/// What must be a VM's own.
+async fn identity(runner: &Running) -> Vec<String> {
+    let script = "cat /etc/machine-id; hostname; cat /etc/hostname; cat /proc/sys/kernel/random/boot_id; \
+                  head -c 1024 /dev/urandom | sha256sum; \
+                  for n in {1..300}; do [ $(ls /run/log/journal | wc -l) = 1 ] && break; sleep .1; done; \
+                  ls /run/log/journal";
+    let reply = exec(runner, script).await;
+    let lines: Vec<_> = reply.stdout.lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), 6, "{reply:?}");
+    assert_eq!(lines[1], lines[2]);
+    // The journal is the new machine's, and only its.
+    assert_eq!(lines[0], lines[5]);
+    lines
+}
+
+async fn failure(place: &Place) -> Finding {
+    let runner = place.start().await;
+    let finding = runner
+        .event(|event| match event {
+            RunnerEventKind::Failed { finding } => Some(finding.clone()),
+            RunnerEventKind::Ended { .. } => panic!("it did not fail"),
+            _ => None,
+        })
+        .await;
+    runner.ended().await;
+    assert!(!Utf8Path::new(&place.spec.vm_dir).exists());
+    finding
+}
+
+fn digest(from: &RestoreSpec) -> String {
+    let file = File::open(Utf8Path::new(&from.dir).join(MEMORY_FILE)).unwrap();
+    vestibule_vm::snapshot::digest(&file).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots a real image: set VESTIBULE_TEST_IMAGE, run with --ignored"]
+async fn copies_of_a_vm_are_vms_of_their_own() {
+    let home = camino_tempfile::tempdir().unwrap();
+    let from = golden(home.path()).await;
+    let before = digest(&from);
+    clones(&from).await;
+    pause_and_claim(&from).await;
+    other_key(&from).await;
+    killed(&from).await;
+    assert_eq!(digest(&from), before, "a clone wrote to the shared memory");
+    refusals(&from).await;
+}
+
+/// One clone's identity, how far its clock is off, when it was up, and itself.
+async fn clone_of(place: &Place, begun: Instant) -> (Vec<String>, f64, Duration, Running) {
+    let runner = place.start().await;
+    runner.state(MachineState::Up).await;
+    let took = begun.elapsed();
+    let error = clock_error_ms(&runner).await;
+    (identity(&runner).await, error, took, runner)
+}
+
+async fn clones(from: &RestoreSpec) {
+    let places: Vec<_> = (0..4).map(|_| restored(from)).collect();
+    let begun = Instant::now();
+    let clones =
+        futures_util::future::join_all(places.iter().map(|place| clone_of(place, begun))).await;
+    let mut seen = BTreeSet::new();
+    for ((lines, error, took, runner), place) in clones.iter().zip(&places) {
+        println!(
+            "clone up after {:.2} s, clock off by {error} ms at least",
+            took.as_secs_f64()
+        );
+        assert!(*error < 100.0, "{error} ms");
+        let id = place.spec.machine_id.to_string();
+        assert_eq!(lines[0], id.replace('-', ""));
+        assert_eq!(lines[1], format!("vm-{id}"));
+        for line in [0, 1, 3, 4] {
+            assert!(seen.insert(lines[line].clone()), "{} twice", lines[line]);
+        }
+        let view = runner.view().await;
+        assert_eq!(view.snapshot_id.as_ref(), Some(&from.id));
+        assert!(view.health.unwrap().uptime_ms < 120_000);
+    }
+    for (_, _, _, runner) in clones {
+        assert!(runner.stop().await.complete);
+        runner.ended().await;
+    }
+    let phases: Vec<_> = places[0]
+        .events()
+        .iter()
+        .filter_map(|e| match e.event {
+            RunnerEventKind::Phase { phase } if phase != Phase::KernelOutput => Some(phase),
+            _ => None,
+        })
+        .collect();
+    use Phase::{AgentUp, Identity, Ready, Restored, Resumed, StreamUp, VmmStarted};
+    assert_eq!(
+        phases,
+        [
+            VmmStarted, Restored, Resumed, StreamUp, Identity, AgentUp, Ready
+        ]
+    );
+}
+
+async fn pause_and_claim(from: &RestoreSpec) {
+    let place = restored(from);
+    let begun = Instant::now();
+    let runner = place.start().await;
+    runner.state(MachineState::Up).await;
+    println!("one alone: up after {:.2} s", begun.elapsed().as_secs_f64());
+    let ask = |path: &'static str| runner.client.call(Method::POST, path, None::<&()>);
+    let refused = save(&runner).await.unwrap_err();
+    assert_eq!(refused.status().map(|s| s.as_u16()), Some(409), "{refused}");
+    for _ in 0..2 {
+        let view: MachineView = soon(ask("/pause")).await.unwrap();
+        assert_eq!(view.state, MachineState::Paused);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let view: MachineView = soon(ask("/resume")).await.unwrap();
+    assert_eq!(view.state, MachineState::Up);
+    assert!(clock_error_ms(&runner).await < 100.0);
+    let _: MachineView = soon(ask("/pause")).await.unwrap();
+    let claim = Claim {
+        session_id: vestibule_api::ids::SessionId::generate(),
+        egress: EgressPolicy::default(),
+    };
+    let begun = Instant::now();
+    let view: MachineView = soon(runner.client.call(Method::POST, "/claim", Some(&claim)))
+        .await
+        .unwrap();
+    println!(
+        "claim of a paused VM: {:.3} s",
+        begun.elapsed().as_secs_f64()
+    );
+    assert_eq!(
+        (view.state, view.session_id),
+        (MachineState::Up, Some(claim.session_id))
+    );
+    runner.stop().await;
+    runner.ended().await;
+}
+
+/// The driver alone: a host with any key but the one on the copy's own config drive is refused, and one with that is not.
+async fn other_key(from: &RestoreSpec) {
+    let place = restored(from);
+    let directory = place.home.path().join("vm");
+    std::fs::create_dir(&directory).unwrap();
+    let snapshot = Snapshot::open(from).unwrap();
+    let image = Utf8PathBuf::from(&place.spec.image_dir);
+    let key = StreamKey::generate();
+    let binding = snapshot.manifest.binding.clone();
+    let launch = Launch {
+        machine_id: place.spec.machine_id,
+        memory_mib: place.spec.memory_mib,
+        vcpus: place.spec.vcpus,
+        vm_dir: directory.clone(),
+        root: image.join("root.ext4"),
+        kernel: image.join("vmlinuz"),
+        initrd: image.join("initrd"),
+        cmdline: manifest(&image).cmdline,
+        config: config_drive::make(place.spec.machine_id, 1, &key).unwrap(),
+        image_digest: binding.image_digest.clone(),
+        agent_build: binding.agent_build.clone(),
+        memory: Memory::Restored(Box::new(Restored {
+            manifest: snapshot.manifest,
+            memory: snapshot.memory,
+            state: snapshot.state,
+        })),
+        console: BoundedLog::create(&directory.join("serial.log"), 4096).unwrap(),
+        vmm_log: BoundedLog::create(&directory.join("vmm.log"), 4096).unwrap(),
+    };
+    let driver = QemuDriver::find().unwrap();
+    let capabilities = driver.probe().await.unwrap();
+    assert!(capabilities.snapshot && capabilities.machine.starts_with("pc-q35-"));
+    let machine = driver.launch(&capabilities, launch).await.unwrap();
+    machine.resume().await.unwrap();
+    let mut io = soon(machine.dial()).await.unwrap();
+    let other = StreamKey::generate();
+    assert!(soon(host_handshake(&mut io, &other)).await.is_err());
+    drop(io);
+    let io = soon(async {
+        // The guest closes its end after a refusal and opens it again; in between a host reads end of file.
+        loop {
+            let mut io = machine.dial().await.unwrap();
+            if host_handshake(&mut io, &key).await.is_ok() {
+                return io;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let (mux, _incoming) = start(io, Side::Host);
+    drop(soon(mux.open(Open::Http)).await.unwrap());
+    let pid = machine.pid();
+    drop(machine);
+    gone(pid).await;
+}
+
+fn manifest(image: &Utf8Path) -> vestibule_api::image::Manifest {
+    serde_json::from_slice(&std::fs::read(image.join("manifest.json")).unwrap()).unwrap()
+}
+
+/// A runner that is killed while it restores takes the VMM with it.
+async fn killed(from: &RestoreSpec) {
+    for wait_ms in [0, 60, 150, 300] {
+        let place = restored(from);
+        let mut runner = place.start().await;
+        tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        let vmm = runner.view().await.vmm_pid;
+        runner.process.kill().await.unwrap();
+        if let Some(pid) = vmm {
+            gone(pid).await;
+        }
+        let id = place.spec.machine_id.to_string();
+        soon(async {
+            while processes_of(&id) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        assert!(
+            !tree(Utf8Path::new(&from.dir))
+                .iter()
+                .any(|path| path.contains(&id))
+        );
+    }
+}
+
+fn processes_of(id: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| alive(*pid))
+        .filter_map(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).ok())
+        .filter(|line| String::from_utf8_lossy(line).contains(id))
+        .count()
+}
+
+/// Every way in which a snapshot may not fit, each said in words; the damaged files come last.
+async fn refusals(from: &RestoreSpec) {
+    let dir = Utf8Path::new(&from.dir);
+    let path = dir.join(MANIFEST_FILE);
+    let bytes = std::fs::read(&path).unwrap();
+    let original: SnapshotManifest = serde_json::from_slice(&bytes).unwrap();
+    type Change = fn(&mut SnapshotManifest);
+    let changes: [(&str, Change); 5] = [
+        ("VMM version: the snapshot has 6.6.6", |m| {
+            m.binding.vmm_version = "6.6.6".into();
+        }),
+        ("machine type: the snapshot has pc-q35-4.0", |m| {
+            m.binding.machine = "pc-q35-4.0".into();
+        }),
+        ("CPU features: x-none missing here", |m| {
+            m.binding.cpu_features.push("x-none".into());
+        }),
+        ("CPU: the snapshot has Nehalem", |m| {
+            m.binding.cpu = "Nehalem".into();
+        }),
+        ("time-stamp counter", |m| m.binding.tsc_khz /= 2),
+    ];
+    for (words, change) in changes {
+        let mut manifest = original.clone();
+        change(&mut manifest);
+        let changed = serde_json::to_vec(&manifest).unwrap();
+        std::fs::write(&path, &changed).unwrap();
+        let mut place = restored(from);
+        place.spec.restore.as_mut().unwrap().id = id_of(&changed);
+        refused(&place, words).await;
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let mut place = restored(from);
+    place.spec.image_digest = ImageDigest::from_str(&"1".repeat(64)).unwrap();
+    refused(&place, "image: the snapshot has 0000").await;
+    let mut place = restored(from);
+    place.spec.memory_mib += 64;
+    refused(&place, "memory: the snapshot has").await;
+    let mut place = restored(from);
+    place.spec.restore.as_mut().unwrap().id = id_of(b"other");
+    refused(&place, "its manifest is another one's").await;
+
+    let memory = File::options()
+        .read(true)
+        .write(true)
+        .open(dir.join(MEMORY_FILE))
+        .unwrap();
+    let mut byte = [0];
+    let at = original.memory.bytes / 2 + 77;
+    memory.read_exact_at(&mut byte, at).unwrap();
+    memory.write_all_at(&[byte[0] ^ 4], at).unwrap();
+    refused(
+        &restored(from),
+        "use the snapshot's `memory`: its content is not what was saved",
+    )
+    .await;
+    memory.write_all_at(&byte, at).unwrap();
+    memory.set_len(original.memory.bytes - 4096).unwrap();
+    refused(&restored(from), "use the snapshot's `memory`: it has").await;
+    memory.set_len(original.memory.bytes).unwrap();
+    let state = File::options()
+        .write(true)
+        .open(dir.join(STATE_FILE))
+        .unwrap();
+    state.set_len(original.state.bytes - 1).unwrap();
+    refused(&restored(from), "use the snapshot's `state`: it has").await;
+}
+
+fn id_of(bytes: &[u8]) -> SnapshotId {
+    use sha2::Digest;
+    let hex: String = sha2::Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    hex.parse().unwrap()
+}
+
+async fn refused(place: &Place, words: &str) {
+    let finding = failure(place).await;
+    assert_eq!(finding.cause, Cause::SnapshotRefused, "{finding:?}");
+    assert!(
+        finding.evidence[0].text.contains(words),
+        "{words}: {finding:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots a real image: set VESTIBULE_TEST_IMAGE, run with --ignored"]
+async fn two_are_saved_at_once() {
+    let homes = [
+        camino_tempfile::tempdir().unwrap(),
+        camino_tempfile::tempdir().unwrap(),
+    ];
+    let (a, b) = tokio::join!(golden(homes[0].path()), golden(homes[1].path()));
+    assert_ne!(a.id, b.id);
+    for from in [a, b] {
+        let place = restored(&from);
+        let runner = place.start().await;
+        runner.state(MachineState::Up).await;
+        runner.stop().await;
+        runner.ended().await;
+    }
+}
+
+/// A file system of so many bytes, gone with the value. Needs root.
+struct Tmpfs(camino_tempfile::Utf8TempDir);
+
+impl Tmpfs {
+    fn new(bytes: u64) -> Self {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(
+            "tmpfs",
+            dir.path().as_std_path(),
+            "tmpfs",
+            flags,
+            options.as_c_str(),
+        )
+        .unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(
+            self.0.path().as_std_path(),
+            rustix::mount::UnmountFlags::DETACH,
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots a real image: set VESTIBULE_TEST_IMAGE, run with --ignored"]
+async fn a_full_disk_is_said_and_nothing_is_left() {
+    let mut place = at_home();
+    let memory = u64::from(place.spec.memory_mib) << 20;
+    // No room for the memory: the VM does not begin.
+    let small = Tmpfs::new(memory / 2);
+    let dir = small.0.path().join("unfinished");
+    place.spec.save_to = Some(dir.to_string());
+    let finding = failure(&place).await;
+    assert_eq!(finding.cause, Cause::HostDiskFull, "{finding:?}");
+    assert_eq!(tree(small.0.path()), Vec::<String>::new());
+    // Room for the memory and not for the state.
+    let small = Tmpfs::new(memory + (64 << 10));
+    let dir = small.0.path().join("unfinished");
+    let mut place = at_home();
+    place.spec.save_to = Some(dir.to_string());
+    let runner = place.start().await;
+    runner.state(MachineState::Up).await;
+    let err = save(&runner).await.unwrap_err();
+    assert!(err.to_string().contains("host-disk-full"), "{err}");
+    let exit: Exit = runner
+        .event(|event| match event {
+            RunnerEventKind::Ended { exit } => Some(exit.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(!exit.asked);
+    runner.ended().await;
+    assert_eq!(tree(small.0.path()), Vec::<String>::new());
+}
+
+/// The desktop ends before the save and starts after the restore: a painted browser is this VM's own.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "boots an image with a browser: set VESTIBULE_TEST_IMAGE, run with --ignored"]
+async fn browsers_start_anew_in_each_copy() {
+    let home = camino_tempfile::tempdir().unwrap();
+    let begun = Instant::now();
+    let from = golden_within(home.path(), 600).await;
+    println!("golden: {:.1} s", begun.elapsed().as_secs_f64());
+    let before = digest(&from);
+    let mut cookies = BTreeSet::new();
+    for _ in 0..2 {
+        let mut place = restored(&from);
+        place.spec.boot_deadline_s = 600;
+        let runner = place.start().await;
+        runner.state(MachineState::Up).await;
+        let cookie = exec(&runner, "sha256sum /run/vnc/Xauthority; pgrep -c chromium").await;
+        assert!(cookies.insert(cookie.stdout.clone()), "{cookie:?}");
+        runner.stop().await;
+        runner.ended().await;
+        let events = place.events();
+        for event in &events {
+            if let RunnerEventKind::Phase { phase } = event.event {
+                let took = event.at.micros_since(events[0].at);
+                println!("{phase:?} after {:.2} s", took as f64 / 1e6);
+            }
+        }
+    }
+    assert_eq!(digest(&from), before, "a clone wrote to the shared memory");
+}
