@@ -1,4 +1,6 @@
 //! The view's frames: as a controller and a runner write them together on one viewer's connection.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as its body does")]
+
 use bytes::Bytes;
 use std::{os::fd::AsFd as _, time::Duration};
 use tokio::{
