@@ -41,6 +41,7 @@ fn run(agent: &Agent) {
         agent,
         painted_once: false,
         browser: None,
+        closed: false,
         laid_out: None,
     };
     loop {
@@ -105,6 +106,8 @@ struct Desktop<'a> {
     agent: &'a Agent,
     painted_once: bool,
     browser: Option<u32>,
+    /// The browser's window is gone since the last look that saw one.
+    closed: bool,
     /// Size and windows of the last layout.
     laid_out: Option<((u16, u16), Windows)>,
 }
@@ -135,10 +138,15 @@ impl Desktop<'_> {
             self.laid_out = Some((size, windows));
         }
         if let Some(browser) = windows.browser {
-            if self.browser.is_some_and(|before| before != browser) {
+            let other = self.browser.is_some_and(|before| before != browser);
+            if std::mem::take(&mut self.closed) || other {
                 self.agent.events.push(AgentEvent::BrowserRestarted);
             }
             self.browser = Some(browser);
+        } else if let Some(before) = self.browser {
+            // Not one that is only hidden. The next browser may get the place of this one in the X server, and then its
+            // window has the same number.
+            self.closed |= !screen.has_browser(before)?;
         }
         let painted = match windows.browser {
             Some(_) => {

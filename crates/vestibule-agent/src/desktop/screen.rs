@@ -194,6 +194,11 @@ impl Screen {
         }
     }
 
+    /// Whether this window is there and the browser's, on the screen or hidden.
+    pub(super) fn has_browser(&self, window: Window) -> Result<bool, ScreenError> {
+        Ok(self.role(window)? == Some(BROWSER))
+    }
+
     fn if_mapped(&self, window: Window) -> Result<Option<Window>, ScreenError> {
         match self.server.get_window_attributes(window)?.reply() {
             Ok(attributes) => Ok((attributes.map_state == MapState::VIEWABLE).then_some(window)),
