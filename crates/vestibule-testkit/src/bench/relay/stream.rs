@@ -342,6 +342,9 @@ mod tests {
         assert!(sizes.clone().min().unwrap() < 128 && sizes.max().unwrap() > 32 << 10);
     }
 
+    /// For hangs, not for slowness: a debug build beside VMs needed 20 s.
+    const PATIENCE: Duration = Duration::from_secs(180);
+
     #[tokio::test]
     async fn the_client_that_the_tests_use_understands_it() {
         let (client, server) = UnixStream::pair().unwrap();
@@ -360,7 +363,7 @@ mod tests {
             .await
             .unwrap();
         let seen = rfb
-            .wait_for("a whole screen", Duration::from_secs(20), |frame| {
+            .wait_for("a whole screen", PATIENCE, |frame| {
                 (frame.pixel(WIDTH - 1, HEIGHT - 1) != [0; 3]).then(|| frame.size())
             })
             .await
@@ -371,7 +374,7 @@ mod tests {
         let rfb = crate::rfb::Rfb::connect(Screen::new(Arc::new(Ring::new(Pattern::Bulk))))
             .await
             .unwrap();
-        rfb.wait_for("a whole screen", Duration::from_secs(20), |frame| {
+        rfb.wait_for("a whole screen", PATIENCE, |frame| {
             (frame.pixel(WIDTH - 1, HEIGHT - 1) != [0; 3]).then_some(())
         })
         .await
@@ -379,7 +382,7 @@ mod tests {
         drop(rfb);
         // Off this thread: the client's connection ends only when the runtime runs.
         let ended = tokio::task::spawn_blocking(move || pouring.join().unwrap().unwrap());
-        tokio::time::timeout(Duration::from_secs(20), ended)
+        tokio::time::timeout(PATIENCE, ended)
             .await
             .unwrap()
             .unwrap();
