@@ -1,11 +1,10 @@
 //! Builds of images in a home of their own: from nothing, unchanged, and with another agent. The packages come from the
 //! mirror that the host is configured for, so the first figure depends on the network as well.
-use super::{Report, report::Required};
-use crate::{process::workspace, stage};
+use super::{Report, report::Required, vm};
+use crate::process::workspace;
 use anyhow::{Context, Result, ensure};
 use camino::Utf8Path;
 use std::time::Instant;
-use tokio::process::Command;
 
 /// The recipes, base first: the second build finds the layers of the first.
 const RECIPES: [&str; 2] = ["tiny", "browser"];
@@ -53,20 +52,9 @@ pub async fn run() -> Result<Report> {
 /// Seconds that a build took, and the image's digest.
 async fn build(home: &Utf8Path, recipe: &str, agent: &Utf8Path) -> Result<(f64, String)> {
     let begun = Instant::now();
-    let output = Command::new(stage::binary()?)
-        .current_dir(workspace())
-        .args(["--home", home.as_str(), "image", "build"])
-        .arg(format!("images/{recipe}"))
-        .args(["--agent", agent.as_str()])
-        .kill_on_drop(true)
-        .output()
-        .await
-        .context("start vestibule")?;
-    ensure!(
-        output.status.success(),
-        "build of `{recipe}`: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let digest = String::from_utf8(output.stdout).context("read the digest")?;
+    let recipe = workspace().join("images").join(recipe);
+    let words = ["image", "build", recipe.as_str(), "--agent", agent.as_str()];
+    let said = vm::vestibule(home, &words).await?;
+    let digest = String::from_utf8(said).context("read the digest")?;
     Ok((begun.elapsed().as_secs_f64(), digest.trim().to_owned()))
 }

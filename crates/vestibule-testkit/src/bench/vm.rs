@@ -1,7 +1,7 @@
 //! One VM without a controller, as `vestibule vm run` starts it, and what its evidence says afterwards.
 use crate::stage;
 use anyhow::{Context, Result, ensure};
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio::process::Command;
 use vestibule_api::machine::{MachineView, RunnerEvent};
 
@@ -22,7 +22,11 @@ impl Vm {
     /// # Errors
     /// When it does not become ready; with what `vestibule vm run` said.
     pub async fn start(image: &str) -> Result<Self> {
-        let said = vestibule(&["--json", "vm", "run", image, "--deadline", "600"]).await?;
+        let said = vestibule(
+            &stage::image_home(),
+            &["--json", "vm", "run", image, "--deadline", "600"],
+        )
+        .await?;
         let view = serde_json::from_slice(&said).context("understand the VM's view")?;
         Ok(Self { view })
     }
@@ -33,7 +37,7 @@ impl Vm {
     /// When it does not end, or left no evidence.
     pub async fn stop(self) -> Result<Vec<RunnerEvent>> {
         let id = self.view.machine_id.to_string();
-        vestibule(&["vm", "stop", &id]).await?;
+        vestibule(&stage::image_home(), &["vm", "stop", &id]).await?;
         let path: Utf8PathBuf = stage::image_home()
             .join("evidence")
             .join(&id)
@@ -45,9 +49,13 @@ impl Vm {
     }
 }
 
-async fn vestibule(words: &[&str]) -> Result<Vec<u8>> {
+/// Runs `vestibule` with these words on `home` and gives its standard output.
+///
+/// # Errors
+/// When it fails; with what it said.
+pub(super) async fn vestibule(home: &Utf8Path, words: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(stage::binary()?)
-        .args(["--home", stage::image_home().as_str()])
+        .args(["--home", home.as_str()])
         .args(words)
         .kill_on_drop(true)
         .output()
