@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn a_runner_is_started_once_in_a_session_of_its_own_and_can_be_ended() {
         let home = camino_tempfile::tempdir().unwrap();
-        let script = "cat > \"$0/spec.json\"; echo run >> \"$0/runs\"; ps -o sid= $$ > \"$0/sid\"; exec sleep 60";
+        let script = "cat > \"$0/spec.json\"; echo run >> \"$0/runs\"; echo $$ $(ps -o sid= $$) > \"$0/sid\"; exec sleep 60";
         let command = ["/bin/sh", "-c", script, home.path().as_str()]
             .map(str::to_owned)
             .to_vec();
@@ -277,14 +277,9 @@ mod tests {
         let read: VmSpec =
             serde_json::from_slice(&std::fs::read(home.path().join("spec.json")).unwrap()).unwrap();
         assert_eq!(read, spec);
-        let sid = std::fs::read_to_string(home.path().join("sid")).unwrap();
-        assert_ne!(
-            sid.trim(),
-            rustix::process::getsid(None)
-                .unwrap()
-                .as_raw_pid()
-                .to_string()
-        );
+        let ids = std::fs::read_to_string(home.path().join("sid")).unwrap();
+        let (pid, sid) = ids.trim().split_once(' ').unwrap();
+        assert_eq!(pid, sid, "it leads its session");
         again.kill(spec.machine_id);
         wait("the runner ends", || !local.alive(spec.machine_id)).await;
     }
