@@ -1,6 +1,6 @@
 //! Images: what a manifest declares, and what the store shows of it.
 use crate::{
-    ids::{AliasName, ImageDigest},
+    ids::{AliasName, ImageDigest, SnapshotId},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -83,4 +83,19 @@ pub struct ImageView {
     pub kernel_release: String,
     pub default_memory_mib: u32,
     pub default_vcpus: u32,
+    /// What a VM of the default size is restored from.
+    #[serde(default)]
+    pub snapshot: Option<ImageSnapshot>,
+}
+
+/// The newest snapshot of an image for VMs of its default size.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSnapshot {
+    pub id: SnapshotId,
+    pub taken_at: Timestamp,
+    /// Bytes on disk, holes not counted.
+    pub allocated_bytes: u64,
+    /// The guest's memory.
+    pub memory_mib: u32,
 }

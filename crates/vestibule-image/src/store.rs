@@ -5,11 +5,15 @@
 //!                                    build.log, verification.json once verified
 //! $VESTIBULE_HOME/aliases/<name>     symbolic link to ../images/<digest>, moved by rename
 //! $VESTIBULE_HOME/aliases/.history/<name>   one line of JSON for each move
+//! $VESTIBULE_HOME/snapshots/<id>/    memory of a VM made from an image, see `snapshots`
 //! ```
-//! A runner holds a shared lock on an image's manifest for as long as its VM lives; removal takes an exclusive one.
+//! A runner holds a shared lock on the manifest of its image, and of its snapshot, for as long as its VM lives; removal
+//! takes an exclusive one.
 mod alias;
+mod snapshots;
 
 pub use alias::HistoryEntry;
+pub use snapshots::SnapshotView;
 
 use crate::{
     cache::{Cache, CacheError},
@@ -20,8 +24,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{os::unix::fs::DirBuilderExt as _, str::FromStr as _, time::Duration};
 use vestibule_api::{
-    ids::{AliasName, ImageDigest},
-    image::{ImageView, Manifest},
+    ids::{AliasName, ImageDigest, SnapshotId},
+    image::{ImageSnapshot, ImageView, Manifest},
     time::Timestamp,
 };
 
@@ -67,6 +71,10 @@ pub enum StoreError {
     },
     #[error("image {} is in use by a VM", digest.short())]
     InUse { digest: ImageDigest },
+    #[error("no snapshot `{id}`; `vestibule image snapshots` shows what there is")]
+    UnknownSnapshot { id: String },
+    #[error("snapshot {} is in use by a VM; it can go when the VM has ended", id.short())]
+    SnapshotInUse { id: SnapshotId },
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
@@ -109,6 +117,29 @@ pub struct Image {
     pub manifest: Manifest,
     pub build: BuildRecord,
     pub verification: Option<Verification>,
+    /// The newest first.
+    pub snapshots: Vec<SnapshotView>,
+}
+
+impl Image {
+    /// What a VM of the image's default size would be restored from.
+    fn default_snapshot(&self) -> Option<&SnapshotView> {
+        let size = (
+            self.manifest.default_memory_mib,
+            self.manifest.default_vcpus,
+        );
+        let fits = |one: &&SnapshotView| (one.memory_mib, one.vcpus) == size;
+        self.snapshots.iter().find(fits)
+    }
+}
+
+/// What [`Store::rm`] removed.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Removed {
+    /// The image's, which went with it.
+    pub snapshots: Vec<SnapshotId>,
+    pub freed_bytes: u64,
 }
 
 /// What [`Store::gc`] removed.
@@ -116,8 +147,14 @@ pub struct Image {
 #[serde(rename_all = "camelCase")]
 pub struct Gc {
     pub images: Vec<ImageDigest>,
+    /// Those of removed images, of images that are gone, those that a newer one replaces, and damaged ones.
+    pub snapshots: Vec<SnapshotId>,
+    /// How many snapshots were begun, or their removal was, and never finished.
+    pub unfinished_snapshots: usize,
     /// Images that nothing points to but a VM uses.
     pub in_use: Vec<ImageDigest>,
+    /// Snapshots that would go if no VM lived on them.
+    pub snapshots_in_use: Vec<SnapshotId>,
     /// Images to which an alias would go back.
     pub rollback_targets: Vec<ImageDigest>,
     /// Images that were built less than a day ago.
@@ -129,24 +166,29 @@ impl std::fmt::Display for Gc {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "removed {} images, {} MiB in all",
+            "removed {} images and {} snapshots, {} MiB in all",
             self.images.len(),
+            self.snapshots.len() + self.unfinished_snapshots,
             self.freed_bytes >> 20
         )?;
         for (kept, why) in [
-            (&self.in_use, "a VM uses them"),
+            (self.in_use.len(), "a VM uses them"),
             (
-                &self.rollback_targets,
+                self.rollback_targets.len(),
                 "an alias could be rolled back to them",
             ),
             (
-                &self.young,
+                self.young.len(),
                 "they are younger than a day (--all removes them)",
             ),
         ] {
-            if !kept.is_empty() {
-                write!(f, "; {} kept because {why}", kept.len())?;
+            if kept > 0 {
+                write!(f, "; {kept} images kept because {why}")?;
             }
+        }
+        if !self.snapshots_in_use.is_empty() {
+            let kept = self.snapshots_in_use.len();
+            write!(f, "; {kept} snapshots kept because a VM uses them")?;
         }
         Ok(())
     }
@@ -170,7 +212,7 @@ impl Store {
     pub fn open(home: &Utf8Path) -> Result<Self, StoreError> {
         // Aliases are links with a relative target; paths handed out must not depend on the caller's directory.
         let home = camino::absolute_utf8(home).map_err(io("make absolute", home))?;
-        for name in ["images", "aliases/.history"] {
+        for name in ["images", "aliases/.history", "snapshots"] {
             let path = home.join(name);
             // Whoever is first makes the home directory, in which secrets will lie.
             std::fs::DirBuilder::new()
@@ -243,6 +285,7 @@ impl Store {
             manifest: self.manifest(digest)?,
             build: read_json(&directory.join("build.json"))?,
             verification: optional(read_json(&directory.join("verification.json")))?,
+            snapshots: self.snapshots_of(digest)?,
             digest: digest.clone(),
             directory,
         })
@@ -286,19 +329,10 @@ impl Store {
         {
             return Ok(digest);
         }
-        let mut found = digests
-            .into_iter()
-            .filter(|digest| name.len() >= PREFIX && digest.as_str().starts_with(name));
-        match (found.next(), found.count()) {
-            (Some(digest), 0) => Ok(digest),
-            (Some(_), more) => Err(StoreError::Ambiguous {
-                name: name.to_owned(),
-                count: more + 1,
-            }),
-            (None, _) => Err(StoreError::Unknown {
-                name: name.to_owned(),
-            }),
-        }
+        let unknown = || StoreError::Unknown {
+            name: name.to_owned(),
+        };
+        named(digests, ImageDigest::as_str, name)?.ok_or_else(unknown)
     }
 
     /// Keeps an image from being removed.
@@ -314,11 +348,11 @@ impl Store {
         Ok(Hold(file))
     }
 
-    /// Removes an image that no alias points to and no VM uses.
+    /// Removes an image that no alias points to and no VM uses, and its snapshots with it.
     ///
     /// # Errors
-    /// [`StoreError::Aliased`], [`StoreError::InUse`].
-    pub fn rm(&self, digest: &ImageDigest) -> Result<(), StoreError> {
+    /// [`StoreError::Aliased`], [`StoreError::InUse`], [`StoreError::SnapshotInUse`]; nothing is removed then.
+    pub fn rm(&self, digest: &ImageDigest) -> Result<Removed, StoreError> {
         if let Some((alias, _)) = self
             .aliases()?
             .into_iter()
@@ -337,14 +371,25 @@ impl Store {
         file.try_lock().map_err(|_| StoreError::InUse {
             digest: digest.clone(),
         })?;
+        let snapshots = self.lock_snapshots_of(digest)?;
+        let mut removed = Removed {
+            snapshots: Vec::new(),
+            freed_bytes: sparse::disk_bytes(&directory),
+        };
+        for snapshot in snapshots {
+            removed.freed_bytes += self.discard(&snapshot)?;
+            removed.snapshots.push(snapshot.id);
+        }
         // Out of sight first: a half-removed directory is never an image.
         let gone = self.home.join("images").join(format!(".gone-{digest}"));
         std::fs::rename(&directory, &gone).map_err(io("take away", &directory))?;
-        std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))
+        std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))?;
+        Ok(removed)
     }
 
-    /// Removes images that nothing points to or uses, and what is old in the cache. What a rollback would go back to
-    /// stays, and so do images of the last day, which may be about to be verified, unless `all`.
+    /// Removes images that nothing points to or uses, snapshots that no VM will begin from, and what is old in the cache.
+    /// What a rollback would go back to stays, and so do images of the last day, which may be about to be verified, unless
+    /// `all`.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the first thing that cannot be removed.
@@ -362,17 +407,20 @@ impl Store {
                 }
                 continue;
             }
-            let bytes = sparse::disk_bytes(&self.dir(&digest));
             match self.rm(&digest) {
-                Ok(()) => {
-                    gone.freed_bytes += bytes;
+                Ok(removed) => {
+                    gone.freed_bytes += removed.freed_bytes;
+                    gone.snapshots.extend(removed.snapshots);
                     gone.images.push(digest);
                 }
                 Err(StoreError::Aliased { .. }) => {}
-                Err(StoreError::InUse { .. }) => gone.in_use.push(digest),
+                Err(StoreError::InUse { .. } | StoreError::SnapshotInUse { .. }) => {
+                    gone.in_use.push(digest);
+                }
                 Err(err) => return Err(err),
             }
         }
+        self.gc_snapshots(&mut gone)?;
         let images = self.home.join("images");
         for entry in images
             .read_dir_utf8()
@@ -460,6 +508,26 @@ fn view(image: &Image) -> ImageView {
         kernel_release: image.manifest.kernel_release.clone(),
         default_memory_mib: image.manifest.default_memory_mib,
         default_vcpus: image.manifest.default_vcpus,
+        snapshot: image.default_snapshot().map(|snapshot| ImageSnapshot {
+            id: snapshot.id.clone(),
+            taken_at: snapshot.taken_at,
+            allocated_bytes: snapshot.allocated_bytes,
+            memory_mib: snapshot.memory_mib,
+        }),
+    }
+}
+
+/// The one of `all` that `name` names, whole or by its beginning.
+fn named<T>(all: Vec<T>, text: fn(&T) -> &str, name: &str) -> Result<Option<T>, StoreError> {
+    let mut found = all
+        .into_iter()
+        .filter(|one| name.len() >= PREFIX && text(one).starts_with(name));
+    match (found.next(), found.count()) {
+        (first, 0) => Ok(first),
+        (_, more) => Err(StoreError::Ambiguous {
+            name: name.to_owned(),
+            count: more + 1,
+        }),
     }
 }
 

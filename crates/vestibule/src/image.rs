@@ -136,8 +136,12 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
         }
         ImageCommand::Rm { image } => {
             let digest = store.resolve(&image)?;
-            store.rm(&digest)?;
-            output::note(&format!("removed {}", digest.short()));
+            let removed = store.rm(&digest)?;
+            output::note(&format!(
+                "removed {} and {} snapshots of it",
+                digest.short(),
+                removed.snapshots.len()
+            ));
         }
         ImageCommand::Gc { all } => {
             let gone = store.gc(all)?;

@@ -267,6 +267,7 @@ export const images = [
     kernelRelease: "6.1.0-40-cloud-amd64",
     defaultMemoryMib: 2048,
     defaultVcpus: 2,
+    snapshot: { id: digest("c"), takenAt: ago(7000), allocatedBytes: 690_000_000, memoryMib: 2048 },
   },
   {
     digest: digest("b"),
@@ -279,6 +280,7 @@ export const images = [
     kernelRelease: "6.1.0-40-cloud-amd64",
     defaultMemoryMib: 256,
     defaultVcpus: 1,
+    snapshot: null,
   },
 ];
 

@@ -3,14 +3,14 @@ use super::*;
 use camino_tempfile::{Utf8TempDir, tempdir};
 use vestibule_api::ids::MachineId;
 
-fn store() -> (Utf8TempDir, Store) {
+pub(super) fn store() -> (Utf8TempDir, Store) {
     let home = tempdir().unwrap();
     let store = Store::open(home.path()).unwrap();
     (home, store)
 }
 
 /// Adds an image that differs from others by `name`.
-fn add(store: &Store, name: &str) -> ImageDigest {
+pub(super) fn add(store: &Store, name: &str) -> ImageDigest {
     let manifest = serde_json::json!({
         "schema": 1, "recipe": name, "recipeDigest": "", "artifacts": {}, "kernelRelease": "6.1", "cmdline": "",
         "drivers": [], "minMemoryMib": 1, "defaultMemoryMib": 1, "defaultVcpus": 1, "requiredUnits": [],
@@ -37,7 +37,7 @@ fn add(store: &Store, name: &str) -> ImageDigest {
     digest
 }
 
-fn verified(store: &Store, name: &str, green: bool) -> ImageDigest {
+pub(super) fn verified(store: &Store, name: &str, green: bool) -> ImageDigest {
     let digest = add(store, name);
     let report = Verification {
         digest: digest.clone(),
@@ -64,7 +64,7 @@ fn verified(store: &Store, name: &str, green: bool) -> ImageDigest {
     digest
 }
 
-fn alias(name: &str) -> AliasName {
+pub(super) fn alias(name: &str) -> AliasName {
     name.parse().unwrap()
 }
 

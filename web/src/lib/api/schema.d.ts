@@ -673,6 +673,21 @@ export interface components {
         HealthStatus: "starting" | "ready" | "degraded";
         /** @description An image's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name every artifact's digest). */
         ImageDigest: string;
+        /** @description The newest snapshot of an image for VMs of its default size. */
+        ImageSnapshot: {
+            /**
+             * Format: int64
+             * @description Bytes on disk, holes not counted.
+             */
+            allocatedBytes: number;
+            id: components["schemas"]["SnapshotId"];
+            /**
+             * Format: int32
+             * @description The guest's memory.
+             */
+            memoryMib: number;
+            takenAt: components["schemas"]["Timestamp"];
+        };
         /** @description An image as the store lists it. */
         ImageView: {
             aliases: components["schemas"]["AliasName"][];
@@ -690,6 +705,7 @@ export interface components {
             features: string[];
             kernelRelease: string;
             recipe: string;
+            snapshot?: components["schemas"]["ImageSnapshot"] | null;
             /** @description Whether a green `verification.json` belongs to it. */
             verified: boolean;
         };
@@ -980,6 +996,8 @@ export interface components {
             /** @description Whether a view can be opened now. */
             viewable: boolean;
         };
+        /** @description A memory snapshot's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name each file's digest). */
+        SnapshotId: string;
         /**
          * @description How far a VM or a sign-in got, earliest first. A verdict is the earliest stage with the strongest evidence.
          * @enum {string}

@@ -1,0 +1,372 @@
+//! Snapshots: which there are, which one fits a VM, and how they go.
+//!
+//! ```text
+//! $VESTIBULE_HOME/snapshots/<id>/    what `vestibule_api::snapshot` says; the runner wrote it, and nobody writes again
+//! …/.unfinished-<machine id>/        one that is being taken, renamed when it is whole
+//! …/.unfinished-<machine id>.log     what its runner says. Whoever takes the snapshot locks it and hands it to the runner
+//!                                    as standard error: while one of both lives, it is locked
+//! …/.gone-<id>/                      one that is being removed
+//! ```
+use super::{Gc, Store, StoreError, io, named};
+use crate::{digest, sparse};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use std::{
+    collections::BTreeSet,
+    fs::{File, TryLockError},
+    io::{ErrorKind, Read as _},
+    os::unix::fs::MetadataExt as _,
+    str::FromStr as _,
+};
+use vestibule_api::{
+    ids::{AliasName, ImageDigest, SnapshotId},
+    machine::RestoreSpec,
+    snapshot::{MANIFEST_FILE, MEMORY_FILE, SNAPSHOT_SCHEMA, STATE_FILE, SnapshotManifest},
+    time::Timestamp,
+};
+
+/// A manifest of more bytes is none.
+const MANIFEST_LIMIT: u64 = 1 << 20;
+const UNFINISHED: &str = ".unfinished-";
+const GONE: &str = ".gone-";
+const LOG: &str = ".log";
+
+/// A snapshot as the store lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotView {
+    pub id: SnapshotId,
+    pub directory: Utf8PathBuf,
+    pub image_digest: ImageDigest,
+    /// What points to its image now.
+    pub aliases: Vec<AliasName>,
+    pub taken_at: Timestamp,
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    /// The guest's memory, holes included.
+    pub memory_bytes: u64,
+    /// On disk, everything of it.
+    pub allocated_bytes: u64,
+    pub driver: String,
+    pub vmm_version: String,
+    /// Whether a VM lives on it now.
+    pub in_use: bool,
+}
+
+/// A snapshot that is as its manifest says, as far as can be seen without reading the memory.
+struct Whole {
+    id: SnapshotId,
+    manifest: SnapshotManifest,
+}
+
+impl Whole {
+    fn is_of(&self, image: &ImageDigest, memory_mib: u32, vcpus: u32) -> bool {
+        let binding = &self.manifest.binding;
+        (&binding.image_digest, binding.memory_mib, binding.vcpus) == (image, memory_mib, vcpus)
+    }
+
+    fn replaces(&self, other: &Self) -> bool {
+        let theirs = &other.manifest.binding;
+        self.is_of(&theirs.image_digest, theirs.memory_mib, theirs.vcpus)
+            && self.age() > other.age()
+    }
+
+    /// Greater is newer; no two are equal.
+    fn age(&self) -> (Timestamp, &SnapshotId) {
+        (self.manifest.taken_at, &self.id)
+    }
+}
+
+/// A snapshot that nobody uses, nor can begin to while this lives.
+pub(super) struct Locked {
+    pub(super) id: SnapshotId,
+    /// `None` where there is no manifest to lock, and so none to restore from.
+    _manifest: Option<File>,
+}
+
+impl Store {
+    fn snapshots_dir(&self) -> Utf8PathBuf {
+        self.home().join("snapshots")
+    }
+
+    fn snapshot_dir(&self, id: &SnapshotId) -> Utf8PathBuf {
+        self.snapshots_dir().join(id.as_str())
+    }
+
+    /// What a VM of this size made from this image can be restored from: the newest whole snapshot. Only manifests are
+    /// read. Whether it fits this host as well is the runner's to say, and whether it is still there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the store cannot be read.
+    pub fn snapshot_for(
+        &self,
+        image: &ImageDigest,
+        memory_mib: u32,
+        vcpus: u32,
+    ) -> Result<Option<RestoreSpec>, StoreError> {
+        let newest = self
+            .whole_snapshots()?
+            .into_iter()
+            .find(|one| one.is_of(image, memory_mib, vcpus));
+        Ok(newest.map(|one| RestoreSpec {
+            dir: self.snapshot_dir(&one.id).into_string(),
+            id: one.id,
+        }))
+    }
+
+    /// Every whole snapshot, the newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the store cannot be read.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotView>, StoreError> {
+        let (aliases, locked) = (self.aliases()?, shared_locks());
+        let view = |one: Whole| {
+            let directory = self.snapshot_dir(&one.id);
+            let inode = directory
+                .join(MANIFEST_FILE)
+                .metadata()
+                .map(|data| data.ino());
+            let binding = one.manifest.binding;
+            SnapshotView {
+                id: one.id,
+                aliases: aliases
+                    .iter()
+                    .filter(|(_, image)| *image == binding.image_digest)
+                    .map(|(alias, _)| alias.clone())
+                    .collect(),
+                image_digest: binding.image_digest,
+                taken_at: one.manifest.taken_at,
+                memory_mib: binding.memory_mib,
+                vcpus: binding.vcpus,
+                memory_bytes: one.manifest.memory.bytes,
+                allocated_bytes: sparse::disk_bytes(&directory),
+                driver: binding.driver,
+                vmm_version: binding.vmm_version,
+                in_use: inode.is_ok_and(|inode| locked.contains(&inode)),
+                directory,
+            }
+        };
+        Ok(self.whole_snapshots()?.into_iter().map(view).collect())
+    }
+
+    /// The snapshot that `name` names: an id, or the beginning of exactly one, of eight digits or more.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownSnapshot`], [`StoreError::Ambiguous`].
+    pub fn resolve_snapshot(&self, name: &str) -> Result<SnapshotId, StoreError> {
+        let unknown = || StoreError::UnknownSnapshot {
+            id: name.to_owned(),
+        };
+        named(self.snapshot_ids()?, SnapshotId::as_str, name)?.ok_or_else(unknown)
+    }
+
+    /// Removes a snapshot that no VM lives on. Returns the bytes that are free now.
+    ///
+    /// # Errors
+    /// [`StoreError::SnapshotInUse`], [`StoreError::UnknownSnapshot`].
+    pub fn rm_snapshot(&self, id: &SnapshotId) -> Result<u64, StoreError> {
+        self.discard(&self.lock_snapshot(id)?)
+    }
+
+    /// Locks every snapshot of an image, so that all can go.
+    pub(super) fn lock_snapshots_of(&self, image: &ImageDigest) -> Result<Vec<Locked>, StoreError> {
+        let all = self.whole_snapshots()?.into_iter();
+        all.filter(|one| one.manifest.binding.image_digest == *image)
+            .map(|one| self.lock_snapshot(&one.id))
+            .collect()
+    }
+
+    /// Removes what is locked. Returns the bytes that are free now.
+    pub(super) fn discard(&self, locked: &Locked) -> Result<u64, StoreError> {
+        let directory = self.snapshot_dir(&locked.id);
+        let bytes = sparse::disk_bytes(&directory);
+        // Out of sight first: what is half removed is never a snapshot.
+        let gone = self.snapshots_dir().join(format!("{GONE}{}", locked.id));
+        std::fs::rename(&directory, &gone).map_err(io("take away", &directory))?;
+        std::fs::remove_dir_all(&gone).map_err(io("remove", &gone))?;
+        Ok(bytes)
+    }
+
+    fn lock_snapshot(&self, id: &SnapshotId) -> Result<Locked, StoreError> {
+        let path = self.snapshot_dir(id).join(MANIFEST_FILE);
+        let manifest = match File::open(&path) {
+            Ok(file) => Some(file),
+            Err(err) if err.kind() == ErrorKind::NotFound => {
+                if !self.snapshot_dir(id).exists() {
+                    return Err(StoreError::UnknownSnapshot { id: id.to_string() });
+                }
+                None
+            }
+            Err(err) => return Err(io("open", &path)(err)),
+        };
+        match manifest.as_ref().map_or(Ok(()), File::try_lock) {
+            Ok(()) => Ok(Locked {
+                id: id.clone(),
+                _manifest: manifest,
+            }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::SnapshotInUse { id: id.clone() }),
+            Err(TryLockError::Error(err)) => Err(io("lock", &path)(err)),
+        }
+    }
+
+    pub(super) fn snapshots_of(
+        &self,
+        image: &ImageDigest,
+    ) -> Result<Vec<SnapshotView>, StoreError> {
+        let mut all = self.snapshots()?;
+        all.retain(|one| one.image_digest == *image);
+        Ok(all)
+    }
+
+    /// The part of [`Store::gc`] that is about snapshots.
+    pub(super) fn gc_snapshots(&self, gone: &mut Gc) -> Result<(), StoreError> {
+        for id in self.useless_snapshots()? {
+            match self.rm_snapshot(&id) {
+                Ok(bytes) => {
+                    gone.freed_bytes += bytes;
+                    gone.snapshots.push(id);
+                }
+                Err(StoreError::SnapshotInUse { .. }) => gone.snapshots_in_use.push(id),
+                Err(err) => return Err(err),
+            }
+        }
+        let (count, bytes) = self.sweep_snapshots()?;
+        gone.unfinished_snapshots += count;
+        gone.freed_bytes += bytes;
+        Ok(())
+    }
+
+    /// Snapshots that nobody will restore: of an image that is gone, replaced by a newer one of the same image and size,
+    /// or not whole.
+    fn useless_snapshots(&self) -> Result<Vec<SnapshotId>, StoreError> {
+        let (images, whole) = (self.digests()?, self.whole_snapshots()?);
+        let useful = |one: &&Whole| {
+            images.contains(&one.manifest.binding.image_digest)
+                && !whole.iter().any(|other| other.replaces(one))
+        };
+        let useful: Vec<&SnapshotId> = whole.iter().filter(useful).map(|one| &one.id).collect();
+        let mut ids = self.snapshot_ids()?;
+        ids.retain(|id| !useful.contains(&id));
+        Ok(ids)
+    }
+
+    /// Removes what a killed runner or a killed removal left. Returns how many there were, and their bytes.
+    pub(crate) fn sweep_snapshots(&self) -> Result<(usize, u64), StoreError> {
+        let (mut count, mut bytes) = (0, 0);
+        let names = self.snapshot_entries()?;
+        let left = names
+            .iter()
+            .filter(|name| name.starts_with(UNFINISHED) || name.starts_with(GONE));
+        let left: BTreeSet<&str> = left
+            .map(|name| name.strip_suffix(LOG).unwrap_or(name))
+            .collect();
+        for name in left {
+            let path = self.snapshots_dir().join(name);
+            let log = Utf8PathBuf::from(format!("{path}{LOG}"));
+            let Ok(_lock) = abandoned(&log)? else {
+                continue;
+            };
+            count += 1;
+            bytes += sparse::disk_bytes(&path) + sparse::disk_bytes(&log);
+            absent_is_well(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))?;
+            absent_is_well(std::fs::remove_file(&log)).map_err(io("remove", &log))?;
+        }
+        Ok((count, bytes))
+    }
+
+    fn snapshot_entries(&self) -> Result<Vec<String>, StoreError> {
+        let path = self.snapshots_dir();
+        let entries = path.read_dir_utf8().map_err(io("read", &path))?;
+        let names = entries.filter_map(Result::ok);
+        Ok(names.map(|entry| entry.file_name().to_owned()).collect())
+    }
+
+    fn snapshot_ids(&self) -> Result<Vec<SnapshotId>, StoreError> {
+        let names = self.snapshot_entries()?;
+        Ok(names
+            .iter()
+            .filter_map(|name| SnapshotId::from_str(name).ok())
+            .collect())
+    }
+
+    /// The newest first.
+    fn whole_snapshots(&self) -> Result<Vec<Whole>, StoreError> {
+        let mut all = Vec::new();
+        for id in self.snapshot_ids()? {
+            let read = read_whole(&self.snapshot_dir(&id), &id);
+            let manifest = read.map_err(io("read the snapshot", &self.snapshot_dir(&id)))?;
+            all.extend(manifest.map(|manifest| Whole { id, manifest }));
+        }
+        all.sort_by(|a, b| b.age().cmp(&a.age()));
+        Ok(all)
+    }
+}
+
+/// The manifest, if it is the one of the id and the files that it names have their length.
+fn read_whole(directory: &Utf8Path, id: &SnapshotId) -> std::io::Result<Option<SnapshotManifest>> {
+    let found = |result: std::io::Result<Option<SnapshotManifest>>| match result {
+        // It is being removed, or lacks a file.
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+        other => other,
+    };
+    let read = || {
+        let mut bytes = Vec::new();
+        File::open(directory.join(MANIFEST_FILE))?
+            .take(MANIFEST_LIMIT)
+            .read_to_end(&mut bytes)?;
+        if digest::of(&bytes) != id.as_str() {
+            return Ok(None);
+        }
+        let Ok(manifest) = serde_json::from_slice::<SnapshotManifest>(&bytes) else {
+            return Ok(None);
+        };
+        let length = |name| Ok::<_, std::io::Error>(directory.join(name).metadata()?.len());
+        let whole = manifest.schema == SNAPSHOT_SCHEMA
+            && length(MEMORY_FILE)? == manifest.memory.bytes
+            && length(STATE_FILE)? == manifest.state.bytes;
+        Ok(whole.then_some(manifest))
+    };
+    found(read())
+}
+
+/// Somebody is at work.
+struct Busy;
+
+/// The lock of an unfinished snapshot that nobody works on. Without a log there is none: the log is there first.
+fn abandoned(log: &Utf8Path) -> Result<Result<Option<File>, Busy>, StoreError> {
+    let file = match File::open(log) {
+        Ok(file) => file,
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Ok(None)),
+        Err(err) => return Err(io("open", log)(err)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Ok(Some(file))),
+        Err(TryLockError::WouldBlock) => Ok(Err(Busy)),
+        Err(TryLockError::Error(err)) => Err(io("lock", log)(err)),
+    }
+}
+
+fn absent_is_well(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Inodes with a shared lock, as the kernel lists them (proc_locks(5)). Trying the lock would tell as well, and make a
+/// runner that starts in this moment believe that its snapshot is being removed. The device is not compared: where a file
+/// system has several (btrfs), the list has another one than stat(2).
+fn shared_locks() -> Vec<u64> {
+    let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let inode = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let ["FLOCK", _, "READ", _, place, ..] = words.get(1..)? else {
+            return None;
+        };
+        place.rsplit(':').next()?.parse().ok()
+    };
+    text.lines().filter_map(inode).collect()
+}
+
+#[cfg(test)]
+mod tests;
