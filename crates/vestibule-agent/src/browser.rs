@@ -4,12 +4,11 @@
 //! The protocol (chrome/browser/process_singleton_posix.cc): connect to `<profile>/SingletonSocket`, send
 //! `START\0<working directory>\0<argv[0]>\0<argv[1]>…`, at most 32 KiB, and close the sending half; the browser answers
 //! `ACK`, or `SHUTDOWN` when it is ending.
+pub(crate) mod copy;
+pub(crate) mod ids;
+
 use crate::{guest::Guest, process::Program, tool};
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -69,30 +68,45 @@ pub(crate) fn allow_loopback(guest: &Guest, origins: &[String]) -> io::Result<()
 /// # Errors
 /// When neither the running browser takes it nor a new one can be started.
 pub(crate) async fn open(guest: &Guest, url: &Url) -> Result<(), BrowserError> {
-    let socket = guest.browser_profile.join("SingletonSocket");
-    match tokio::time::timeout(PATIENCE, hand_over(&socket, &guest.browser, url)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(err @ BrowserError::Socket { .. })) if !guest.browser.exists() => {
+    match hand_over(guest, &[url.as_str()]).await {
+        Ok(()) => Ok(()),
+        Err(err @ BrowserError::Socket { .. }) if !guest.browser.exists() => {
             tracing::warn!(error = %vestibule_api::error::Chain(&err), "no browser runs, and none is installed");
             Err(BrowserError::None)
         }
         // Not running (yet, or any more): what a person's double click would do.
-        Ok(Err(BrowserError::Socket { .. } | BrowserError::Answer(_))) => start(guest, url),
-        Ok(Err(err)) => Err(err),
-        Err(_) => Err(BrowserError::Silent),
+        Err(BrowserError::Socket { .. } | BrowserError::Answer(_)) => start(guest, url),
+        Err(err) => Err(err),
     }
 }
 
-async fn hand_over(socket: &Path, program: &Path, url: &Url) -> Result<(), BrowserError> {
+/// Shows `url` in a window of its own that shares nothing with the profile and leaves nothing in it.
+///
+/// # Errors
+/// When no browser runs, or it does not take the page.
+pub(crate) async fn open_off_the_record(guest: &Guest, url: &Url) -> Result<(), BrowserError> {
+    hand_over(guest, &["--incognito", url.as_str()]).await
+}
+
+async fn hand_over(guest: &Guest, arguments: &[&str]) -> Result<(), BrowserError> {
+    let exchange = exchange(guest, arguments);
+    let answered = tokio::time::timeout(PATIENCE, exchange).await;
+    answered.map_err(|_| BrowserError::Silent)?
+}
+
+async fn exchange(guest: &Guest, arguments: &[&str]) -> Result<(), BrowserError> {
+    let socket = guest.browser_profile.join("SingletonSocket");
     let mut message = b"START\0/\0".to_vec();
-    message.extend_from_slice(program.to_string_lossy().as_bytes());
-    message.push(0);
-    message.extend_from_slice(url.as_str().as_bytes());
+    message.extend_from_slice(guest.browser.to_string_lossy().as_bytes());
+    for argument in arguments {
+        message.push(0);
+        message.extend_from_slice(argument.as_bytes());
+    }
     if message.len() > MESSAGE_LIMIT {
         return Err(BrowserError::TooLong);
     }
     let exchange = async {
-        let mut stream = UnixStream::connect(socket).await?;
+        let mut stream = UnixStream::connect(&socket).await?;
         stream.write_all(&message).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
@@ -100,7 +114,7 @@ async fn hand_over(socket: &Path, program: &Path, url: &Url) -> Result<(), Brows
         Ok::<_, io::Error>(answer)
     };
     let answer = exchange.await.map_err(|err| BrowserError::Socket {
-        path: socket.to_owned(),
+        path: socket.clone(),
         err,
     })?;
     match answer.as_slice() {

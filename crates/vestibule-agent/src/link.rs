@@ -86,17 +86,17 @@ async fn connect(agent: &Arc<Agent>) -> Result<(Mux, Incoming), LinkError> {
     let path = found.await.map_err(LinkError::Task)??;
     let mut port = Port::open(&path)?;
     port.connected().await?;
-    let run = agent.guest.run.clone();
+    let guest = agent.guest.clone();
     let known = tokio::task::spawn_blocking(move || {
         let drive = config_drive::read(DEVICE_WAIT)?;
-        let copy = renew::renew(&drive, &run)?;
+        let copy = renew::renew(&drive, &guest)?.then(|| drive.hostname.clone());
         Ok::<_, LinkError>((StreamKey::of(&drive)?, copy))
     });
     let (key, copy) = known.await.map_err(LinkError::Task)??;
-    if copy {
+    if let Some(hostname) = copy {
         info!("this is a copy of a VM, and has its own identity now");
         agent.events.forget();
-        tokio::spawn(Arc::clone(agent).wake());
+        tokio::spawn(Arc::clone(agent).wake(hostname));
     }
     tokio::time::timeout(HANDSHAKE_LIMIT, guest_handshake(&mut port, &key))
         .await

@@ -1,28 +1,19 @@
-//! Before a save: the guest becomes one that any VM may begin as. The desktop has been up, so the page cache is warm; then
-//! every program that holds randomness, connections or a profile of its own ends, the home directory becomes what the
-//! image made it, and free memory becomes zeros, which cost nothing on disk. Where the order matters it is the order here.
+//! Before a save: the guest becomes one that any VM may begin as. Desktop and browser stay up, for that is what a restore
+//! saves people from waiting for; what a copy must not have ends, before the save or first thing after the restore
+//! ([`crate::renew`]), whichever can be proven. Here: the page cache is warmed by a page that leaves nothing in the profile, the
+//! processes of pages end, other units stop, and free memory becomes zeros, which cost nothing on disk. Where the order
+//! matters it is the order here.
 use crate::{
     agent::Agent,
-    browser,
-    config_drive::{self, DriveError},
-    init::ROOT_SERIAL,
+    browser::{self, BrowserError},
+    desktop::act::{self, ActError},
+    guest::Guest,
     systemd::{BusError, Systemd},
 };
-use rustix::{
-    io::Errno,
-    mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{Pid, Signal, kill_process},
-};
-use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown, symlink},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
-use tokio::time::Instant;
-use tracing::{info, warn};
-use vestibule_api::error::Chain;
+use std::{fs, sync::Arc, time::Duration};
+use tokio::{task::JoinError, time::Instant};
+use tracing::info;
+use url::Url;
 
 /// A page of ours on guest loopback: it takes the browser through its network service and a renderer of a site's.
 const INNER_PAGE: &str = "http://127.0.0.1:8080/health";
@@ -33,8 +24,9 @@ const QUIET_WAIT: Duration = Duration::from_secs(90);
 /// Units that stop are looked at so often, for so long.
 const STOP_LOOK: Duration = Duration::from_millis(200);
 const STOP_WAIT: Duration = Duration::from_secs(90);
-/// Where programs of any user may leave something.
-const SCRATCH: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+/// Something on the screen changes within this.
+const SCREEN_WAIT: Duration = Duration::from_secs(120);
+const SCREEN_LOOK: Duration = Duration::from_millis(500);
 /// Free memory is cleared in pieces, and so much more of it is left than the kernel wants to have free: below its marks it
 /// would drop the page cache, which is what a restored browser starts from.
 const PIECE: usize = 8 << 20;
@@ -43,53 +35,87 @@ const LEAVE_KIB: u64 = 8 << 10;
 /// Why the guest is not ready to be saved.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PrepareError {
-    #[error("ask PID 1 to stop the desktop")]
+    #[error("ask PID 1 to stop units")]
     Units(#[from] BusError),
-    #[error("stop the desktop: {0} did not end within {STOP_WAIT:?}")]
+    #[error("stop units: `{0}` did not end within {STOP_WAIT:?}")]
     Running(String),
-    #[error("find the image's disk")]
-    Disk(#[from] DriveError),
-    #[error("mount the image's disk")]
-    Mount(#[source] Errno),
-    #[error("make `{}` what the image made it", path.display())]
-    Home {
-        path: PathBuf,
-        #[source]
-        err: io::Error,
-    },
+    #[error("warm the browser")]
+    Browser(#[from] BrowserError),
+    #[error("warm the browser with `{INNER_PAGE}`")]
+    Page(#[from] url::ParseError),
+    #[error("look at the desktop")]
+    Desktop(#[from] ActError),
+    #[error("{0} within {SCREEN_WAIT:?}")]
+    Screen(&'static str),
     #[error("clear the guest")]
-    Task(#[from] tokio::task::JoinError),
+    Task(#[from] JoinError),
 }
 
 /// Does all of it. Takes seconds.
 pub(crate) async fn prepare(agent: &Arc<Agent>) -> Result<(), PrepareError> {
-    if agent.guest.image.has("browser") {
-        match INNER_PAGE.parse() {
-            Ok(url) => {
-                if let Err(err) = browser::open(&agent.guest, &url).await {
-                    warn!(error = %Chain(&err), "the browser was not warmed");
-                }
-            }
-            Err(err) => warn!(error = %err, "no page to warm the browser with"),
-        }
-        quiet().await;
-    }
     stop_units(agent).await?;
-    let guest = agent.guest.clone();
-    tokio::task::spawn_blocking(move || {
-        if let Some(person) = &guest.person {
-            end_processes_of(person.uid);
-        }
-        restore_home(&guest.home, &guest.run)?;
-        for directory in SCRATCH {
-            if let Err(err) = empty(Path::new(directory)) {
-                warn!(error = %err, directory, "not emptied");
-            }
-        }
-        clear_free_memory();
-        Ok(())
+    if agent.guest.image.has("browser") {
+        settle_browser(&agent.guest).await?;
+    }
+    tokio::task::spawn_blocking(clear_free_memory).await?;
+    Ok(())
+}
+
+/// Leaves the browser with one window, an empty profile and no process of a page.
+async fn settle_browser(guest: &Guest) -> Result<(), PrepareError> {
+    let before = on_desktop(guest, act::browser_windows).await?;
+    let inner: Url = INNER_PAGE.parse()?;
+    browser::open_off_the_record(guest, &inner).await?;
+    let window = until("the browser did not open a second window", || async {
+        let mut windows = on_desktop(guest, act::browser_windows).await?.into_iter();
+        Ok(windows.find(|window| !before.contains(window)))
     })
-    .await?
+    .await?;
+    quiet().await;
+    on_desktop(guest, move |guest| act::close(guest, window)).await?;
+    until("the browser did not close its second window", || async {
+        let windows = on_desktop(guest, act::browser_windows).await?;
+        Ok((!windows.contains(&window)).then_some(()))
+    })
+    .await?;
+    until("the browser did not write its preferences", || async {
+        Ok(browser::ids::are_known(&guest.browser_profile).then_some(()))
+    })
+    .await?;
+    browser::copy::end_pages(guest);
+    // A copy shows the start page again when it has loaded it again, and not before.
+    until("the browser still shows its start page", || async {
+        let shown = on_desktop(guest, act::shows_start_page).await?;
+        Ok((!shown).then_some(()))
+    })
+    .await?;
+    quiet().await;
+    Ok(())
+}
+
+async fn on_desktop<T: Send + 'static>(
+    guest: &Guest,
+    act: impl FnOnce(&Guest) -> Result<T, ActError> + Send + 'static,
+) -> Result<T, PrepareError> {
+    let guest = guest.clone();
+    Ok(tokio::task::spawn_blocking(move || act(&guest)).await??)
+}
+
+/// Looks until there is something; `or` says what is wrong when there never is.
+async fn until<T, F>(or: &'static str, look: impl Fn() -> F) -> Result<T, PrepareError>
+where
+    F: Future<Output = Result<Option<T>, PrepareError>>,
+{
+    let deadline = Instant::now() + SCREEN_WAIT;
+    loop {
+        if let Some(found) = look().await? {
+            return Ok(found);
+        }
+        if Instant::now() >= deadline {
+            return Err(PrepareError::Screen(or));
+        }
+        tokio::time::sleep(SCREEN_LOOK).await;
+    }
 }
 
 /// Waits until the processors have little to do.
@@ -123,18 +149,23 @@ fn cpu_times() -> Option<(u64, u64)> {
 }
 
 async fn stop_units(agent: &Agent) -> Result<(), PrepareError> {
-    let names: Vec<String> = agent.units().map(str::to_owned).collect();
+    let names: Vec<String> = agent.other_units().map(str::to_owned).collect();
     if names.is_empty() {
         return Ok(());
     }
     let mut systemd = Systemd::connect().await?;
-    // What was started last goes first; the X server, which the others need, goes last.
+    // What was started last goes first.
     for unit in names.iter().rev() {
         systemd.stop(unit).await?;
     }
+    stopped(&mut systemd, &names).await
+}
+
+/// Waits until none of the units runs.
+pub(crate) async fn stopped(systemd: &mut Systemd, names: &[String]) -> Result<(), PrepareError> {
     let deadline = Instant::now() + STOP_WAIT;
     loop {
-        let units = systemd.named(&names).await?;
+        let units = systemd.named(names).await?;
         let running = units
             .iter()
             .find(|unit| !matches!(unit.active.as_str(), "inactive" | "failed"));
@@ -146,74 +177,6 @@ async fn stop_units(agent: &Agent) -> Result<(), PrepareError> {
             Some(_) => tokio::time::sleep(STOP_LOOK).await,
         }
     }
-}
-
-/// Whatever the person's programs have left behind.
-fn end_processes_of(uid: u32) {
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = process.file_name().to_str().and_then(|n| n.parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw) else {
-            continue;
-        };
-        if process.metadata().is_ok_and(|meta| meta.uid() == uid) {
-            // It may have ended meanwhile.
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
-}
-
-/// Empties the home directory and copies into it what the image has there.
-fn restore_home(home: &Path, run: &Path) -> Result<(), PrepareError> {
-    let failed = |err| PrepareError::Home {
-        path: home.to_owned(),
-        err,
-    };
-    let disk = config_drive::find_disk(ROOT_SERIAL, Duration::ZERO)?;
-    let image = run.join("image");
-    fs::create_dir_all(&image).map_err(failed)?;
-    // Mounted twice, the file system is the same and stays read-only.
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount(&disk, &image, "ext4", flags, None).map_err(PrepareError::Mount)?;
-    let from = image.join(home.strip_prefix("/").unwrap_or(home));
-    let copied = empty(home).and_then(|()| copy_into(&from, home));
-    let unmounted = unmount(&image, UnmountFlags::DETACH).map_err(PrepareError::Mount);
-    copied.map_err(failed)?;
-    unmounted
-}
-
-/// Removes everything in `directory`, which stays.
-fn empty(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Copies what is in `from` into `to`: directories, files and links, with owner and mode.
-fn copy_into(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let meta = entry.metadata()?;
-        if meta.is_symlink() {
-            symlink(fs::read_link(&source)?, &target)?;
-        } else if meta.is_dir() {
-            fs::create_dir(&target)?;
-            copy_into(&source, &target)?;
-        } else {
-            fs::write(&target, fs::read(&source)?)?;
-        }
-        lchown(&target, Some(meta.uid()), Some(meta.gid()))?;
-        if !meta.is_symlink() {
-            fs::set_permissions(&target, fs::Permissions::from_mode(meta.mode() & 0o7777))?;
-        }
-    }
-    Ok(())
 }
 
 /// Takes free memory and gives it back. The kernel hands out pages as zeros, and they are written to as zeros.
@@ -263,28 +226,6 @@ fn wanted_kib() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_home_is_emptied_and_copied_with_modes_and_links() {
-        let dir = camino_tempfile::tempdir().unwrap();
-        let (image, home) = (dir.path().join("image"), dir.path().join("home"));
-        fs::create_dir_all(image.join("sub")).unwrap();
-        fs::write(image.join("sub/.profile"), "x").unwrap();
-        fs::set_permissions(image.join("sub"), fs::Permissions::from_mode(0o700)).unwrap();
-        symlink("sub/.profile", image.join("link")).unwrap();
-        fs::create_dir_all(home.join(".config/chromium/Default")).unwrap();
-        fs::write(home.join(".config/chromium/Default/Cookies"), "c").unwrap();
-        symlink("/etc", home.join("etc")).unwrap();
-        empty(home.as_std_path()).unwrap();
-        assert!(Path::new("/etc/passwd").exists());
-        copy_into(image.as_std_path(), home.as_std_path()).unwrap();
-        let mut names: Vec<_> = home.read_dir_utf8().unwrap().flatten().collect();
-        names.sort_by_key(|entry| entry.file_name().to_owned());
-        assert_eq!(names.len(), 2);
-        assert_eq!(fs::read_to_string(home.join("link")).unwrap(), "x");
-        let mode = home.join("sub").metadata().unwrap().mode();
-        assert_eq!(mode & 0o777, 0o700);
-    }
 
     #[test]
     fn the_kernel_is_understood() {

@@ -2,13 +2,18 @@
 //!
 //! The agent of a snapshot waits for a host. When one comes, the config drive is read again; another machine id or
 //! generation in it means that this is a copy. Before the host's hello is answered, clock, kernel generator, machine-id,
-//! host name and boot id are this VM's own ([`renew`]); afterwards, when the host has set the clock to the millisecond,
-//! journal and desktop start ([`Agent::wake`]). No process that holds randomness of its own is older than that, except
-//! this one, which was started anew before the save and has drawn nothing since: the generator of `rand` seeds itself at
+//! host name and boot id are this VM's own ([`renew`]), and the browser's processes that drew from the old ones are gone. Afterwards, when the
+//! host has set the clock to the millisecond, the rest gets its own ([`Agent::wake`]): journal, X authority, the browser's ids. Last
+//! the start page is loaded again, by a renderer of this VM; until it is painted this VM is not ready.
+//! The agent itself was started anew before the save and has drawn nothing since: the generator of `rand` seeds itself at
 //! its first use.
 use crate::{
     agent::{Agent, uptime_ms},
+    browser,
+    desktop::{act, authority},
+    guest::Guest,
     init::{InitError, identity},
+    prepare::{self, PrepareError},
     systemd::{BusError, Systemd},
 };
 use rustix::{io::Errno, mount::mount_bind, system::sethostname};
@@ -24,6 +29,14 @@ use vestibule_api::{error::Chain, ids::MachineId, stream::ConfigDrive};
 
 /// The agent's own unit: never stopped, never started.
 pub(crate) const OWN_UNIT: &str = "vm-browser-agent.service";
+/// Units of the desktop: they stay up, and what in them must not be copied is dealt with here and in `prepare`.
+const DESKTOP: [&str; 4] = [
+    BROWSER_UNIT,
+    "vestibule-terminal.service",
+    "vestibule-wm.service",
+    "vncserver@1.service",
+];
+const BROWSER_UNIT: &str = "vestibule-browser.service";
 const JOURNAL_UNIT: &str = "systemd-journald.service";
 const JOURNALS: &str = "/run/log/journal";
 /// The journal's daemon has begun anew within this.
@@ -32,6 +45,9 @@ const JOURNAL_LOOK: Duration = Duration::from_millis(100);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The host sets the clock first thing; where it does not, the drive's time has to do.
 const CLOCK_WAIT: Duration = Duration::from_secs(10);
+/// The start page is loaded and painted within this, or the key is pressed again; so often.
+const PAINT_WAIT: Duration = Duration::from_secs(30);
+const RELOADS: u32 = 3;
 
 /// Why a copy could not become a VM of its own.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +100,8 @@ impl Life {
 ///
 /// # Errors
 /// When the kernel refuses; the guest must not go on then.
-pub(crate) fn renew(drive: &ConfigDrive, run: &Path) -> Result<bool, RenewError> {
+pub(crate) fn renew(drive: &ConfigDrive, guest: &Guest) -> Result<bool, RenewError> {
+    let run = guest.run.as_path();
     let before = Life::read(run);
     if before.is_some_and(|life| life.is_of(drive)) {
         return Ok(false);
@@ -100,6 +117,7 @@ pub(crate) fn renew(drive: &ConfigDrive, run: &Path) -> Result<bool, RenewError>
         life.began_ms = uptime_ms();
         identity::apply(drive, Path::new("/"))?;
         identity::reseed().map_err(InitError::Entropy)?;
+        browser::copy::end_pages_and_network(guest);
         sethostname(drive.hostname.as_bytes())
             .map_err(|err| RenewError::Kernel("set the host name", err))?;
         new_boot_id(run)?;
@@ -117,18 +135,20 @@ fn new_boot_id(run: &Path) -> Result<(), RenewError> {
 }
 
 impl Agent {
-    /// Starts what was stopped before the save.
-    pub(crate) async fn wake(self: Arc<Self>) {
+    /// Makes what is running another VM's, and starts what was stopped before the save.
+    pub(crate) async fn wake(self: Arc<Self>, hostname: String) {
         let mut clock = self.clock_set.subscribe();
         if tokio::time::timeout(CLOCK_WAIT, clock.wait_for(|set| *set))
             .await
             .is_err()
         {
-            warn!("the host has not set the clock; the desktop starts all the same");
+            warn!("the host has not set the clock; the desktop goes on all the same");
         }
-        match self.start_units().await {
-            Ok(()) => info!("the desktop starts"),
-            Err(err) => warn!(error = %Chain(&err), "the desktop was not started"),
+        if let Err(err) = self.start_units().await {
+            warn!(error = %Chain(&err), "what was stopped was not started");
+        }
+        if self.guest.image.has("browser") {
+            self.wake_desktop(hostname).await;
         }
         // What the journal says of the copied VM belongs to nobody. Its old daemon writes until it ends, so it is removed when
         // the new one has begun its own.
@@ -150,19 +170,72 @@ impl Agent {
         }
     }
 
+    /// A browser that can't be made this VM's own ends and starts with an empty profile: dearer, and always possible.
+    async fn wake_desktop(&self, hostname: String) {
+        let guest = self.guest.clone();
+        let renewed = tokio::task::spawn_blocking(move || {
+            authority::renew(&guest.xauthority)?;
+            browser::copy::relock(&guest, &hostname)?;
+            let ids = browser::ids::renew(&guest.browser_profile).map_err(io::Error::other)?;
+            Ok::<_, io::Error>(ids)
+        });
+        match renewed.await.map_err(io::Error::other).flatten() {
+            Ok(ids) => info!(ids, "the browser is this VM's own"),
+            Err(err) => {
+                warn!(error = %Chain(&err), "the browser starts anew");
+                return self.restart_browser().await;
+            }
+        }
+        for _ in 0..RELOADS {
+            let guest = self.guest.clone();
+            let reloaded = tokio::task::spawn_blocking(move || act::reload(&guest)).await;
+            if let Err(err) = reloaded
+                .map_err(io::Error::other)
+                .and_then(|done| done.map_err(io::Error::other))
+            {
+                warn!(error = %Chain(&err), "the start page was not loaded again");
+            }
+            let mut display = self.display.subscribe();
+            let painted =
+                display.wait_for(|display| display.as_ref().is_some_and(|now| now.painted));
+            if tokio::time::timeout(PAINT_WAIT, painted).await.is_ok() {
+                return;
+            }
+        }
+        warn!("the start page is not painted; the browser starts anew");
+        self.restart_browser().await;
+    }
+
+    async fn restart_browser(&self) {
+        if let Err(err) = self.try_restart_browser().await {
+            warn!(error = %Chain(&err), "the browser was not started anew");
+        }
+    }
+
+    async fn try_restart_browser(&self) -> Result<(), PrepareError> {
+        let mut systemd = Systemd::connect().await?;
+        systemd.stop(BROWSER_UNIT).await?;
+        prepare::stopped(&mut systemd, &[BROWSER_UNIT.to_owned()]).await?;
+        if let Err(err) = fs::remove_dir_all(&self.guest.browser_profile) {
+            warn!(error = %err, "the browser's profile is still there");
+        }
+        Ok(systemd.start(BROWSER_UNIT).await?)
+    }
+
     async fn start_units(&self) -> Result<(), BusError> {
         let mut systemd = Systemd::connect().await?;
         systemd.restart(JOURNAL_UNIT).await?;
-        for unit in self.units() {
+        for unit in self.other_units() {
             systemd.start(unit).await?;
         }
         Ok(())
     }
 
-    /// The image's required units but the agent's own.
-    pub(crate) fn units(&self) -> impl Iterator<Item = &str> {
+    /// The image's required units but the agent's own and the desktop's. Nobody knows what randomness they hold.
+    pub(crate) fn other_units(&self) -> impl Iterator<Item = &str> {
         let all = self.guest.image.required_units.iter();
-        all.map(String::as_str).filter(|unit| *unit != OWN_UNIT)
+        all.map(String::as_str)
+            .filter(|unit| *unit != OWN_UNIT && !DESKTOP.contains(unit))
     }
 }
 
@@ -196,7 +269,9 @@ mod tests {
     #[test]
     fn a_life_is_known_again_and_a_boots_is_not_renewed() {
         let dir = camino_tempfile::tempdir().unwrap();
-        let run = dir.path().as_std_path();
+        let guest = Guest::for_tests(dir.path().as_std_path());
+        let run = guest.run.as_path();
+        fs::create_dir_all(run).unwrap();
         let mut drive = ConfigDrive {
             machine_id: MachineId::generate(),
             generation: 1,
@@ -206,8 +281,8 @@ mod tests {
             hostname: "vm-1".into(),
         };
         // The first drive is the boot's: nothing of the kernel's is touched.
-        assert!(!renew(&drive, run).unwrap());
-        assert!(!renew(&drive, run).unwrap());
+        assert!(!renew(&drive, &guest).unwrap());
+        assert!(!renew(&drive, &guest).unwrap());
         let life = Life::read(run).unwrap();
         assert!(life.is_of(&drive) && life.began_ms == 0);
         drive.generation = 2;

@@ -2,6 +2,8 @@
 //!
 //! One thread talks to the X server, because Xlib's wire protocol is request and reply and a reply under emulation takes its
 //! time. It looks when something changed (windows, screen size, until the first paint also damage) and not otherwise.
+pub(crate) mod act;
+pub(crate) mod authority;
 mod layout;
 mod paint;
 mod screen;
@@ -9,7 +11,8 @@ mod screen;
 use crate::{agent::Agent, readiness::Condition};
 use inotify::{Inotify, WatchMask};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use screen::{Screen, ScreenError, Windows};
+pub(crate) use screen::ScreenError;
+use screen::{Screen, Windows};
 use std::{path::Path, sync::Arc, thread, time::Duration};
 use tracing::{info, warn};
 use vestibule_api::{

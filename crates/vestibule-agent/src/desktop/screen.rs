@@ -1,5 +1,6 @@
 //! The X server: windows, sizes, pixels.
 use super::{
+    authority,
     layout::{self, Area},
     paint::Rgb,
 };
@@ -14,9 +15,11 @@ use x11rb::{
     protocol::{
         damage::{ConnectionExt as _, Damage, ReportLevel},
         xproto::{
-            AtomEnum, ChangeWindowAttributesAux, ConfigureWindowAux, ConnectionExt as _, EventMask,
-            ImageFormat, ImageOrder, MapState, StackMode, Window,
+            AtomEnum, ChangeWindowAttributesAux, ClientMessageEvent, ConfigureWindowAux,
+            ConnectionExt as _, EventMask, ImageFormat, ImageOrder, InputFocus, KEY_PRESS_EVENT,
+            KEY_RELEASE_EVENT, MapState, StackMode, Window,
         },
+        xtest::ConnectionExt as _,
     },
     rust_connection::{DefaultStream, RustConnection},
 };
@@ -34,7 +37,7 @@ const COLUMNS: usize = 24;
 
 /// Why the X server could not be asked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ScreenError {
+pub(crate) enum ScreenError {
     #[error("connect to `{}`", path.display())]
     Socket {
         path: PathBuf,
@@ -89,7 +92,7 @@ impl Screen {
         let (stream, _) = DefaultStream::from_unix_stream(stream).map_err(failed)?;
         let (name, data) = fs::read(authority)
             .ok()
-            .and_then(|bytes| cookie(&bytes))
+            .and_then(|bytes| authority::cookie(&bytes))
             .unwrap_or_default();
         let server = RustConnection::connect_to_stream_with_auth_info(stream, 0, name, data)
             .map_err(ScreenError::Greet)?;
@@ -145,9 +148,31 @@ impl Screen {
         Ok((geometry.width, geometry.height))
     }
 
-    /// Finds the two windows, under whatever frames the window manager has put around them.
+    /// The two windows; of several browser windows the one that the X server lists first.
     pub(super) fn windows(&self) -> Result<Windows, ScreenError> {
         let mut found = Windows::default();
+        for (role, window) in self.mapped()? {
+            let place = match role {
+                BROWSER => &mut found.browser,
+                _ => &mut found.terminal,
+            };
+            place.get_or_insert(window);
+        }
+        Ok(found)
+    }
+
+    /// All windows of the browser's.
+    pub(super) fn browsers(&self) -> Result<Vec<Window>, ScreenError> {
+        let all = self.mapped()?.into_iter();
+        Ok(all
+            .filter(|(role, _)| *role == BROWSER)
+            .map(|(_, window)| window)
+            .collect())
+    }
+
+    /// The mapped windows that have a role, under whatever frames the window manager has put around them.
+    fn mapped(&self) -> Result<Vec<(&'static str, Window)>, ScreenError> {
+        let mut found = Vec::new();
         let mut level = vec![self.root];
         let mut looked_at = 0;
         for _ in 0..DEPTH {
@@ -162,17 +187,14 @@ impl Screen {
                 for child in children {
                     looked_at += 1;
                     match self.role(child)? {
-                        Some(BROWSER) if found.browser.is_none() => {
-                            found.browser = self.if_mapped(child)?;
+                        Some(role) => {
+                            found.extend(self.if_mapped(child)?.map(|window| (role, window)));
                         }
-                        Some(TERMINAL) if found.terminal.is_none() => {
-                            found.terminal = self.if_mapped(child)?;
-                        }
-                        _ => below.push(child),
+                        None => below.push(child),
                     }
                 }
             }
-            if looked_at > WINDOWS || (found.browser.is_some() && found.terminal.is_some()) {
+            if looked_at > WINDOWS {
                 break;
             }
             level = below;
@@ -205,6 +227,51 @@ impl Screen {
             Err(ReplyError::X11Error(_)) => Ok(None),
             Err(err) => Err(err.into()),
         }
+    }
+
+    /// Asks the window's program to close it, as the button in its frame would (ICCCM section 4.2.8.1).
+    pub(super) fn close(&self, window: Window) -> Result<(), ScreenError> {
+        let atom = |name: &str| -> Result<u32, ScreenError> {
+            Ok(self
+                .server
+                .intern_atom(false, name.as_bytes())?
+                .reply()?
+                .atom)
+        };
+        let data = [atom("WM_DELETE_WINDOW")?, x11rb::CURRENT_TIME, 0, 0, 0];
+        let message = ClientMessageEvent::new(32, window, atom("WM_PROTOCOLS")?, data);
+        self.server
+            .send_event(false, window, EventMask::NO_EVENT, message)?
+            .check()?;
+        Ok(())
+    }
+
+    /// Presses and releases a key in `window`. False where the keyboard has no such key.
+    pub(super) fn press(&self, window: Window, keysym: u32) -> Result<bool, ScreenError> {
+        let setup = self.server.setup();
+        let (first, last) = (setup.min_keycode, setup.max_keycode);
+        let keys = self
+            .server
+            .get_keyboard_mapping(first, last - first + 1)?
+            .reply()?;
+        let each = usize::from(keys.keysyms_per_keycode.max(1));
+        let Some(at) = keys
+            .keysyms
+            .chunks(each)
+            .position(|symbols| symbols.first() == Some(&keysym))
+        else {
+            return Ok(false);
+        };
+        let code = first.saturating_add(u8::try_from(at).unwrap_or(u8::MAX));
+        self.server
+            .set_input_focus(InputFocus::PARENT, window, x11rb::CURRENT_TIME)?
+            .check()?;
+        for kind in [KEY_PRESS_EVENT, KEY_RELEASE_EVENT] {
+            self.server
+                .xtest_fake_input(kind, code, x11rb::CURRENT_TIME, x11rb::NONE, 0, 0, 0)?
+                .check()?;
+        }
+        Ok(true)
     }
 
     /// Puts both windows in their places.
@@ -307,25 +374,6 @@ fn role(wm_class: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// Name and data of the first `MIT-MAGIC-COOKIE-1` in an Xauthority file (xauth's format: big-endian lengths).
-fn cookie(mut bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    fn field<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-        let (length, rest) = bytes.split_first_chunk::<2>()?;
-        let (field, rest) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
-        *bytes = rest;
-        Some(field)
-    }
-    loop {
-        let (_family, rest) = bytes.split_first_chunk::<2>()?;
-        bytes = rest;
-        let (_address, _display) = (field(&mut bytes)?, field(&mut bytes)?);
-        let (name, data) = (field(&mut bytes)?, field(&mut bytes)?);
-        if name == b"MIT-MAGIC-COOKIE-1" {
-            return Some((name.to_vec(), data.to_vec()));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,25 +387,5 @@ mod tests {
         assert_eq!(role(b"vestibule-terminal\0XTerm\0"), Some(TERMINAL));
         assert_eq!(role(b"blackbox\0vestibule\0"), None);
         assert_eq!(role(b""), None);
-    }
-
-    #[test]
-    fn the_cookie_is_found_behind_other_entries() {
-        let mut file = Vec::new();
-        for (name, data) in [
-            (&b"XDM-AUTHORIZATION-1"[..], &b"x"[..]),
-            (b"MIT-MAGIC-COOKIE-1", b"0123456789abcdef"),
-        ] {
-            file.extend([0xff, 0xff]);
-            for field in [&b""[..], b"1", name, data] {
-                file.extend(u16::try_from(field.len()).unwrap().to_be_bytes());
-                file.extend(field);
-            }
-        }
-        assert_eq!(cookie(&file).unwrap().1, b"0123456789abcdef");
-        for cut in 0..file.len() {
-            assert_eq!(cookie(&file[..cut]), None, "cut at {cut}");
-        }
-        assert_eq!(cookie(b""), None);
     }
 }
