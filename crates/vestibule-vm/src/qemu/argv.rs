@@ -102,6 +102,10 @@ fn memory(capabilities: &Capabilities, launch: &Launch) -> Option<serde_json::Va
     }
 }
 
+/// Translated code under TCG, in MiB. It is memory of this VM's alone, and QEMU would take up to 1024. Measured with a restored,
+/// painted browser of 2 GiB: 128 MiB cost 0.13 of the guest's memory in all, 256 0.20, the default 0.27.
+const TRANSLATED_MIB: u32 = 128;
+
 /// All arguments, without the program.
 pub(super) fn argv(capabilities: &Capabilities, launch: &Launch, fds: &Descriptors) -> Argv {
     use crate::process::number;
@@ -134,12 +138,12 @@ pub(super) fn argv(capabilities: &Capabilities, launch: &Launch, fds: &Descripto
                 capabilities.machine
             ),
         )
-        .pair(
+        .own(
             "-accel",
             if accel == Accel::Kvm {
-                "kvm"
+                "kvm".to_owned()
             } else {
-                "tcg,thread=multi"
+                format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}")
             },
         )
         .pair("-cpu", accel.cpu())
