@@ -7,7 +7,13 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::{os::unix::fs::OpenOptionsExt, sync::Arc};
+use std::{
+    os::unix::fs::OpenOptionsExt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A certificate authority, kept in a folder as `ca.pem` and `ca.key`.
 #[derive(Debug)]
@@ -47,17 +53,25 @@ impl TestCa {
         &self.path
     }
 
-    /// A TLS server for these names, good for 30 days.
+    /// A TLS server for these names, good from yesterday, because a guest's clock may be behind, for 30 days.
     ///
     /// # Errors
     /// When a name is not one.
     pub fn server(&self, names: &[&str]) -> Result<Arc<rustls::ServerConfig>> {
+        self.server_since(names, DAY)
+    }
+
+    /// The same with a certificate that was issued so long ago: whose clock is further behind does not trust it yet.
+    ///
+    /// # Errors
+    /// When a name is not one.
+    pub fn server_since(&self, names: &[&str], ago: Duration) -> Result<Arc<rustls::ServerConfig>> {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         let mut params = CertificateParams::new(names).context("name the certificate")?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, 30);
+        validity(&mut params, ago, 30);
         let key = KeyPair::generate().context("make a key")?;
         let cert = params
             .signed_by(&key, &self.issuer)
@@ -82,16 +96,14 @@ fn subject() -> CertificateParams {
         .push(DnType::CommonName, "Vestibule test CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    validity(&mut params, 365);
+    validity(&mut params, DAY, 365);
     params
 }
 
-/// From yesterday, because a guest's clock may be behind.
-fn validity(params: &mut CertificateParams, days: u64) {
-    let day = std::time::Duration::from_secs(24 * 3600);
-    let now = std::time::SystemTime::now();
-    params.not_before = (now - day).into();
-    params.not_after = (now + day * u32::try_from(days).unwrap_or(30)).into();
+fn validity(params: &mut CertificateParams, ago: Duration, days: u32) {
+    let now = SystemTime::now();
+    params.not_before = (now - ago).into();
+    params.not_after = (now + DAY * days).into();
 }
 
 fn make(path: &Utf8Path, key_path: &Utf8Path) -> Result<()> {

@@ -17,15 +17,22 @@ use vestibule_api::{
     machine::{MachineState, Phase, RunnerEventKind},
 };
 
+fn image() -> Utf8PathBuf {
+    let image = std::env::var("VESTIBULE_TEST_IMAGE");
+    image
+        .expect("VESTIBULE_TEST_IMAGE names an image's directory")
+        .into()
+}
+
+pub(crate) fn manifest_of() -> Manifest {
+    let manifest = std::fs::read(image().join("manifest.json")).unwrap();
+    serde_json::from_slice(&manifest).unwrap()
+}
+
 /// A place with the image that the environment names.
 pub(crate) fn place(egress: EgressPolicy) -> Place {
-    let image = std::env::var("VESTIBULE_TEST_IMAGE")
-        .expect("VESTIBULE_TEST_IMAGE names an image's directory");
-    let image = Utf8PathBuf::from(image);
-    let manifest = std::fs::read(image.join("manifest.json")).unwrap();
-    let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
     let home = camino_tempfile::tempdir().unwrap();
-    let mut place = Place::new(home, &image, manifest.default_memory_mib);
+    let mut place = Place::new(home, &image(), manifest_of().default_memory_mib);
     place.spec.vcpus = 2;
     place.spec.egress = egress;
     place.spec.boot_deadline_s = 240;
@@ -34,19 +41,28 @@ pub(crate) fn place(egress: EgressPolicy) -> Place {
 }
 
 pub(crate) async fn exec(runner: &Running, script: &str) -> ExecReply {
+    run_in(runner, ExecUser::Root, script, 50).await
+}
+
+pub(crate) async fn run_in(
+    runner: &Running,
+    user: ExecUser,
+    script: &str,
+    timeout_s: u32,
+) -> ExecReply {
     let request = ExecRequest {
         argv: ["bash", "-c", script].map(str::to_owned).into(),
-        user: ExecUser::Root,
+        user,
         stdin: String::new(),
-        timeout_s: 50,
+        timeout_s,
     };
-    soon(
-        runner
-            .client
-            .call(Method::POST, "/agent/exec", Some(&request)),
-    )
-    .await
-    .unwrap()
+    let call = runner
+        .client
+        .call(Method::POST, "/agent/exec", Some(&request));
+    tokio::time::timeout(Duration::from_secs(u64::from(timeout_s) + 10), call)
+        .await
+        .expect("it took too long")
+        .unwrap()
 }
 
 /// What the proxy answers to one raw request from inside the guest: the status line.

@@ -11,6 +11,7 @@
     reason = "figures are for whoever runs the tests"
 )]
 mod bare;
+mod copies;
 mod egress;
 mod guest;
 mod qmp;

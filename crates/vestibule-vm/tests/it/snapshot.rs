@@ -52,7 +52,7 @@ async fn golden(home: &Utf8Path) -> RestoreSpec {
     golden_within(home, 240).await
 }
 
-async fn golden_within(home: &Utf8Path, deadline_s: u32) -> RestoreSpec {
+pub(crate) async fn golden_within(home: &Utf8Path, deadline_s: u32) -> RestoreSpec {
     if let Some(kept) = kept() {
         return kept;
     }
@@ -98,14 +98,14 @@ fn kept() -> Option<RestoreSpec> {
     })
 }
 
-fn restored(from: &RestoreSpec) -> Place {
+pub(crate) fn restored(from: &RestoreSpec) -> Place {
     let mut place = at_home();
     place.spec.restore = Some(from.clone());
     place
 }
 
 /// How far the guest's clock is off, in ms, as far as the question's own duration allows to tell.
-async fn clock_error_ms(runner: &Running) -> f64 {
+pub(crate) async fn clock_error_ms(runner: &Running) -> f64 {
     let mut best = (i64::MAX, 0);
     for _ in 0..8 {
         let asked = Timestamp::now().as_micros();
@@ -126,7 +126,7 @@ async fn clock_error_ms(runner: &Running) -> f64 {
 }
 
 /// What must be a VM's own.
-async fn identity(runner: &Running) -> Vec<String> {
+pub(crate) async fn identity(runner: &Running) -> Vec<String> {
     let script = "cat /etc/machine-id; hostname; cat /etc/hostname; cat /proc/sys/kernel/random/boot_id; \
                   head -c 1024 /dev/urandom | sha256sum; \
                   for n in {1..300}; do [ $(ls /run/log/journal | wc -l) = 1 ] && break; sleep .1; done; \
@@ -154,7 +154,7 @@ async fn failure(place: &Place) -> Finding {
     finding
 }
 
-fn digest(from: &RestoreSpec) -> String {
+pub(crate) fn digest(from: &RestoreSpec) -> String {
     let file = File::open(Utf8Path::new(&from.dir).join(MEMORY_FILE)).unwrap();
     vestibule_vm::snapshot::digest(&file).unwrap()
 }
