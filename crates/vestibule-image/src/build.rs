@@ -16,7 +16,7 @@ use crate::{
     kernel::{self, Kernel},
     layers::{self, Walked},
     npm,
-    progress::{Event, Phase, Progress},
+    progress::{Event, Phase, Progress, Steps},
     recipe::{Recipe, RecipeError, ToolRule},
     sparse,
     store::{BuildRecord, PhaseTime, Store, StoreError},
@@ -320,24 +320,13 @@ impl Run<'_> {
         phase: Phase,
         step: impl FnOnce(&mut Self) -> Result<(bool, T), BuildError>,
     ) -> Result<T, BuildError> {
-        let index = Phase::BUILD
-            .iter()
-            .position(|one| *one == phase)
-            .map_or(0, |index| index + 1);
-        let progress = self.host.progress();
-        progress.event(&Event::PhaseStarted {
-            phase,
-            index,
-            total: Phase::BUILD.len(),
-        });
-        let started = Instant::now();
+        let steps = Steps {
+            progress: self.host.progress(),
+            phases: &Phase::BUILD,
+        };
+        let running = steps.begin(phase);
         let (cached, value) = step(self)?;
-        let took = started.elapsed();
-        progress.event(&Event::PhaseDone {
-            phase,
-            cached,
-            took,
-        });
+        let took = running.done(cached);
         self.times.push(PhaseTime {
             phase: phase.title().to_owned(),
             cached,

@@ -17,8 +17,8 @@ pub enum CacheError {
         #[source]
         err: std::io::Error,
     },
-    #[error("another build of recipe `{recipe}` is running ({holder})")]
-    Busy { recipe: String, holder: String },
+    #[error("another {what} is running ({holder})")]
+    Busy { what: String, holder: String },
 }
 
 /// The cache of one store.
@@ -77,9 +77,9 @@ impl Cache {
         Ok(path)
     }
 
-    /// Takes the lock of `recipe` and an empty working directory.
-    pub(crate) fn work(&self, recipe: &str) -> Result<Work, CacheError> {
-        let path = self.directory("locks")?.join(recipe);
+    /// Takes the lock of that name, which is held until the file is closed; `what` is what only one may do at a time.
+    pub(crate) fn lock(&self, name: &str, what: String) -> Result<std::fs::File, CacheError> {
+        let path = self.directory("locks")?.join(name);
         let mut lock = std::fs::OpenOptions::new()
             .read(true)
             .write(true)
@@ -91,7 +91,7 @@ impl Cache {
             let mut holder = String::new();
             let _ = (&lock).take(200).read_to_string(&mut holder);
             return Err(CacheError::Busy {
-                recipe: recipe.to_owned(),
+                what,
                 holder: holder.trim().to_owned(),
             });
         }
@@ -103,6 +103,12 @@ impl Cache {
         lock.set_len(0)
             .and_then(|()| lock.write_all(text.as_bytes()))
             .map_err(io("write the lock", &path))?;
+        Ok(lock)
+    }
+
+    /// Takes the lock of `recipe` and an empty working directory.
+    pub(crate) fn work(&self, recipe: &str) -> Result<Work, CacheError> {
+        let lock = self.lock(recipe, format!("build of recipe `{recipe}`"))?;
         let directory = self.root.join("work").join(recipe);
         let scratch = scratch(&directory);
         for path in [&directory, &scratch] {
@@ -241,7 +247,7 @@ mod tests {
         let failed = cache.layer(&work, "x", &key, false, |path| {
             std::fs::write(path.join("half"), "").unwrap();
             Err(CacheError::Busy {
-                recipe: String::new(),
+                what: String::new(),
                 holder: String::new(),
             })
         });

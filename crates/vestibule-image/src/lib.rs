@@ -1,4 +1,4 @@
-//! Golden images: recipe → build → lint → boot gate → publish, in a content-addressed store.
+//! Golden images: recipe → build → lint → boot gate → publish → snapshot, in a content-addressed store.
 //!
 //! | module | what it knows |
 //! |---|---|
@@ -8,8 +8,10 @@
 //! | `units`, `accounts`, `authority`, `checks` | what is done to a root, and what is refused |
 //! | `ext4`, `cpio` | the root image and the initrd; nothing is mounted |
 //! | [`build`](mod@build), `cache`, `host` | the order of it all, what is kept between builds, commands of the host |
-//! | [`store`] | images by digest, aliases, history |
+//! | [`store`] | images by digest, aliases, history, snapshots |
 //! | [`verify`](mod@verify), [`lint`](mod@lint) | what an image must prove before an alias may point to it |
+//! | [`snapshot`](mod@snapshot) | memory of a VM that is ready, from which others begin |
+//! | `boot` | a VM of the store's own, for the last two |
 //!
 //! Two builds of one recipe from the same packages give the same digest: nothing that enters an image comes from the
 //! clock, the order of a directory, or the building user.
@@ -17,6 +19,7 @@ mod accounts;
 mod apt;
 mod archive;
 mod authority;
+mod boot;
 mod bootstrap;
 pub mod build;
 mod cache;
@@ -32,18 +35,21 @@ pub mod lint;
 mod npm;
 mod progress;
 pub mod recipe;
+pub mod snapshot;
 mod sparse;
 pub mod store;
 mod tree;
 mod units;
 pub mod verify;
 
+pub use boot::{BootError, BootOptions, Timing};
 pub use build::{BuildError, BuildOptions, Built, build};
 pub use lint::{LintError, lint};
 pub use progress::{Event, Phase, Progress, Silent};
+pub use snapshot::{SnapshotError, SnapshotOptions, Taken, snapshot};
 pub use sparse::clone_image;
 pub use store::{Store, StoreError};
-pub use verify::{Verification, VerifyError, VerifyOptions, verify};
+pub use verify::{Verification, VerifyError, verify};
 
 /// The latest time that an image shows: 2026-01-01T00:00:00Z, in seconds. Files that packages date earlier keep theirs.
 pub(crate) const EPOCH: u64 = 1_767_225_600;

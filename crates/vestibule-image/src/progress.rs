@@ -1,7 +1,7 @@
-//! What a build or a verification says while it runs, for whoever draws it.
-use std::time::Duration;
+//! What a build, a verification or a snapshot says while it runs, for whoever draws it.
+use std::time::{Duration, Instant};
 
-/// Steps of a build, in order; the last four are those of a verification.
+/// Steps of a build, a verification or a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Debian packages, from nothing.
@@ -22,6 +22,10 @@ pub enum Phase {
     Boot,
     Ready,
     Report,
+    /// The guest prepares, the VMM saves, the files are trimmed and digested.
+    Save,
+    /// The VM ends, and what it saved is put into the store.
+    Keep,
 }
 
 impl Phase {
@@ -39,6 +43,8 @@ impl Phase {
     ];
     /// Steps of a verification.
     pub const VERIFY: [Self; 4] = [Self::Lint, Self::Boot, Self::Ready, Self::Report];
+    /// Steps of a snapshot.
+    pub const SNAPSHOT: [Self; 4] = [Self::Boot, Self::Ready, Self::Save, Self::Keep];
 
     /// For people: what happens in it.
     pub fn title(self) -> &'static str {
@@ -56,6 +62,8 @@ impl Phase {
             Self::Boot => "boot",
             Self::Ready => "ready",
             Self::Report => "report",
+            Self::Save => "save",
+            Self::Keep => "keep",
         }
     }
 }
@@ -99,4 +107,48 @@ pub struct Silent;
 
 impl Progress for Silent {
     fn event(&self, _: &Event) {}
+}
+
+/// Says of each phase of one piece of work when it begins and when it is done.
+#[derive(Clone, Copy)]
+pub(crate) struct Steps<'a> {
+    pub(crate) progress: &'a dyn Progress,
+    /// All there are, in order.
+    pub(crate) phases: &'static [Phase],
+}
+
+/// A phase that runs.
+pub(crate) struct Step<'a> {
+    progress: &'a dyn Progress,
+    phase: Phase,
+    started: Instant,
+}
+
+impl<'a> Steps<'a> {
+    pub(crate) fn begin(&self, phase: Phase) -> Step<'a> {
+        let index = self.phases.iter().position(|one| *one == phase);
+        self.progress.event(&Event::PhaseStarted {
+            phase,
+            index: index.map_or(0, |index| index + 1),
+            total: self.phases.len(),
+        });
+        Step {
+            progress: self.progress,
+            phase,
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Step<'_> {
+    /// Returns how long it took.
+    pub(crate) fn done(self, cached: bool) -> Duration {
+        let took = self.started.elapsed();
+        self.progress.event(&Event::PhaseDone {
+            phase: self.phase,
+            cached,
+            took,
+        });
+        took
+    }
 }

@@ -5,12 +5,13 @@
 //!                                    build.log, verification.json once verified
 //! $VESTIBULE_HOME/aliases/<name>     symbolic link to ../images/<digest>, moved by rename
 //! $VESTIBULE_HOME/aliases/.history/<name>   one line of JSON for each move
-//! $VESTIBULE_HOME/snapshots/<id>/    memory of a VM made from an image, see `snapshots`
+//! $VESTIBULE_HOME/snapshots/<id>/    memory of a VM made from an image, see `store/snapshots.rs`
 //! ```
 //! A runner holds a shared lock on the manifest of its image, and of its snapshot, for as long as its VM lives; removal
 //! takes an exclusive one.
 mod alias;
 mod snapshots;
+mod unfinished;
 
 pub use alias::HistoryEntry;
 pub use snapshots::SnapshotView;

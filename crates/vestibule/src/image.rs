@@ -1,5 +1,6 @@
-//! `vestibule image`: golden images, in the store below `$VESTIBULE_HOME`.
+//! `vestibule image`: golden images and their snapshots, in the store below `$VESTIBULE_HOME`.
 mod progress;
+mod snapshot;
 
 use crate::{
     home::Home,
@@ -10,7 +11,10 @@ use camino::Utf8PathBuf;
 use progress::Bars;
 use std::{process::ExitCode, time::Duration};
 use vestibule_api::{ids::AliasName, image::ImageView};
-use vestibule_image::{BuildOptions, Store, VerifyOptions};
+use vestibule_image::{BootOptions, BuildOptions, Store};
+
+/// Seconds until a VM must be ready: a browser under emulation takes one or two minutes.
+const DEADLINE_S: u64 = 600;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ImageCommand {
@@ -42,19 +46,31 @@ pub(crate) enum ImageCommand {
     Verify {
         image: String,
         /// Seconds until it must be ready.
-        #[arg(long, default_value_t = 600)]
+        #[arg(long, default_value_t = DEADLINE_S)]
         deadline: u64,
     },
-    /// Point an alias to a verified image.
-    Publish { alias: AliasName, image: String },
+    /// Point an alias to a verified image, and take a snapshot of it where it has none for VMs of the default size.
+    Publish {
+        alias: AliasName,
+        image: String,
+        /// Take none.
+        #[arg(long)]
+        no_snapshot: bool,
+    },
     /// Point an alias back to the image before.
     Rollback { alias: AliasName },
     /// What an alias has pointed to.
     History { alias: AliasName },
-    /// Remove an image that no alias and no VM uses.
+    /// Boot an image, save the memory of the VM when it is ready, and keep it for others to begin from; prints its id.
+    Snapshot(snapshot::SnapshotArgs),
+    /// List snapshots.
+    Snapshots,
+    /// Remove a snapshot that no VM uses.
+    RmSnapshot { id: String },
+    /// Remove an image that no alias and no VM uses, and its snapshots.
     Rm { image: String },
-    /// Remove images that no alias points to or would be rolled back to, and that no VM uses; and layers and packages of
-    /// the cache that no build used for 30 days.
+    /// Remove images that no alias points to or would be rolled back to, and that no VM uses; snapshots of images that are
+    /// gone, and those that a newer one replaces; and layers and packages of the cache that no build used for 30 days.
     Gc {
         /// Also images that were built less than a day ago.
         #[arg(long)]
@@ -99,14 +115,11 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             );
         }
         ImageCommand::Verify { image, deadline } => {
-            let runner = Utf8PathBuf::try_from(std::env::current_exe()?)
-                .context("the path of this program is UTF-8")?;
             let bars = Bars::new(out);
-            let options = VerifyOptions {
-                runner,
-                deadline: Duration::from_secs(deadline),
-            };
-            let report = vestibule_image::verify(&store, &store.resolve(&image)?, &options, &bars)?;
+            let options = boot_options(deadline)?;
+            let digest = store.resolve(&image)?;
+            let verify = vestibule_image::verify(&store, &digest, &options, &bars);
+            let report = crate::runtime()?.block_on(verify)?;
             bars.finish();
             out.print(&report, ToString::to_string)?;
             return Ok(if report.green {
@@ -115,10 +128,17 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
                 ExitCode::FAILURE
             });
         }
-        ImageCommand::Publish { alias, image } => {
+        ImageCommand::Publish {
+            alias,
+            image,
+            no_snapshot,
+        } => {
             let digest = store.resolve(&image)?;
             store.publish(&digest, &alias)?;
             output::note(&format!("{alias} is {} now", digest.short()));
+            if !no_snapshot {
+                snapshot::where_none(&store, &digest, &alias, out)?;
+            }
         }
         ImageCommand::Rollback { alias } => {
             let digest = store.rollback(&alias)?;
@@ -134,13 +154,21 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
                     .join("\n")
             })?;
         }
+        ImageCommand::Snapshot(args) => snapshot::take(&store, &args, out)?,
+        ImageCommand::Snapshots => out.print(&store.snapshots()?, |all| snapshot::list(all))?,
+        ImageCommand::RmSnapshot { id } => {
+            let id = store.resolve_snapshot(&id)?;
+            let bytes = store.rm_snapshot(&id)?;
+            output::note(&format!("removed {}, {}", id.short(), output::bytes(bytes)));
+        }
         ImageCommand::Rm { image } => {
             let digest = store.resolve(&image)?;
             let removed = store.rm(&digest)?;
             output::note(&format!(
-                "removed {} and {} snapshots of it",
+                "removed {} and {} snapshots of it, {}",
                 digest.short(),
-                removed.snapshots.len()
+                removed.snapshots.len(),
+                output::bytes(removed.freed_bytes)
             ));
         }
         ImageCommand::Gc { all } => {
@@ -149,6 +177,15 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Boots go through this program's own role `run-vm`.
+fn boot_options(deadline_s: u64) -> anyhow::Result<BootOptions> {
+    Ok(BootOptions {
+        runner: Utf8PathBuf::try_from(std::env::current_exe()?)
+            .context("the path of this program is UTF-8")?,
+        deadline: Duration::from_secs(deadline_s),
+    })
 }
 
 fn list(images: &[ImageView]) -> String {

@@ -12,7 +12,6 @@ use crate::{digest, sparse};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use std::{
-    collections::BTreeSet,
     fs::{File, TryLockError},
     io::{ErrorKind, Read as _},
     os::unix::fs::MetadataExt as _,
@@ -27,9 +26,7 @@ use vestibule_api::{
 
 /// A manifest of more bytes is none.
 const MANIFEST_LIMIT: u64 = 1 << 20;
-const UNFINISHED: &str = ".unfinished-";
-const GONE: &str = ".gone-";
-const LOG: &str = ".log";
+pub(super) const GONE: &str = ".gone-";
 
 /// A snapshot as the store lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -85,11 +82,11 @@ pub(super) struct Locked {
 }
 
 impl Store {
-    fn snapshots_dir(&self) -> Utf8PathBuf {
+    pub(super) fn snapshots_dir(&self) -> Utf8PathBuf {
         self.home().join("snapshots")
     }
 
-    fn snapshot_dir(&self, id: &SnapshotId) -> Utf8PathBuf {
+    pub(super) fn snapshot_dir(&self, id: &SnapshotId) -> Utf8PathBuf {
         self.snapshots_dir().join(id.as_str())
     }
 
@@ -250,31 +247,7 @@ impl Store {
         Ok(ids)
     }
 
-    /// Removes what a killed runner or a killed removal left. Returns how many there were, and their bytes.
-    pub(crate) fn sweep_snapshots(&self) -> Result<(usize, u64), StoreError> {
-        let (mut count, mut bytes) = (0, 0);
-        let names = self.snapshot_entries()?;
-        let left = names
-            .iter()
-            .filter(|name| name.starts_with(UNFINISHED) || name.starts_with(GONE));
-        let left: BTreeSet<&str> = left
-            .map(|name| name.strip_suffix(LOG).unwrap_or(name))
-            .collect();
-        for name in left {
-            let path = self.snapshots_dir().join(name);
-            let log = Utf8PathBuf::from(format!("{path}{LOG}"));
-            let Ok(_lock) = abandoned(&log)? else {
-                continue;
-            };
-            count += 1;
-            bytes += sparse::disk_bytes(&path) + sparse::disk_bytes(&log);
-            absent_is_well(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))?;
-            absent_is_well(std::fs::remove_file(&log)).map_err(io("remove", &log))?;
-        }
-        Ok((count, bytes))
-    }
-
-    fn snapshot_entries(&self) -> Result<Vec<String>, StoreError> {
+    pub(super) fn snapshot_entries(&self) -> Result<Vec<String>, StoreError> {
         let path = self.snapshots_dir();
         let entries = path.read_dir_utf8().map_err(io("read", &path))?;
         let names = entries.filter_map(Result::ok);
@@ -327,30 +300,6 @@ fn read_whole(directory: &Utf8Path, id: &SnapshotId) -> std::io::Result<Option<S
         Ok(whole.then_some(manifest))
     };
     found(read())
-}
-
-/// Somebody is at work.
-struct Busy;
-
-/// The lock of an unfinished snapshot that nobody works on. Without a log there is none: the log is there first.
-fn abandoned(log: &Utf8Path) -> Result<Result<Option<File>, Busy>, StoreError> {
-    let file = match File::open(log) {
-        Ok(file) => file,
-        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Ok(None)),
-        Err(err) => return Err(io("open", log)(err)),
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(Ok(Some(file))),
-        Err(TryLockError::WouldBlock) => Ok(Err(Busy)),
-        Err(TryLockError::Error(err)) => Err(io("lock", log)(err)),
-    }
-}
-
-fn absent_is_well(result: std::io::Result<()>) -> std::io::Result<()> {
-    match result {
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 /// Inodes with a shared lock, as the kernel lists them (proc_locks(5)). Trying the lock would tell as well, and make a

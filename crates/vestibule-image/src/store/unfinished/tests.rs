@@ -1,0 +1,74 @@
+//! Leftovers, and the locks that tell them from work.
+use super::*;
+use crate::store::tests::{add, store};
+
+fn begin(store: &Store) -> Unfinished {
+    let begun = store.begin_snapshot(MachineId::generate()).unwrap();
+    std::fs::create_dir(begun.path()).unwrap();
+    std::fs::write(begun.path().join("memory"), vec![7; 64 << 10]).unwrap();
+    begun
+}
+
+/// As if the process were killed: nothing is dropped, the locks are gone.
+fn kill(begun: Unfinished) -> Utf8PathBuf {
+    let path = begun.path.clone();
+    rustix::fs::flock(&begun.log, rustix::fs::FlockOperation::Unlock).unwrap();
+    std::mem::forget(begun);
+    path
+}
+
+#[test]
+fn what_is_being_taken_stays_and_what_was_left_goes() {
+    let (_home, store) = store();
+    let working = begin(&store);
+    let killed = kill(begin(&store));
+    // Its runner lives on, with the log as its standard error.
+    let orphan = begin(&store);
+    let runner = orphan.stderr().unwrap();
+    let path = orphan.path.clone();
+    let Unfinished { log, .. } = &orphan;
+    drop(log.try_clone().unwrap());
+    std::mem::forget(orphan);
+    // A log alone, a directory alone, and a removal that was cut off.
+    let log_alone = kill(store.begin_snapshot(MachineId::generate()).unwrap());
+    for name in [".unfinished-x", ".gone-y"] {
+        std::fs::create_dir(store.snapshots_dir().join(name)).unwrap();
+    }
+    let gone = store.gc(false).unwrap();
+    assert_eq!(gone.unfinished_snapshots, 4);
+    assert!(gone.freed_bytes >= 64 << 10, "{gone:?}");
+    assert!(!killed.exists() && !log_alone.exists());
+    assert!(working.path().exists() && path.exists());
+    let mut left = store.snapshot_entries().unwrap();
+    left.retain(|name| name.ends_with(LOG));
+    assert_eq!(left.len(), 2);
+    drop(working);
+    drop(runner);
+    assert_eq!(store.snapshots().unwrap(), []);
+}
+
+#[test]
+fn what_is_dropped_leaves_nothing() {
+    let (_home, store) = store();
+    drop(begin(&store));
+    assert_eq!(store.snapshot_entries().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn one_snapshot_of_an_image_and_size_at_a_time() {
+    let (_home, store) = store();
+    let image = add(&store, "a");
+    let turn = store.snapshot_turn(&image, (256, 1)).unwrap();
+    let refused = store
+        .snapshot_turn(&image, (256, 1))
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("256 MiB and 1 CPU"), "{refused}");
+    assert!(
+        refused.contains(&std::process::id().to_string()),
+        "{refused}"
+    );
+    store.snapshot_turn(&image, (512, 1)).unwrap();
+    drop(turn);
+    store.snapshot_turn(&image, (256, 1)).unwrap();
+}

@@ -1,0 +1,106 @@
+//! `vestibule image snapshot`, and what `publish` does of it.
+use super::{DEADLINE_S, boot_options, progress::Bars};
+use crate::output::{self, Output};
+use anyhow::Context as _;
+use vestibule_api::ids::{AliasName, ImageDigest};
+use vestibule_image::{SnapshotOptions, Store, Taken, store::SnapshotView};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SnapshotArgs {
+    /// Image alias or digest.
+    image: String,
+    /// Memory of the VM in MiB [default: what the image declares].
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    memory: Option<u32>,
+    /// Virtual CPUs [default: what the image declares].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    vcpus: Option<u32>,
+    /// Seconds until the VM must be ready.
+    #[arg(long, default_value_t = DEADLINE_S)]
+    deadline: u64,
+}
+
+pub(super) fn take(store: &Store, args: &SnapshotArgs, out: Output) -> anyhow::Result<()> {
+    let options = SnapshotOptions {
+        boot: boot_options(args.deadline)?,
+        memory_mib: args.memory,
+        vcpus: args.vcpus,
+    };
+    let taken = run(store, &store.resolve(&args.image)?, &options, out)?;
+    out.print(&taken, |taken| taken.snapshot.id.to_string())
+}
+
+/// Takes a snapshot for VMs of the image's default size, if there is none. The alias has moved already.
+pub(super) fn where_none(
+    store: &Store,
+    image: &ImageDigest,
+    alias: &AliasName,
+    out: Output,
+) -> anyhow::Result<()> {
+    let take = || {
+        let manifest = store.manifest(image)?;
+        let (memory, vcpus) = (manifest.default_memory_mib, manifest.default_vcpus);
+        if store.snapshot_for(image, memory, vcpus)?.is_some() {
+            return Ok(());
+        }
+        let options = SnapshotOptions {
+            boot: boot_options(DEADLINE_S)?,
+            memory_mib: None,
+            vcpus: None,
+        };
+        let taken = run(store, image, &options, out)?;
+        output::note(&format!("its VMs begin from {}", described(&taken)));
+        anyhow::Ok(())
+    };
+    take().with_context(|| {
+        format!(
+            "{alias} is {} now, but has no snapshot, and its VMs boot; `vestibule image snapshot {alias}` tries again",
+            image.short()
+        )
+    })
+}
+
+fn run(
+    store: &Store,
+    image: &ImageDigest,
+    options: &SnapshotOptions,
+    out: Output,
+) -> anyhow::Result<Taken> {
+    let bars = Bars::new(out);
+    let taken = vestibule_image::snapshot(store, image, options, &bars);
+    let taken = crate::runtime()?.block_on(taken);
+    bars.finish();
+    Ok(taken?)
+}
+
+fn described(taken: &Taken) -> String {
+    format!(
+        "snapshot {}: {} MiB, {} on disk",
+        taken.snapshot.id.short(),
+        taken.snapshot.memory_mib,
+        output::bytes(taken.snapshot.allocated_bytes)
+    )
+}
+
+pub(super) fn list(snapshots: &[SnapshotView]) -> String {
+    let row = |one: &SnapshotView| {
+        let aliases: Vec<&str> = one.aliases.iter().map(AliasName::as_str).collect();
+        vec![
+            one.id.short().to_owned(),
+            one.image_digest.short().to_owned(),
+            aliases.join(", "),
+            format!("{} MiB", one.memory_mib),
+            one.vcpus.to_string(),
+            output::bytes(one.allocated_bytes),
+            format!("{} {}", one.driver, one.vmm_version),
+            if one.in_use { "yes" } else { "no" }.to_owned(),
+            one.taken_at.to_string(),
+        ]
+    };
+    output::table(
+        &[
+            "SNAPSHOT", "IMAGE", "ALIASES", "MEMORY", "CPUS", "ON DISK", "VMM", "IN USE", "TAKEN",
+        ],
+        &snapshots.iter().map(row).collect::<Vec<_>>(),
+    )
+}
