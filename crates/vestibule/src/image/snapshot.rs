@@ -2,6 +2,7 @@
 use super::{DEADLINE_S, boot_options, progress::Bars};
 use crate::output::{self, Output};
 use anyhow::Context as _;
+use std::time::Duration;
 use vestibule_api::ids::{AliasName, ImageDigest};
 use vestibule_image::{SnapshotOptions, Store, Taken, store::SnapshotView};
 
@@ -75,10 +76,11 @@ fn run(
 
 fn described(taken: &Taken) -> String {
     format!(
-        "snapshot {}: {} MiB, {} on disk",
+        "snapshot {}: {} MiB, {} on disk, taken in {:.1} s",
         taken.snapshot.id.short(),
         taken.snapshot.memory_mib,
-        output::bytes(taken.snapshot.allocated_bytes)
+        output::bytes(taken.snapshot.allocated_bytes),
+        Duration::from_millis(taken.took_ms).as_secs_f64()
     )
 }
 

@@ -1,108 +1,24 @@
 //! What a guest can reach: nothing but what the way out allows. Asked from inside a VM, in the proxy's own protocol, so
 //! that no client in the guest can be more careful than an attacker would be.
-use super::{alone, took};
+use super::{alone, guest::Guest, took};
 use anyhow::{Context, Result, ensure};
-use camino::Utf8Path;
-use hyper::Method;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    process::Stdio,
     time::{Duration, Instant},
 };
-use tokio::{io::AsyncWriteExt, net::TcpListener, process::Command};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 use vestibule_api::{
-    agent::{ExecReply, ExecRequest, ExecUser},
-    client::Runner,
+    agent::ExecUser,
     egress::{EgressMode, EgressPolicy, EgressReason, Pin},
-    ids::{ImageDigest, MachineId},
-    machine::{
-        Disposal, DriverChoice, MachineState, MachineView, RunnerEvent, RunnerEventKind,
-        StopRequest, VmSpec,
-    },
+    machine::RunnerEventKind,
 };
-use vestibule_testkit::{
-    stage::{binary, image_home, residue},
-    wait,
-};
+use vestibule_testkit::stage::{image_home, residue};
 
 /// Prints the status line and `Location:` of what the proxy answers to the request head in `$1`.
 const ASK: &str = r#"exec 3<>/dev/tcp/127.0.0.1/3128; printf '%b' "$1" >&3; timeout 30 head -c 2000 <&3 | tr -d '\r' | sed -n '1p;/^[Ll]ocation:/p;/^$/q'"#;
 
-fn spec(dir: &Utf8Path, image_dir: &Utf8Path, digest: ImageDigest, egress: EgressPolicy) -> VmSpec {
-    VmSpec {
-        machine_id: MachineId::generate(),
-        session_id: None,
-        image_digest: digest,
-        image_dir: image_dir.to_string(),
-        driver: DriverChoice::Auto,
-        memory_mib: 384,
-        vcpus: 1,
-        vm_dir: dir.join("vm").to_string(),
-        evidence_dir: dir.join("evidence").to_string(),
-        egress,
-        boot_deadline_s: 300,
-        console_keep_bytes: 1 << 20,
-        idle_deadline_s: None,
-        restore: None,
-        save_to: None,
-    }
-}
-
-struct Guest {
-    runner: Runner,
-    process: tokio::process::Child,
-}
-
 impl Guest {
-    async fn boot(dir: &Utf8Path, egress: EgressPolicy) -> Result<Self> {
-        let image_dir = image_home()
-            .join("aliases/tiny")
-            .canonicalize_utf8()
-            .context("no image `tiny`: `script/test images` builds it")?;
-        let digest: ImageDigest = image_dir.file_name().unwrap_or_default().parse()?;
-        let spec = spec(dir, &image_dir, digest, egress);
-        std::fs::create_dir(&spec.vm_dir)?;
-        let mut process = Command::new(binary()?)
-            .arg("run-vm")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(dir.join("runner.log"))?)
-            .kill_on_drop(true)
-            .spawn()
-            .context("start the runner")?;
-        let mut stdin = process.stdin.take().context("its standard input")?;
-        stdin.write_all(&serde_json::to_vec(&spec)?).await?;
-        drop(stdin);
-        let runner = Runner::at(dir.join("vm/runner.sock"));
-        wait::until("the VM to be up", Duration::from_secs(300), || async {
-            match runner.get::<MachineView>("/machine").await {
-                Ok(view) if view.state == MachineState::Up => Ok(()),
-                Ok(view) => Err(format!("{:?}", view.state)),
-                Err(err) => Err(err.to_string()),
-            }
-        })
-        .await?;
-        Ok(Self { runner, process })
-    }
-
-    async fn run(&self, user: ExecUser, script: &str, argument: &str) -> Result<String> {
-        let request = ExecRequest {
-            argv: ["bash", "-c", script, "ask", argument]
-                .map(str::to_owned)
-                .to_vec(),
-            user,
-            stdin: String::new(),
-            timeout_s: 60,
-        };
-        let reply: ExecReply = self
-            .runner
-            .call(Method::POST, "/agent/exec", Some(&request))
-            .await?;
-        ensure!(!reply.timed_out, "`{script}` timed out");
-        Ok(reply.stdout)
-    }
-
     /// The status that the proxy answers to a request for this, and where it redirects to.
     async fn ask(&self, head: &str) -> Result<(u16, Option<String>)> {
         let head = format!("{head} HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n");
@@ -120,32 +36,6 @@ impl Guest {
             status.with_context(|| format!("`{head}` got `{said}`"))?,
             location,
         ))
-    }
-
-    async fn end(mut self) -> Result<Vec<RunnerEvent>> {
-        let events = self
-            .runner
-            .open(vestibule_api::client::json_request(
-                Method::GET,
-                "/events?after=0",
-                None::<&()>,
-            )?)
-            .await?;
-        let reason = StopRequest {
-            reason: "the test is over".into(),
-        };
-        let disposal: Disposal = self
-            .runner
-            .call(Method::POST, "/stop", Some(&reason))
-            .await?;
-        ensure!(disposal.complete, "{disposal:?}");
-        let bytes = vestibule_api::client::body("GET /events", events).await?;
-        self.process.wait().await?;
-        bytes
-            .split(|b| *b == b'\n')
-            .filter(|line| !line.is_empty())
-            .map(|line| Ok(serde_json::from_slice(line)?))
-            .collect()
     }
 }
 
@@ -230,7 +120,14 @@ async fn a_guest_reaches_nothing_that_it_must_not() -> Result<()> {
         pins: vec![pin],
         ..EgressPolicy::default()
     };
-    let guest = Guest::boot(home.path(), policy).await?;
+    let image = image_home()
+        .join("aliases/tiny")
+        .canonicalize_utf8()
+        .context("no image `tiny`: `script/test images` builds it")?;
+    let mut spec = Guest::spec(home.path(), &image)?;
+    spec.memory_mib = 384;
+    spec.egress = policy;
+    let guest = Guest::start(&spec).await?;
     took("tiny up", begin);
 
     let mut expected: BTreeMap<(String, u16), EgressReason> = BTreeMap::new();
