@@ -2,7 +2,6 @@
 use super::{DEADLINE_S, boot_options, progress::Bars};
 use crate::output::{self, Output};
 use anyhow::Context as _;
-use std::time::Duration;
 use vestibule_api::ids::{AliasName, ImageDigest};
 use vestibule_image::{SnapshotOptions, Store, Taken, store::SnapshotView};
 
@@ -55,7 +54,7 @@ pub(super) fn where_none(
     };
     take().with_context(|| {
         format!(
-            "{alias} is {} now, but has no snapshot, and its VMs boot; `vestibule image snapshot {alias}` tries again",
+            "{alias} is {} now, without a snapshot (its VMs boot; `vestibule image snapshot {alias}` tries again)",
             image.short()
         )
     })
@@ -76,12 +75,16 @@ fn run(
 
 fn described(taken: &Taken) -> String {
     format!(
-        "snapshot {}: {} MiB, {} on disk, taken in {:.1} s",
+        "snapshot {}: {} MiB, {} on disk",
         taken.snapshot.id.short(),
         taken.snapshot.memory_mib,
-        output::bytes(taken.snapshot.allocated_bytes),
-        Duration::from_millis(taken.took_ms).as_secs_f64()
+        output::bytes(taken.snapshot.allocated_bytes)
     )
+}
+
+/// Without the package that it came in: `7.2.22`.
+fn version(whole: &str) -> &str {
+    whole.split(' ').next().unwrap_or(whole)
 }
 
 pub(super) fn list(snapshots: &[SnapshotView]) -> String {
@@ -94,7 +97,7 @@ pub(super) fn list(snapshots: &[SnapshotView]) -> String {
             format!("{} MiB", one.memory_mib),
             one.vcpus.to_string(),
             output::bytes(one.allocated_bytes),
-            format!("{} {}", one.driver, one.vmm_version),
+            format!("{} {}", one.driver, version(&one.vmm_version)),
             if one.in_use { "yes" } else { "no" }.to_owned(),
             one.taken_at.to_string(),
         ]
