@@ -143,6 +143,7 @@ pub(crate) struct Vm<'a> {
     events: Option<Events>,
     child: Child,
     deadline: Duration,
+    spec: &'a VmSpec,
     log: &'a Utf8Path,
 }
 
@@ -150,7 +151,7 @@ impl<'a> Vm<'a> {
     /// Starts the runner and gives it the specification. Its words go to `stderr`, which is the file `log`.
     pub(crate) async fn start(
         options: &BootOptions,
-        spec: &VmSpec,
+        spec: &'a VmSpec,
         stderr: File,
         log: &'a Utf8Path,
     ) -> Result<Self, BootError> {
@@ -177,6 +178,7 @@ impl<'a> Vm<'a> {
             events: None,
             child,
             deadline: options.deadline,
+            spec,
             log,
         })
     }
@@ -301,14 +303,34 @@ impl<'a> Vm<'a> {
 
     /// Waits for the runner's own end, and hands out what was seen.
     pub(crate) async fn ended(mut self) -> Seen {
-        if tokio::time::timeout(STOP, self.child.wait()).await.is_err() {
-            self.seen
-                .problems
-                .push("the runner did not end after the VM had".to_owned());
-            let _ = self.child.kill().await;
+        let problem = match tokio::time::timeout(STOP, self.child.wait()).await {
+            // Also of a VM that failed: then there is a finding.
+            Ok(Ok(status)) if status.success() => None,
+            Ok(Ok(status)) => Some(format!("the runner ended with {status}")),
+            Ok(Err(err)) => Some(format!("wait for the runner's end: {err}")),
+            Err(_) => {
+                let _ = self.child.kill().await;
+                Some("the runner did not end after the VM had".to_owned())
+            }
+        };
+        if let Some(problem) = problem {
+            // What else was seen follows from it.
+            self.seen.problems.insert(0, problem);
         }
+        salvage(
+            Utf8Path::new(&self.spec.vm_dir),
+            Utf8Path::new(&self.spec.evidence_dir),
+        );
         self.seen
     }
+}
+
+/// Takes away what a killed runner left of its VM, and keeps the logs. One that ended by itself left nothing.
+pub(crate) fn salvage(vm_dir: &Utf8Path, evidence: &Utf8Path) {
+    for name in ["serial.log", "vmm.log"] {
+        let _ = std::fs::rename(vm_dir.join(name), evidence.join(name));
+    }
+    let _ = std::fs::remove_dir_all(vm_dir);
 }
 
 impl Events {

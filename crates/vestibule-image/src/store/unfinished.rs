@@ -1,12 +1,13 @@
 //! Snapshots that are being taken, and what is left of those that never were.
 use super::{SnapshotView, Store, StoreError, io, snapshots::GONE};
-use crate::{cache::Cache, sparse};
+use crate::{boot, cache::Cache, sparse};
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{
     collections::BTreeSet,
     fs::{File, TryLockError},
     io::{ErrorKind, Result as IoResult},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    str::FromStr as _,
 };
 use vestibule_api::ids::{ImageDigest, MachineId, SnapshotId};
 
@@ -114,6 +115,11 @@ impl Store {
             let Ok(_lock) = abandoned(&log)? else {
                 continue;
             };
+            let machine = name.strip_prefix(UNFINISHED).map(MachineId::from_str);
+            if let Some(Ok(machine)) = machine {
+                let of_machine = |part| self.home().join(part).join(machine.to_string());
+                boot::salvage(&of_machine("vms"), &of_machine("evidence"));
+            }
             count += 1;
             bytes += sparse::disk_bytes(&path) + sparse::disk_bytes(&log);
             absent_is_well(std::fs::remove_dir_all(&path)).map_err(io("remove", &path))?;

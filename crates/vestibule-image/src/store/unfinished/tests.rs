@@ -26,15 +26,22 @@ fn what_is_being_taken_stays_and_what_was_left_goes() {
     let orphan = begin(&store);
     let runner = orphan.stderr().unwrap();
     let path = orphan.path.clone();
-    let Unfinished { log, .. } = &orphan;
-    drop(log.try_clone().unwrap());
     std::mem::forget(orphan);
     // A log alone, a directory alone, and a removal that was cut off.
     let log_alone = kill(store.begin_snapshot(MachineId::generate()).unwrap());
     for name in [".unfinished-x", ".gone-y"] {
         std::fs::create_dir(store.snapshots_dir().join(name)).unwrap();
     }
+    // The VM's own directory, with what its killed runner wrote.
+    let machine = killed.file_name().unwrap().trim_start_matches(UNFINISHED);
+    let of_machine = |part| store.home().join(part).join(machine);
+    for part in ["vms", "evidence"] {
+        std::fs::create_dir_all(of_machine(part)).unwrap();
+    }
+    std::fs::write(of_machine("vms").join("serial.log"), "last words").unwrap();
     let gone = store.gc(false).unwrap();
+    assert!(!of_machine("vms").exists() && store.home().join("vms").exists());
+    assert!(of_machine("evidence").join("serial.log").exists());
     assert_eq!(gone.unfinished_snapshots, 4);
     assert!(gone.freed_bytes >= 64 << 10, "{gone:?}");
     assert!(!killed.exists() && !log_alone.exists());
