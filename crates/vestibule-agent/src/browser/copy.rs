@@ -4,7 +4,7 @@
 //! isolate, also in the spare process that is kept for the next page), the network service holds connections, TLS
 //! sessions, the DNS cache and cookies that are not on disk yet: these end, and the browser starts new ones from its
 //! zygote, which draws from the kernel. The browser's own process stays. What it draws comes from the kernel at each call or
-//! from `BoringSSL`, which mixes fresh bytes in at each call "to protect […] against forks and VM clones"
+//! from `BoringSSL`, which mixes fresh bytes in at each call "to protect, as best we can, against forks & VM clones"
 //! (crypto/fipsmodule/rand/rand.cc.inc). It also holds the installation's ids; see [`super::ids`].
 use crate::guest::Guest;
 use rustix::process::{Pid, Signal, kill_process};
