@@ -8,7 +8,7 @@
 //! | `GET /events?after=N` | NDJSON of [`RunnerEvent`]: those after `N` so far, then as they happen; ends with the VM |
 //! | `GET /console?tail=BYTES&follow=BOOL` | serial console, text |
 //! | `POST /claim` | [`Claim`]: gives the VM to a session, opens its way out; a paused VM runs again |
-//! | `POST /pause` | stops the CPUs of a VM that is up; answers [`MachineView`], also where it is paused already |
+//! | `POST /pause` | stops the CPUs of a VM that is up and nobody's; answers [`MachineView`], also where it is paused already |
 //! | `POST /resume` | lets them run again and sets the clock; answers [`MachineView`] |
 //! | `POST /snapshot` | saves a VM with [`VmSpec::save_to`] that no session ever had; answers [`Saved`], then the VM ends |
 //! | `GET /view` with `Upgrade: rfb` | after `101`, RFB byte for byte |
@@ -197,6 +197,8 @@ pub enum RunnerEventKind {
     Viewers {
         count: u32,
     },
+    /// The first frame of the screen went to the first viewer.
+    FirstFrame,
     /// The VM failed; `State` events follow.
     Failed {
         finding: Finding,
@@ -216,7 +218,7 @@ pub enum Phase {
     VmmStarted,
     /// The VMM has loaded a snapshot; the CPUs do not run yet (restored VMs only).
     Restored,
-    /// The CPUs run (restored VMs only).
+    /// The CPUs run (restored VMs, and those that were paused).
     Resumed,
     /// The first byte of the serial console.
     KernelOutput,

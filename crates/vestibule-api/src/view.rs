@@ -103,13 +103,13 @@ impl End {
 /// Writes what the guest says to the viewer, a frame for what there is without waiting, until one of them ends or `told` resolves.
 /// A viewer that is slower than the guest slows the guest down: nothing is read while a frame is under way.
 ///
-/// `controls` are whole control frames that go between; `sent` is told the length of each payload.
+/// `controls` are whole control frames that go between; `sent` is shown each payload once it is written.
 pub async fn pump(
     mut guest: impl AsyncRead + Unpin,
     mut viewer: impl AsyncWrite + Unpin,
     mut controls: mpsc::Receiver<Bytes>,
     mut told: oneshot::Receiver<()>,
-    sent: impl Fn(u64),
+    mut sent: impl FnMut(&[u8]),
 ) -> End {
     let mut ping = interval_at(Instant::now() + PING, PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -128,7 +128,9 @@ pub async fn pump(
                     silent = false;
                     let begin = frame(&mut buffer, count);
                     let written = write(&mut viewer, &buffer[begin..HEADER + count]).await;
-                    sent(count as u64);
+                    if written.is_ok() {
+                        sent(&buffer[HEADER..HEADER + count]);
+                    }
                     written
                 }
             },
@@ -299,6 +301,7 @@ pub async fn follow(mut runner: impl AsyncRead + Unpin, sent: impl Fn(u64)) -> O
 }
 
 /// The runner's part: takes the viewer's connection from `controller` and relays until one side ends, or `over` resolves.
+/// `shown` is called when the first frame of the screen has gone to the viewer.
 ///
 /// # Errors
 /// When the controller goes away or breaks the protocol before the download begins.
@@ -306,6 +309,7 @@ pub async fn take_over(
     mut controller: UnixStream,
     guest: impl AsyncRead + AsyncWrite,
     over: impl Future<Output = ()>,
+    shown: impl FnOnce(),
 ) -> io::Result<End> {
     controller.write_all(&[READY]).await?;
     let viewer = receive(&controller).await?;
@@ -314,8 +318,10 @@ pub async fn take_over(
     let (tell, told) = oneshot::channel();
     let (queue, controls) = mpsc::channel(CONTROLS);
     let sent = AtomicU64::new(0);
-    let count = |bytes| {
-        sent.fetch_add(bytes, Ordering::Relaxed);
+    let mut first = FirstFrame::new(shown);
+    let count = |payload: &[u8]| {
+        sent.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        first.take(payload);
     };
     let upload = async {
         tokio::select! {
@@ -347,6 +353,69 @@ pub async fn take_over(
     Ok(end)
 }
 
+/// Waits for the first `FramebufferUpdate` in what an RFB server says (RFC 6143 section 7).
+struct FirstFrame<F> {
+    /// What the server has said so far; at most [`GREETING`].
+    said: Vec<u8>,
+    /// None: it was told, or what the server says is not understood.
+    shown: Option<F>,
+}
+
+/// Before its first frame, a server says less.
+const GREETING: usize = 8 << 10;
+
+impl<F: FnOnce()> FirstFrame<F> {
+    fn new(shown: F) -> Self {
+        Self {
+            said: Vec::new(),
+            shown: Some(shown),
+        }
+    }
+
+    fn take(&mut self, payload: &[u8]) {
+        if self.shown.is_none() {
+            return;
+        }
+        let room = GREETING.saturating_sub(self.said.len());
+        self.said.extend(payload.iter().take(room));
+        let full = (self.said.len() == GREETING).then_some(false);
+        if let Some(begun) = first_frame(&self.said).or(full) {
+            self.said = Vec::new();
+            if let Some(shown) = self.shown.take().filter(|_| begun) {
+                shown();
+            }
+        }
+    }
+}
+
+/// Whether a frame has begun after version, security `None`, its result and `ServerInit`. `None`: not yet to be told;
+/// `false`: it never will be.
+fn first_frame(said: &[u8]) -> Option<bool> {
+    const UPDATE: u8 = 0;
+    const BELL: u8 = 2;
+    const CUT_TEXT: u8 = 3;
+    // Both in the community's wiki of the protocol (rfbproto): TigerVNC says them before its first frame.
+    const END_OF_CONTINUOUS_UPDATES: u8 = 150;
+    const FENCE: u8 = 248;
+    let length = |at: usize| {
+        let bytes: [u8; 4] = said.get(at..at + 4)?.try_into().ok()?;
+        // Negative for an extended clipboard.
+        usize::try_from(i32::from_be_bytes(bytes).unsigned_abs()).ok()
+    };
+    let types = usize::from(*said.get(12)?);
+    let init = 13 + types + 4;
+    let mut at = init.checked_add(24)?.checked_add(length(init + 20)?)?;
+    loop {
+        at = match *said.get(at)? {
+            UPDATE => return Some(true),
+            BELL | END_OF_CONTINUOUS_UPDATES => at + 1,
+            CUT_TEXT => at.checked_add(8)?.checked_add(length(at + 4)?)?,
+            FENCE => at + 9 + usize::from(*said.get(at + 8)?),
+            _ => return Some(false),
+        };
+    }
+}
+
 async fn report(
     controller: &mut (impl AsyncWrite + Unpin),
     kind: u8,
@@ -376,5 +445,41 @@ async fn take_records(
         } else {
             drop(controls.try_send(Bytes::copy_from_slice(&buffer)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn the_first_frame_is_told_once_and_not_before_it_begins() {
+        let mut said = b"RFB 003.008\n\x01\x01\0\0\0\0".to_vec();
+        said.extend([0; 20]);
+        said.extend(b"\0\0\0\x04vnc1");
+        // A fence with two bytes of its own, a cut text, a bell, and the end of continuous updates.
+        said.extend(b"\xf8\0\0\0\x80\0\0\0\x02ab\x03\0\0\0\0\0\0\x01x\x02\x96");
+        let shown = Cell::new(0);
+        let mut first = FirstFrame::new(|| shown.set(shown.get() + 1));
+        for byte in &said {
+            first.take(&[*byte]);
+        }
+        assert_eq!(shown.get(), 0);
+        first.take(&[0, 0, 0, 1]);
+        first.take(&[0, 0, 0, 1]);
+        assert_eq!(shown.get(), 1);
+
+        let mut other = FirstFrame::new(|| shown.set(9));
+        other.take(&said);
+        other.take(&[77]);
+        other.take(&[0; GREETING]);
+        let mut endless = FirstFrame::new(|| shown.set(9));
+        said.extend(b"\x03\0\0\0\x7f\xff\xff\xff");
+        said.resize(GREETING - 1, 0);
+        endless.take(&said);
+        assert_eq!(endless.said.len(), GREETING - 1);
+        endless.take(&[0; 2]);
+        assert_eq!((shown.get(), endless.said.len()), (1, 0));
     }
 }

@@ -81,7 +81,12 @@ async fn handed() -> Handed {
     let (mut runner, controller) = UnixStream::pair().unwrap();
     let (guest, stream) = duplex(1 << 20);
     let (over, end) = oneshot::channel::<()>();
-    let taken = tokio::spawn(take_over(controller, stream, async { drop(end.await) }));
+    let taken = tokio::spawn(take_over(
+        controller,
+        stream,
+        async { drop(end.await) },
+        || {},
+    ));
     hand_over(&mut runner, b"", server.as_fd()).await.unwrap();
     Handed {
         viewer,
@@ -175,6 +180,6 @@ async fn what_is_no_runner_and_no_controller_is_refused() {
     let (mut near, far) = UnixStream::pair().unwrap();
     near.write_all(b"no connection beside it").await.unwrap();
     let (_guest, stream) = duplex(1);
-    let err = take_over(far, stream, std::future::pending()).await;
+    let err = take_over(far, stream, std::future::pending(), || {}).await;
     assert_eq!(err.unwrap_err().kind(), std::io::ErrorKind::InvalidData);
 }

@@ -118,6 +118,7 @@ fn take_events(host: &mut HostFacts, bytes: &[u8]) {
             | RunnerEventKind::Agent { .. }
             | RunnerEventKind::Egress { .. }
             | RunnerEventKind::Viewers { .. }
+            | RunnerEventKind::FirstFrame
             | RunnerEventKind::Ended { .. } => {}
         }
     }

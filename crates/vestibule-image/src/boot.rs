@@ -401,7 +401,8 @@ impl Seen {
             RunnerEventKind::Ended { .. } => true,
             RunnerEventKind::Agent { .. }
             | RunnerEventKind::Egress { .. }
-            | RunnerEventKind::Viewers { .. } => false,
+            | RunnerEventKind::Viewers { .. }
+            | RunnerEventKind::FirstFrame => false,
         }
     }
 }

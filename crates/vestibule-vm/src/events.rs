@@ -90,6 +90,7 @@ fn without_secret(event: &RunnerEventKind) -> Option<RunnerEventKind> {
         | RunnerEventKind::Agent { .. }
         | RunnerEventKind::Egress { .. }
         | RunnerEventKind::Viewers { .. }
+        | RunnerEventKind::FirstFrame
         | RunnerEventKind::Failed { .. }
         | RunnerEventKind::Ended { .. } => None,
     }

@@ -86,7 +86,8 @@ impl Store {
         self.home().join("snapshots")
     }
 
-    pub(super) fn snapshot_dir(&self, id: &SnapshotId) -> Utf8PathBuf {
+    /// The directory of a snapshot, whether it is there or not.
+    pub fn snapshot_dir(&self, id: &SnapshotId) -> Utf8PathBuf {
         self.snapshots_dir().join(id.as_str())
     }
 

@@ -294,8 +294,12 @@ impl Life {
         }
     }
 
+    /// A VM that is somebody's is not paused: whoever keeps VMs in stock may ask late.
     async fn pause(&mut self) -> Result<MachineView, Refused> {
         let machine = self.pausable("paused")?;
+        if self.claim.is_some() {
+            return Err(Refused::conflict("the VM was claimed by a session"));
+        }
         if self.state() == MachineState::Up {
             let paused = machine.pause().await;
             paused.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
@@ -310,7 +314,7 @@ impl Life {
         if self.state() == MachineState::Paused {
             let resumed = machine.resume().await;
             resumed.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
-            self.enter(MachineState::Up);
+            self.phase(Phase::Resumed);
             let mux = self.shared.mux.borrow().clone();
             if let Some(mux) = mux {
                 let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, link::set_clock(&mux)).await;
@@ -318,6 +322,7 @@ impl Life {
                     tracing::warn!("the resumed guest's clock is not set yet");
                 }
             }
+            self.enter(MachineState::Up);
         }
         Ok(self.shared.view())
     }

@@ -126,7 +126,7 @@ where
 /// Writes frames on the viewer's own connection until one side ends or the VM is over.
 fn spawn_frames(shared: &Arc<Shared>, client: OnUpgrade, guest: MuxStream, viewer: Viewer) {
     let (over, busy) = (shared.over.clone(), shared.activity.begin());
-    let shared_over = over.clone();
+    let (shared_over, shown) = (over.clone(), Arc::clone(shared));
     let relay = async move {
         let _open = (viewer, busy);
         let Ok(client) = client.await else { return };
@@ -136,7 +136,8 @@ fn spawn_frames(shared: &Arc<Shared>, client: OnUpgrade, guest: MuxStream, viewe
             return;
         };
         let over = shared_over.cancelled_owned();
-        match view::take_over(parts.io.into_inner(), guest, over).await {
+        let shown = || shown.frame_shown();
+        match view::take_over(parts.io.into_inner(), guest, over, shown).await {
             Ok(end) => tracing::debug!(?end, "a view ended"),
             Err(err) => tracing::debug!(error = %err, "a view was not taken over"),
         }

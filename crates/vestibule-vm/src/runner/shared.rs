@@ -4,7 +4,7 @@ use crate::{egress::Egress, events::EventLog, log::BoundedLog};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -109,6 +109,8 @@ pub(super) struct Shared {
     pub tasks: TaskTracker,
     view: watch::Sender<MachineView>,
     viewers: AtomicU32,
+    /// Whether somebody has seen the screen.
+    seen: AtomicBool,
 }
 
 impl Shared {
@@ -154,6 +156,7 @@ impl Shared {
             tasks: TaskTracker::new(),
             view: watch::Sender::new(view),
             viewers: AtomicU32::new(0),
+            seen: AtomicBool::new(false),
         };
         (Arc::new(shared), inbox)
     }
@@ -186,6 +189,13 @@ impl Shared {
     pub(super) fn viewer(self: &Arc<Self>) -> Viewer {
         self.viewers_changed(self.viewers.fetch_add(1, Ordering::Relaxed) + 1);
         Viewer(Arc::clone(self))
+    }
+
+    /// A frame of the screen went to a viewer; the first one is an event.
+    pub(super) fn frame_shown(&self) {
+        if !self.seen.swap(true, Ordering::Relaxed) {
+            self.events.publish(RunnerEventKind::FirstFrame);
+        }
     }
 
     fn viewers_changed(&self, count: u32) {

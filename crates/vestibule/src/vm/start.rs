@@ -163,6 +163,7 @@ async fn follow(runner: &Runner, out: Output) -> anyhow::Result<()> {
                 | RunnerEventKind::Agent { .. }
                 | RunnerEventKind::Egress { .. }
                 | RunnerEventKind::Viewers { .. }
+                | RunnerEventKind::FirstFrame
                 | RunnerEventKind::Ended { .. } => {}
             }
         }

@@ -227,7 +227,7 @@ async fn screen(State(pourer): State<Arc<Pourer>>, mut request: Request) -> Resp
         let Ok(parts) = downcast::<TokioIo<tokio::net::UnixStream>>(upgraded) else {
             return;
         };
-        if let Err(err) = view::take_over(parts.io.into_inner(), screen, over).await {
+        if let Err(err) = view::take_over(parts.io.into_inner(), screen, over, || {}).await {
             tracing::warn!(error = %err, "a view was not taken over");
         }
     });
