@@ -2,7 +2,7 @@
 use crate::{
     agent::Health,
     finding::Finding,
-    ids::{ImageDigest, MachineId, SessionId},
+    ids::{ImageDigest, MachineId, SessionId, SnapshotId},
     machine::{EgressCounters, MachineState},
     time::Timestamp,
 };
@@ -15,9 +15,15 @@ pub struct VmView {
     pub machine_id: MachineId,
     #[serde(default)]
     pub session_id: Option<SessionId>,
+    /// Whether it is kept in stock for whoever comes next, and nobody's yet.
+    #[serde(default)]
+    pub pooled: bool,
     pub state: MachineState,
     pub generation: u64,
     pub image_digest: ImageDigest,
+    /// The snapshot that it begins from; none: it boots.
+    #[serde(default)]
+    pub snapshot_id: Option<SnapshotId>,
     /// Whether the alias that it was made from points to another image by now.
     pub made_from_older_image: bool,
     /// `qemu/tcg`, `qemu/kvm`, `firecracker/kvm`.
@@ -77,7 +83,8 @@ pub struct Readiness {
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReadyCheck {
-    /// `database`, `vault`, `image`, `driver`, `disk-space`, `providers`.
+    /// `database`, `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
+    /// and is `ok` for that.
     pub name: String,
     pub ok: bool,
     /// What was observed.

@@ -2,7 +2,7 @@
 use crate::{
     egress::EgressReason,
     finding::{Finding, Verdict},
-    ids::{CredentialId, ImageDigest, MachineId, ProviderId, SessionId},
+    ids::{CredentialId, ImageDigest, MachineId, ProviderId, SessionId, SnapshotId},
     machine::{MachineState, Phase},
     time::Timestamp,
 };
@@ -75,6 +75,49 @@ impl SessionState {
     }
 }
 
+/// How a session's VM begins, slowest first.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartKind {
+    /// It boots.
+    Cold,
+    /// It is restored from a memory snapshot when the session gets its place.
+    Restore,
+    /// It was restored before, and kept paused for whoever comes next.
+    Pool,
+}
+
+impl StartKind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 3] = [Self::Cold, Self::Restore, Self::Pool];
+
+    /// The id on the wire, in the database and in metrics.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Restore => "restore",
+            Self::Pool => "pool",
+        }
+    }
+
+    /// The kind with this id.
+    pub fn from_id(id: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.id() == id)
+    }
+}
+
 /// `POST /api/auth/start`.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -89,6 +132,9 @@ pub struct StartRequest {
     /// Image alias; none: the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// `false`: boot the VM, also where a snapshot of the image or a VM of the pool is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm: Option<bool>,
 }
 
 /// `201` of `POST /api/auth/start`.
@@ -167,6 +213,20 @@ pub enum SessionEventKind {
         #[schema(rename = "waitingFor")]
         waiting_for: Vec<String>,
     },
+    /// The session has its VM; `snapshotId` is the snapshot that it began or begins from.
+    Claimed {
+        start: StartKind,
+        #[schema(rename = "snapshotId")]
+        snapshot_id: Option<SnapshotId>,
+    },
+    /// The VM was not ready yet when it failed for this reason; the session gets another one.
+    FellBack {
+        /// How the VM that failed began.
+        from: StartKind,
+        /// How the next one begins at most.
+        to: StartKind,
+        finding: Finding,
+    },
     /// The tool asked for this page.
     UrlOpened {
         host: String,
@@ -176,6 +236,8 @@ pub enum SessionEventKind {
         host: String,
         why: String,
     },
+    /// The page was handed to the browser.
+    BrowserNavigated,
     UserCode {
         code: String,
     },
@@ -192,6 +254,8 @@ pub enum SessionEventKind {
     Viewers {
         count: u32,
     },
+    /// The first frame of the screen went to a viewer.
+    FirstFrame,
     /// The browser was closed and started again.
     BrowserRestarted,
     Captured {

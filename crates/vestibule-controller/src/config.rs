@@ -56,6 +56,8 @@ pub struct Config {
     pub image: String,
     pub vm: VmConfig,
     pub limits: Limits,
+    /// Restored, paused VMs that are kept ready, by image alias; `image` has one where nothing is said.
+    pub pool: BTreeMap<AliasName, u32>,
     pub deadlines: DeadlineConfig,
     pub egress: EgressConfig,
     pub vault: VaultConfig,
@@ -94,6 +96,9 @@ pub struct Limits {
     pub waiting: u32,
     /// Viewers of one session at a time, screen and terminal each.
     pub viewers: u32,
+    /// The pool is filled only while the host has so many MiB of memory available besides the VM's, and gives VMs back when
+    /// there are less.
+    pub min_free_memory_mib: u64,
     /// A VM is started only while the file system of the home directory has so many MiB free.
     pub min_free_mib: u64,
     /// Bytes of the serial console kept from its beginning, and as many from its end.
@@ -110,6 +115,10 @@ pub struct DeadlineConfig {
     pub placing_s: u32,
     /// From the runner's start to a painted screen. The session's own deadline is a minute later.
     pub boot_s: u32,
+    /// From a runner's start to a VM that is ready, where the VM begins from a snapshot; then another one boots.
+    pub restore_s: u32,
+    /// A VM of the pool that nobody took for so long is replaced by a new one.
+    pub pool_s: u32,
     /// From a painted screen to the tool's start.
     pub login_start_s: u32,
     /// Signing in: an upper bound over what each flow of a pack gives (`timeout_s`).
@@ -151,6 +160,7 @@ impl Default for Config {
             image: "browser".to_owned(),
             vm: VmConfig::default(),
             limits: Limits::default(),
+            pool: BTreeMap::new(),
             deadlines: DeadlineConfig::default(),
             egress: EgressConfig::default(),
             vault: VaultConfig::default(),
@@ -169,6 +179,7 @@ impl Default for Limits {
             vms: 4,
             waiting: 32,
             viewers: 8,
+            min_free_memory_mib: 512,
             min_free_mib: 256,
             console_keep_bytes: 512 << 10,
             keep_sessions_days: 30,
@@ -181,6 +192,8 @@ impl Default for DeadlineConfig {
         Self {
             placing_s: 900,
             boot_s: 300,
+            restore_s: 60,
+            pool_s: 3600,
             login_start_s: 120,
             sign_in_s: *SIGN_IN_S.end(),
             capture_s: 120,
@@ -263,6 +276,14 @@ impl Config {
                 "0 VMs would let every session wait for ever".to_owned(),
             );
         }
+        for (key, value) in [
+            ("deadlines.restore_s", self.deadlines.restore_s),
+            ("deadlines.pool_s", self.deadlines.pool_s),
+        ] {
+            if value == 0 {
+                return wrong(key, "0; expected 1 or more seconds".to_owned());
+            }
+        }
         let sign_in_s = self.deadlines.sign_in_s;
         if !SIGN_IN_S.contains(&sign_in_s) {
             return wrong(
@@ -280,6 +301,17 @@ impl Config {
             return wrong("database", what.to_owned());
         }
         self.egress.check()
+    }
+
+    /// How many VMs are kept ready, by image alias.
+    pub(crate) fn pool(&self) -> BTreeMap<String, u32> {
+        let mut pool: BTreeMap<String, u32> = self
+            .pool
+            .iter()
+            .map(|(alias, count)| (alias.to_string(), *count))
+            .collect();
+        pool.entry(self.image.clone()).or_insert(1);
+        pool
     }
 
     /// How long a person may take whose flow gives `timeout_s`.
@@ -389,6 +421,7 @@ mod tests {
     fn nothing_is_required() {
         let config = load("").unwrap();
         assert!(config.listen.ip().is_loopback());
+        assert_eq!(config.pool(), [("browser".to_owned(), 1)].into());
         assert_eq!(
             config.policy(vec!["a.example".to_owned()]).hosts,
             Vec::<String>::new()
@@ -417,6 +450,7 @@ mod tests {
             ("[limits]\nvms = 0", "limits.vms"),
             ("image = 'A B'", "image"),
             ("database = 'x'", "database"),
+            ("[deadlines]\npool_s = 0", "deadlines.pool_s"),
             ("[vm]\ndriver = 'firecracker'", "vm.driver"),
             ("[deadlines]\nsign_in_s = 3601", "deadlines.sign_in_s"),
             ("[egress]\nmode = 'closed'", "egress.mode"),
@@ -446,6 +480,15 @@ mod tests {
             );
             assert!(!said.contains("secret"), "{said}");
         }
+    }
+
+    #[test]
+    fn the_pool_is_by_alias() {
+        let config = load("image = 'tiny'\n[pool]\nbrowser = 3\n").unwrap();
+        let expected = [("browser".to_owned(), 3), ("tiny".to_owned(), 1)].into();
+        assert_eq!(config.pool(), expected);
+        assert_eq!(load("[pool]\nbrowser = 0\n").unwrap().pool()["browser"], 0);
+        assert!(load("[pool]\n'No Alias' = 1\n").is_err());
     }
 
     #[test]

@@ -1,12 +1,19 @@
 //! What every part of the controller shares.
 use crate::{
-    auth::Access, config::Config, images::Images, live::Live, metrics::Metrics, packs::Packs,
-    reconcile::Statuses, scheduler::Scheduler, store::Store,
+    auth::Access,
+    config::Config,
+    images::Images,
+    live::Live,
+    metrics::Metrics,
+    packs::Packs,
+    reconcile::{Statuses, Stock},
+    scheduler::Scheduler,
+    store::Store,
 };
 use camino::Utf8PathBuf;
 use std::{net::SocketAddr, sync::Arc};
 use tokio::task::JoinError;
-use vestibule_api::{client::Runner, ids::MachineId};
+use vestibule_api::{client::Runner, ids::MachineId, time::Timestamp};
 use vestibule_vault::Vault;
 
 /// Shared by handlers and reconcilers; cheap to clone.
@@ -24,6 +31,11 @@ pub(crate) struct Core {
     pub(crate) address: SocketAddr,
     pub(crate) live: Live,
     pub(crate) statuses: Statuses,
+    pub(crate) stock: Stock,
+    /// Held by whoever counts places and takes one.
+    pub(crate) places: tokio::sync::Mutex<()>,
+    /// When this controller started.
+    pub(crate) started_at: Timestamp,
     pub(crate) metrics: Metrics,
     /// Becomes true when the controller stops: what serves for long ends then.
     pub(crate) stopping: tokio::sync::watch::Receiver<bool>,

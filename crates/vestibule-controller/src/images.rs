@@ -1,11 +1,16 @@
-//! What the controller needs of the image store: which image an alias means now, and the list.
+//! What the controller needs of the image store: which image an alias means now, its snapshot, and the list.
 use camino::Utf8PathBuf;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
 use vestibule_api::{
     cause::Cause,
     error::Chain,
     finding::{Finding, Quote},
-    ids::ImageDigest,
+    ids::{ImageDigest, SnapshotId},
     image::{ImageView, Manifest},
+    machine::RestoreSpec,
     pack::{InstallKind, ProviderPack},
 };
 use vestibule_image::{Store, StoreError};
@@ -15,26 +20,42 @@ use vestibule_image::{Store, StoreError};
 pub(crate) struct Image {
     pub(crate) digest: ImageDigest,
     pub(crate) dir: Utf8PathBuf,
-    pub(crate) manifest: Manifest,
+    pub(crate) manifest: Arc<Manifest>,
 }
+
+/// Manifests in memory: a host has few images that VMs are made from, and one manifest has some MiB.
+const CACHED: usize = 8;
+
+type Manifests = VecDeque<(ImageDigest, Arc<Manifest>)>;
 
 /// The image store below the home directory.
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
     home: Utf8PathBuf,
+    /// A manifest never changes: its digest is the image's name. The newest last.
+    manifests: Arc<Mutex<Manifests>>,
 }
 
 impl Images {
     pub(crate) fn new(home: Utf8PathBuf) -> Self {
-        Self { home }
+        Self {
+            home,
+            manifests: Arc::default(),
+        }
     }
 
     /// The image that `alias` points to now. Reads files; call it off the runtime.
     pub(crate) fn resolve(&self, alias: &str) -> Result<Image, StoreError> {
         let store = Store::open(&self.home)?;
         let digest = store.resolve(alias)?;
-        let manifest = store.manifest(&digest)?;
         let dir = store.dir(&digest);
+        let manifest = match self
+            .cached(&digest)
+            .filter(|_| dir.join("manifest.json").exists())
+        {
+            Some(manifest) => manifest,
+            None => self.remember(&digest, store.manifest(&digest)?),
+        };
         Ok(Image {
             digest,
             dir,
@@ -42,11 +63,48 @@ impl Images {
         })
     }
 
+    fn cached(&self, digest: &ImageDigest) -> Option<Arc<Manifest>> {
+        let manifests = self.manifests.lock();
+        let manifests = manifests.unwrap_or_else(PoisonError::into_inner);
+        let found = manifests.iter().find(|(known, _)| known == digest);
+        found.map(|(_, manifest)| Arc::clone(manifest))
+    }
+
+    fn remember(&self, digest: &ImageDigest, manifest: Manifest) -> Arc<Manifest> {
+        let manifest = Arc::new(manifest);
+        let manifests = self.manifests.lock();
+        let mut manifests = manifests.unwrap_or_else(PoisonError::into_inner);
+        if manifests.len() >= CACHED {
+            manifests.pop_front();
+        }
+        manifests.push_back((digest.clone(), Arc::clone(&manifest)));
+        manifest
+    }
+
     /// The digest that `alias` points to now, if any.
     pub(crate) fn current(&self, alias: &str) -> Option<ImageDigest> {
         Store::open(&self.home)
             .and_then(|store| store.resolve(alias))
             .ok()
+    }
+
+    /// The newest whole snapshot of an image for VMs of this size, if there is one. Reads manifests; call it off the runtime.
+    pub(crate) fn snapshot_for(
+        &self,
+        digest: &ImageDigest,
+        memory_mib: u32,
+        vcpus: u32,
+    ) -> Result<Option<SnapshotId>, StoreError> {
+        let found = Store::open(&self.home)?.snapshot_for(digest, memory_mib, vcpus)?;
+        Ok(found.map(|restore| restore.id))
+    }
+
+    /// What a runner needs to restore from a snapshot.
+    pub(crate) fn restore(&self, id: &SnapshotId) -> Result<RestoreSpec, StoreError> {
+        Ok(RestoreSpec {
+            id: id.clone(),
+            dir: Store::open(&self.home)?.snapshot_dir(id).into_string(),
+        })
     }
 
     /// Every image of the store.

@@ -11,6 +11,7 @@
 //! | `relay` | viewers' WebSockets to guests |
 //! | `http`, `auth` | the one port, and who may use it |
 //! | `packs`, `images` | what can be signed in to, and in what |
+//! | `warm` | what a VM is made from: which image, which size, which snapshot or none |
 //! | `live` | tickets, codes, viewers: memory only |
 //!
 //! The database is the truth. An HTTP handler changes a row and returns; what follows is carried out by reconcilers, so
@@ -31,6 +32,7 @@ mod scheduler;
 mod serve;
 mod state;
 mod store;
+mod warm;
 
 pub use auth::TokenError;
 pub use config::{
@@ -38,6 +40,6 @@ pub use config::{
 };
 pub use http::openapi;
 pub use packs::{PackCheck, PacksError, check_packs, packs};
-pub use scheduler::{LaunchError, Scheduler};
+pub use scheduler::{HostMemory, LaunchError, Scheduler};
 pub use serve::{ServeError, Serving, serve, serve_with};
 pub use store::StoreError;

@@ -1,11 +1,15 @@
 //! Numbers for `GET /metrics` (OpenMetrics 1.0 text).
-use crate::core::Core;
+use crate::{core::Core, store::Ingested};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use vestibule_api::session::SessionState;
+use vestibule_api::{
+    machine::Phase,
+    session::{SessionEventKind, SessionState, StartKind},
+    time::Timestamp,
+};
 
 /// A session's provider. Packs are few and the operator's: the label is bounded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,6 +39,108 @@ struct StateLabel {
     state: &'static str,
 }
 
+/// What a session passes on its way to a view that can be used; each is timed from the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TimedPhase {
+    /// It has its VM.
+    Claimed,
+    Restored,
+    Resumed,
+    StreamUp,
+    Identity,
+    AgentUp,
+    Painted,
+    /// The VM is ready.
+    Ready,
+    /// The tool runs.
+    LoginStarted,
+    BrowserNavigated,
+    /// The first frame went to a viewer.
+    FirstFrame,
+}
+
+impl TimedPhase {
+    const fn id(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Restored => "restored",
+            Self::Resumed => "resumed",
+            Self::StreamUp => "stream-up",
+            Self::Identity => "identity",
+            Self::AgentUp => "agent-up",
+            Self::Painted => "painted",
+            Self::Ready => "ready",
+            Self::LoginStarted => "login-started",
+            Self::BrowserNavigated => "browser-navigated",
+            Self::FirstFrame => "first-frame",
+        }
+    }
+
+    /// The phase that an event is the end of. The others are phases of their own or none.
+    fn of(event: &SessionEventKind) -> Option<Self> {
+        match event {
+            SessionEventKind::Phase { phase } => match phase {
+                Phase::Restored => Some(Self::Restored),
+                Phase::Resumed => Some(Self::Resumed),
+                Phase::StreamUp => Some(Self::StreamUp),
+                Phase::Identity => Some(Self::Identity),
+                Phase::AgentUp => Some(Self::AgentUp),
+                Phase::Painted => Some(Self::Painted),
+                // The session's own state says the last.
+                Phase::VmmStarted | Phase::KernelOutput | Phase::Ready => None,
+            },
+            SessionEventKind::BrowserNavigated => Some(Self::BrowserNavigated),
+            SessionEventKind::FirstFrame => Some(Self::FirstFrame),
+            SessionEventKind::State { .. }
+            | SessionEventKind::Waiting { .. }
+            | SessionEventKind::Claimed { .. }
+            | SessionEventKind::FellBack { .. }
+            | SessionEventKind::UrlOpened { .. }
+            | SessionEventKind::UrlRefused { .. }
+            | SessionEventKind::UserCode { .. }
+            | SessionEventKind::CredentialPartial { .. }
+            | SessionEventKind::EgressRefused { .. }
+            | SessionEventKind::Viewers { .. }
+            | SessionEventKind::BrowserRestarted
+            | SessionEventKind::Captured { .. }
+            | SessionEventKind::Failure { .. } => None,
+        }
+    }
+}
+
+/// Seconds: from a claim out of the pool to a boot under software emulation.
+const PHASE_BUCKETS: [f64; 14] = [
+    0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
+    start: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StartLabel {
+    start: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
+}
+
+/// Aliases are few and the operator's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolLabel {
+    alias: String,
+    state: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -44,6 +150,11 @@ pub(crate) struct Metrics {
     pub(crate) sealed: Counter,
     pub(crate) released: Counter,
     pub(crate) effect_failures: Counter,
+    phases: Family<PhaseLabel, Histogram, fn() -> Histogram>,
+    starts: Family<StartLabel, Counter>,
+    fallbacks: Family<CauseLabel, Counter>,
+    claims: Family<ResultLabel, Counter>,
+    pool: Family<PoolLabel, Gauge>,
     sessions: Family<StateLabel, Gauge>,
     vms: Gauge,
     viewers: Gauge,
@@ -58,6 +169,36 @@ impl Default for Metrics {
         let (sealed, released, effect_failures) =
             (Counter::default(), Counter::default(), Counter::default());
         let (sessions, vms, viewers) = (Family::default(), Gauge::default(), Gauge::default());
+        let phases: Family<PhaseLabel, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(PHASE_BUCKETS));
+        let (starts, fallbacks) = (Family::default(), Family::default());
+        let (claims, pool) = (Family::default(), Family::default());
+        r.register_with_unit(
+            "phase",
+            "From the request for a sign-in to each milestone, by how its VM began",
+            Unit::Seconds,
+            Family::clone(&phases),
+        );
+        r.register(
+            "starts",
+            "VMs that sessions were given, by how they began",
+            Family::clone(&starts),
+        );
+        r.register(
+            "fallbacks",
+            "Starts from a snapshot that failed, by cause; the session got another VM",
+            Family::clone(&fallbacks),
+        );
+        r.register(
+            "pool_claims",
+            "Sessions that the pool could serve, by whether it had a VM for them",
+            Family::clone(&claims),
+        );
+        r.register(
+            "pool_vms",
+            "VMs of the pool by alias: ready, filling, and the target",
+            Family::clone(&pool),
+        );
         r.register(
             "sessions_started",
             "Sign-ins that were asked for",
@@ -112,6 +253,11 @@ impl Default for Metrics {
             sealed,
             released,
             effect_failures,
+            phases,
+            starts,
+            fallbacks,
+            claims,
+            pool,
             sessions,
             vms,
             viewers,
@@ -129,6 +275,61 @@ impl Metrics {
 
     pub(crate) fn request(&self, status: u16) {
         self.requests.get_or_create(&StatusLabel { status }).inc();
+    }
+
+    /// A session reached `phase` now.
+    pub(crate) fn phase(
+        &self,
+        phase: TimedPhase,
+        start: StartKind,
+        asked_at: Timestamp,
+        now: Timestamp,
+    ) {
+        let label = PhaseLabel {
+            phase: phase.id(),
+            start: start.id(),
+        };
+        // Microseconds of some minutes: exact in an f64.
+        #[expect(clippy::cast_precision_loss, reason = "some minutes are exact")]
+        let seconds = now.micros_since(asked_at) as f64 / 1e6;
+        self.phases.get_or_create(&label).observe(seconds);
+    }
+
+    /// What a runner's event meant for its session.
+    pub(crate) fn ingested(
+        &self,
+        told: Option<&Ingested>,
+        events: &[SessionEventKind],
+        now: Timestamp,
+    ) {
+        let Some(told) = told else {
+            return;
+        };
+        let state = match told.moved {
+            Some(SessionState::Ready) => Some(TimedPhase::Ready),
+            Some(SessionState::AwaitingUser) => Some(TimedPhase::LoginStarted),
+            Some(_) | None => None,
+        };
+        for phase in events.iter().filter_map(TimedPhase::of).chain(state) {
+            self.phase(phase, told.start, told.asked_at, now);
+        }
+        if let Some(cause) = told.fell_back {
+            let cause = CauseLabel { cause: cause.id() };
+            self.fallbacks.get_or_create(&cause).inc();
+        }
+    }
+
+    /// A session that asked at `asked_at` was given a VM; `pool`: whether one of the pool could have been it.
+    pub(crate) fn given(&self, start: StartKind, pool: bool, asked_at: Timestamp, now: Timestamp) {
+        self.phase(TimedPhase::Claimed, start, asked_at, now);
+        self.starts
+            .get_or_create(&StartLabel { start: start.id() })
+            .inc();
+        let hit = start == StartKind::Pool;
+        if pool || hit {
+            let result = if hit { "hit" } else { "miss" };
+            self.claims.get_or_create(&ResultLabel { result }).inc();
+        }
     }
 
     /// The counter of one direction; clone it out of a loop.
@@ -157,6 +358,20 @@ pub(crate) async fn render(core: &Core) -> Result<String, crate::store::StoreErr
         .vms
         .set(i64::try_from(core.store.machines().await?.len()).unwrap_or(i64::MAX));
     metrics.viewers.set(i64::from(core.live.viewers()));
+    for shelf in core.stock.shelves() {
+        for (state, count) in [
+            ("ready", shelf.ready),
+            ("filling", shelf.filling),
+            ("target", shelf.target),
+        ] {
+            let alias = shelf.alias.clone();
+            let gauge = metrics
+                .pool
+                .get_or_create(&PoolLabel { alias, state })
+                .clone();
+            gauge.set(i64::from(count));
+        }
+    }
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = text::encode(&mut text, &metrics.registry);

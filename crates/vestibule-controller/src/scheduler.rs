@@ -55,6 +55,19 @@ pub trait Scheduler: std::fmt::Debug + Send + Sync {
 
     /// Ends a runner that does not answer any more. Nothing happens where it does not live.
     fn kill(&self, id: MachineId);
+
+    /// The memory of where runners run; none: it is not known.
+    fn memory(&self) -> Option<HostMemory>;
+}
+
+/// How much memory there is for VMs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostMemory {
+    /// MiB that programs can still get without swapping (`MemAvailable`, proc_meminfo(5)).
+    pub available_mib: u64,
+    /// Share of the last ten seconds, in percent, in which some program waited for memory
+    /// (`some avg10`, the kernel's Documentation/accounting/psi.rst); none: the kernel does not say.
+    pub stalled_percent: Option<f64>,
 }
 
 /// Runners as processes of this host.
@@ -160,6 +173,27 @@ impl Scheduler for Local {
             }
         }
     }
+
+    fn memory(&self) -> Option<HostMemory> {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        host_memory(&read("/proc/meminfo"), &read("/proc/pressure/memory"))
+    }
+}
+
+fn host_memory(meminfo: &str, pressure: &str) -> Option<HostMemory> {
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = available.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    let some = pressure.lines().find_map(|line| line.strip_prefix("some "));
+    let stalled_percent = some.and_then(|some| {
+        let mut fields = some.split(' ');
+        fields.find_map(|field| field.strip_prefix("avg10=")?.parse().ok())
+    });
+    Some(HostMemory {
+        available_mib: kib >> 10,
+        stalled_percent,
+    })
 }
 
 fn processes() -> Vec<rustix::process::Pid> {
@@ -237,6 +271,19 @@ mod tests {
             restore: None,
             save_to: None,
         }
+    }
+
+    #[test]
+    fn the_hosts_memory_is_what_the_kernel_says() {
+        let meminfo = "MemTotal:       24684544 kB\nMemAvailable:   24122368 kB\n";
+        let pressure = "some avg10=12.50 avg60=0.15 avg300=0.11 total=199746318\nfull avg10=3.00 avg60=0.12 avg300=0.09 total=4\n";
+        let memory = host_memory(meminfo, pressure).unwrap();
+        assert_eq!(
+            (memory.available_mib, memory.stalled_percent),
+            (23557, Some(12.5))
+        );
+        assert_eq!(host_memory(meminfo, "").unwrap().stalled_percent, None);
+        assert_eq!(host_memory("MemTotal: 1 kB\n", pressure), None);
     }
 
     async fn wait(what: &str, mut ready: impl FnMut() -> bool) {

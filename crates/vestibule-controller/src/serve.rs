@@ -8,7 +8,7 @@ use crate::{
     live::Live,
     metrics::Metrics,
     packs::{Packs, PacksError},
-    reconcile::{self, Statuses},
+    reconcile::{self, Statuses, Stock},
     scheduler::{Local, Scheduler},
     store::{Store, StoreError},
 };
@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::watch};
+use vestibule_api::time::Timestamp;
 use vestibule_vault::{KeySource, OpenError, Vault};
 
 /// Requests under way when the controller stops have so long to end.
@@ -173,6 +174,9 @@ async fn assemble(
         address,
         live: Live::default(),
         statuses: Statuses::default(),
+        stock: Stock::default(),
+        places: tokio::sync::Mutex::default(),
+        started_at: Timestamp::now(),
         metrics: Metrics::default(),
         stopping,
     }))

@@ -5,6 +5,8 @@
 //!     │           │          │          │            │              │
 //!     └───────────┴──────────┴──────────┴────────────┴──────────────┴──▶ failed | cancelled | expired
 //! ```
+//! One way leads back: a warm start that fails before the VM is ready returns from `starting` to `placing`, for another VM.
+//!
 //! An event that does not fit is [`Illegal`] and changes nothing: late and repeated reports are harmless. From `capturing`
 //! on, the VM's fate no longer decides: only the collector says whether the credential was sealed.
 use std::time::Duration;
@@ -37,6 +39,8 @@ pub(crate) enum Event {
     CollectFailed,
     /// The sign-in itself failed.
     LoginFailed,
+    /// The VM began from a snapshot and failed before it was ready: another one may do without.
+    StartFailed,
     /// The VM could not be started, failed or was lost.
     MachineFailed,
     /// Somebody ended the session.
@@ -48,8 +52,9 @@ pub(crate) enum Event {
 impl Event {
     /// Every event.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Accepted,
+        Self::StartFailed,
         Self::Placed,
         Self::MachineReady,
         Self::LoginStarted,
@@ -66,13 +71,13 @@ impl Event {
 /// Something that a reconciler carries out. A row in the outbox, written in the transaction of the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Effect {
-    /// Start the runner.
+    /// Start the runner, or claim the VM that came out of the pool.
     Launch,
     /// Give the VM to the session and start the tool in it.
     StartLogin,
     /// Fetch the credential and seal it.
     Collect,
-    /// Take the evidence and end the VM.
+    /// Take the evidence and end the VMs that the session has no use for: all of them, once it has ended.
     Teardown,
     /// Remove what may already have been sealed for a session that did not complete.
     Discard,
@@ -159,7 +164,8 @@ fn from_requested(event: Event) -> Option<Transition> {
         Event::Accepted => to(SessionState::Placing, &[]),
         Event::MachineFailed | Event::DeadlinePassed => to(SessionState::Failed, &[]),
         Event::Cancelled => to(SessionState::Cancelled, &[]),
-        Event::Placed
+        Event::StartFailed
+        | Event::Placed
         | Event::MachineReady
         | Event::LoginStarted
         | Event::CredentialComplete
@@ -174,7 +180,8 @@ fn from_placing(event: Event) -> Option<Transition> {
         Event::Placed => to(SessionState::Starting, &[Effect::Launch]),
         Event::MachineFailed | Event::DeadlinePassed => to(SessionState::Failed, &[]),
         Event::Cancelled => to(SessionState::Cancelled, &[]),
-        Event::Accepted
+        Event::StartFailed
+        | Event::Accepted
         | Event::MachineReady
         | Event::LoginStarted
         | Event::CredentialComplete
@@ -187,6 +194,7 @@ fn from_placing(event: Event) -> Option<Transition> {
 fn from_starting(event: Event) -> Option<Transition> {
     match event {
         Event::MachineReady => to(SessionState::Ready, &[Effect::StartLogin]),
+        Event::StartFailed => to(SessionState::Placing, END),
         Event::MachineFailed | Event::DeadlinePassed => to(SessionState::Failed, END),
         Event::Cancelled => to(SessionState::Cancelled, END),
         Event::Accepted
@@ -208,7 +216,8 @@ fn from_ready(event: Event) -> Option<Transition> {
             to(SessionState::Failed, END)
         }
         Event::Cancelled => to(SessionState::Cancelled, END),
-        Event::Accepted
+        Event::StartFailed
+        | Event::Accepted
         | Event::Placed
         | Event::MachineReady
         | Event::CredentialSealed
@@ -222,7 +231,8 @@ fn from_awaiting_user(event: Event) -> Option<Transition> {
         Event::LoginFailed | Event::MachineFailed => to(SessionState::Failed, END),
         Event::DeadlinePassed => to(SessionState::Expired, END),
         Event::Cancelled => to(SessionState::Cancelled, END),
-        Event::Accepted
+        Event::StartFailed
+        | Event::Accepted
         | Event::Placed
         | Event::MachineReady
         | Event::LoginStarted
@@ -237,7 +247,8 @@ fn from_capturing(event: Event) -> Option<Transition> {
         Event::CollectFailed => to(SessionState::Failed, END),
         Event::DeadlinePassed => to(SessionState::Failed, END_AND_DISCARD),
         Event::Cancelled => to(SessionState::Cancelled, END_AND_DISCARD),
-        Event::Accepted
+        Event::StartFailed
+        | Event::Accepted
         | Event::Placed
         | Event::MachineReady
         | Event::LoginStarted
@@ -374,11 +385,8 @@ mod tests {
                 };
                 let launched = !matches!(state, SessionState::Requested | SessionState::Placing);
                 let torn_down = transition.effects.contains(&Effect::Teardown);
-                assert_eq!(
-                    torn_down,
-                    launched && transition.state.is_terminal(),
-                    "{event:?} in {state:?}"
-                );
+                let given_up = transition.state.is_terminal() || event == Event::StartFailed;
+                assert_eq!(torn_down, launched && given_up, "{event:?} in {state:?}");
             }
         }
     }
@@ -395,7 +403,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is reported in whatever order: states only go forward, and nothing leaves a terminal one.
+        /// Whatever is reported in whatever order: states only go forward but for a start that failed, and nothing leaves a
+        /// terminal one.
         #[test]
         fn no_order_of_events_goes_back(events in events()) {
             let rank = |state: SessionState| SessionState::ALL.iter().position(|s| *s == state).unwrap();
@@ -403,7 +412,7 @@ mod tests {
             for event in events {
                 let Ok(transition) = next(at(state), event, later()) else { continue };
                 prop_assert!(!state.is_terminal());
-                prop_assert!(rank(transition.state) > rank(state));
+                prop_assert!(event == Event::StartFailed || rank(transition.state) > rank(state));
                 state = transition.state;
             }
         }

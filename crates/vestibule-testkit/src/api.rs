@@ -98,6 +98,7 @@ impl Api {
             user_id: None,
             flow: flow.map(str::to_owned),
             image: None,
+            warm: None,
         };
         let reply: StartReply = self
             .call(Method::POST, "/api/auth/start", Some(&request))

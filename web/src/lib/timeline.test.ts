@@ -90,6 +90,32 @@ describe("timeline", () => {
     expect(t.steps[1]).toMatchObject({ startedAt: null, endedAt: null });
   });
 
+  it("begins anew when a saved state could not be used", () => {
+    const quote = { source: "vmm", text: "CPU: the snapshot has a, here it is b" };
+    const refused = { ...finding, cause: "snapshot-refused", why: "it does not fit" } as Finding;
+    const list = events(
+      state("requested"),
+      state("placing"),
+      { type: "claimed", start: "restore", snapshotId: "5" },
+      state("starting"),
+      {
+        type: "fell-back",
+        from: "restore",
+        to: "cold",
+        finding: { ...refused, evidence: [quote] },
+      },
+      state("placing"),
+    );
+    expect(statuses(list)).toEqual(["active", "pending", "pending", "pending", "pending"]);
+    expect(timeline(list).steps[1]!.items[0]).toMatchObject({
+      tone: "warn",
+      detail: "it does not fit: CPU: the snapshot has a, here it is b",
+    });
+    list.push({ seq: 7, at: at(7), event: state("starting") });
+    expect(statuses(list)).toEqual(["done", "active", "pending", "pending", "pending"]);
+    expect(timeline(list).finding).toBeNull();
+  });
+
   it("is the same when events come twice or out of order", () => {
     const list = events(
       state("requested"),

@@ -4,7 +4,7 @@
  */
 import type { Finding, SessionEvent, SessionEventKind, SessionState } from "./api/types";
 import { headline } from "./words/causes";
-import { EGRESS, PHASES } from "./words/states";
+import { EGRESS, FALLBACKS, PHASES, STARTS } from "./words/states";
 
 export type StepId = "preparing" | "starting" | "ready" | "authenticating" | "completed";
 export type StepStatus = "pending" | "active" | "done" | "failed" | "skipped";
@@ -114,6 +114,17 @@ function apply(t: Timeline, at: string, event: SessionEventKind): void {
     case "waiting":
       t.waitingFor = event.waitingFor;
       return;
+    case "claimed":
+      return note(t, at, "claimed", STARTS[event.start] ?? event.start);
+    case "fell-back":
+      return note(t, at, `fell-back ${event.from}`, FALLBACKS[event.to] ?? "Another VM is used", {
+        detail: [event.finding.why, event.finding.evidence[0]?.text].filter(Boolean).join(": "),
+        tone: "warn",
+      });
+    case "browser-navigated":
+      return note(t, at, "navigated", "The browser was sent to the page");
+    case "first-frame":
+      return note(t, at, "first-frame", "Its screen is shown");
     case "url-opened":
       return note(t, at, `url ${event.host}`, `Page opened at ${event.host}`);
     case "url-refused":
@@ -169,6 +180,8 @@ function enter(t: Timeline, at: string, state: SessionState): void {
       step.status = "done";
       step.endedAt = step.startedAt === null ? null : at;
     }
+    // A start that failed is begun again.
+    if (i > index && step.status === "active") step.status = "pending";
   });
   const step = t.steps[index]!;
   step.startedAt ??= at;

@@ -15,7 +15,9 @@ use vestibule_api::{
     ids::{AliasName, SessionId},
     machine::MachineState,
     pack::ProviderPack,
-    session::{SessionState, SessionView, StartReply, StartRequest, TicketReply, TicketRequest},
+    session::{
+        SessionState, SessionView, StartKind, StartReply, StartRequest, TicketReply, TicketRequest,
+    },
     time::Timestamp,
 };
 
@@ -121,6 +123,10 @@ async fn check(core: &Shared, request: &StartRequest) -> Result<NewSession, ApiE
         user_id,
         image_alias: alias,
         login_timeout: core.config.sign_in(flow.timeout_s),
+        start_at_most: match request.warm {
+            Some(false) => StartKind::Cold,
+            Some(true) | None => StartKind::Pool,
+        },
     })
 }
 

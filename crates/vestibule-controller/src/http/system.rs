@@ -3,7 +3,7 @@ use super::error::ApiError;
 use crate::{
     core::{Shared, off_runtime},
     images, metrics,
-    reconcile::place::free_mib,
+    reconcile::{Shelf, place::free_mib},
 };
 use axum::{
     Json,
@@ -50,6 +50,7 @@ pub(super) async fn ready(
         .await?,
     );
     checks.push(providers(&core));
+    checks.push(warm_start(&core));
     let ready = !core.is_stopping() && checks.iter().all(|check| check.ok);
     let status = if ready {
         StatusCode::OK
@@ -178,6 +179,19 @@ fn providers(core: &Shared) -> ReadyCheck {
             count => Ok(format!("{count} provider packs can be used")),
         },
     )
+}
+
+/// How fast a sign-in starts now. One can be started without, so this is never missing.
+fn warm_start(core: &Shared) -> ReadyCheck {
+    let shelves = core.stock.shelves();
+    let words = |shelf: &Shelf| {
+        format!(
+            "`{}`: {} of {} VMs ready; {}",
+            shelf.alias, shelf.ready, shelf.target, shelf.words
+        )
+    };
+    let all: Vec<_> = shelves.iter().map(words).collect();
+    check("warm-start", Ok(all.join(". ")))
 }
 
 /// The background tasks and what they did last.

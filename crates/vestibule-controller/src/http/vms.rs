@@ -99,7 +99,9 @@ async fn view(core: &Shared, row: MachineRow) -> VmView {
     let of = live.as_ref();
     VmView {
         machine_id: row.id,
+        pooled: row.pooled && row.session_id.is_none(),
         session_id: row.session_id,
+        snapshot_id: row.snapshot_id,
         state: of.map_or(row.state, |live| live.state),
         generation: of.map_or(row.generation, |live| live.generation),
         made_from_older_image: current.is_some_and(|current| current != row.image_digest),
@@ -133,6 +135,14 @@ pub(super) async fn end(
     }
     match row.session_id {
         Some(session) => sessions::end_session(&core, session).await?,
+        None if row.pooled => {
+            // The pool ends what it retires. A session may have been faster: then the VM is that session's.
+            if !core.store.retire(id, "asked for").await?
+                && let Some(session) = find(&core, id).await?.session_id
+            {
+                sessions::end_session(&core, session).await?;
+            }
+        }
         None => teardown::end_stray(&core, id, "asked for")
             .await
             .map_err(|err| {
@@ -235,7 +245,7 @@ pub(super) async fn verdict(
     Ok(Json(match row.failure {
         Some(finding) => Verdict::of(finding, looked_at),
         None => Verdict {
-            verdict: if row.state == MachineState::Up {
+            verdict: if matches!(row.state, MachineState::Up | MachineState::Paused) {
                 VerdictKind::Healthy
             } else {
                 VerdictKind::Unknown

@@ -75,7 +75,13 @@ impl Story {
             captured_at: session.captured_at,
             ended_at: session.updated_at,
             machine_ready_at: machine.ready_at,
-            failure: session.failure.clone(),
+            // What failed a session is told of the VM that it had then; one that it gave up failed for itself.
+            failure: match &machine.failure {
+                Some(finding) if session.machine_id != Some(machine.id) => {
+                    Some(Verdict::of(finding.clone(), vec!["events".to_owned()]))
+                }
+                Some(_) | None => session.failure.clone(),
+            },
             events,
         }
     }
@@ -296,13 +302,7 @@ mod tests {
 
     fn story(cause: Cause, ready: bool) -> Story {
         let session = SessionId::generate();
-        let machine = MachineRow::new(
-            session,
-            "browser".to_owned(),
-            "a".repeat(64).parse().unwrap(),
-            1,
-            1,
-        );
+        let machine = MachineRow::new("browser".to_owned(), "a".repeat(64).parse().unwrap(), 1, 1);
         Story {
             session_id: session,
             machine_id: machine.id,

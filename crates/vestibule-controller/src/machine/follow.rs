@@ -1,13 +1,12 @@
 //! Follows one runner: `GET /events` from the first to the last line, each taken in once.
 use super::{lost, report};
 use crate::{
-    core::Shared,
-    state::Event,
-    store::{Facts, MachineRow, StoreError},
+    core::{Shared, off_runtime},
+    store::{MachineRow, StoreError},
 };
 use http_body_util::BodyExt as _;
 use hyper::{Method, Response, body::Incoming};
-use std::time::Duration;
+use std::{io::Read as _, time::Duration};
 use vestibule_api::{
     client::{self, CallError},
     error::Chain,
@@ -19,6 +18,9 @@ use vestibule_api::{
 
 /// A line of a runner's events is shorter than this.
 const LINE_LIMIT: usize = 256 << 10;
+/// The runner's events in the evidence, and more bytes than it keeps of them.
+const EVENTS_FILE: &str = "events.ndjson";
+const EVENTS_LIMIT: u64 = 16 << 20;
 /// A runner that lives and does not listen yet, or broke the stream, is asked again after this.
 const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_MAX: Duration = Duration::from_secs(2);
@@ -39,11 +41,11 @@ enum FollowError {
 }
 
 /// Follows `machine` until its runner has said its last word or is gone.
-pub(crate) async fn follow(core: Shared, machine: MachineRow) {
+pub(crate) async fn follow(core: Shared, mut machine: MachineRow) {
     let id = machine.id;
     let mut pause = AGAIN;
     loop {
-        match once(&core, &machine).await {
+        match once(&core, &mut machine).await {
             Ok(true) => return finished(&core, &machine).await,
             Ok(false) => pause = AGAIN,
             Err(err) => {
@@ -52,14 +54,14 @@ pub(crate) async fn follow(core: Shared, machine: MachineRow) {
             }
         }
         if !core.runner_alive(id).await {
-            return gone(&core, &machine).await;
+            return gone(&core, &mut machine).await;
         }
         tokio::time::sleep(pause).await;
     }
 }
 
 /// One stream of events. `true`: it ended with the runner's last word.
-async fn once(core: &Shared, machine: &MachineRow) -> Result<bool, FollowError> {
+async fn once(core: &Shared, machine: &mut MachineRow) -> Result<bool, FollowError> {
     // Always from the first: what lives in memory only (a user code) comes back after a restart. Rows are not repeated.
     let request = client::json_request(Method::GET, "/events?after=0", None::<&()>)?;
     let mut reply = core.runner(machine.id).open(request).await?;
@@ -92,12 +94,21 @@ async fn next_frame(reply: &mut Response<Incoming>) -> Result<Option<bytes::Byte
 }
 
 /// Takes in one line; whether it was the last.
-async fn take_in(core: &Shared, machine: &MachineRow, line: &[u8]) -> Result<bool, FollowError> {
+async fn take_in(
+    core: &Shared,
+    machine: &mut MachineRow,
+    line: &[u8],
+) -> Result<bool, FollowError> {
     if line.iter().all(u8::is_ascii_whitespace) {
         return Ok(false);
     }
     let event: RunnerEvent = serde_json::from_slice(line).map_err(FollowError::Line)?;
     let (mut reported, code) = report::read(&event.event);
+    if machine.session_id.is_none() && machine.pooled {
+        // A session may have taken it meanwhile.
+        let row = core.store.machine(machine.id).await?;
+        machine.session_id = row.and_then(|row| row.session_id);
+    }
     if machine
         .session_id
         .is_some_and(|id| !core.live.is_watched(id))
@@ -107,15 +118,19 @@ async fn take_in(core: &Shared, machine: &MachineRow, line: &[u8]) -> Result<boo
     if let (Some(code), Some(session)) = (code, machine.session_id) {
         core.live.set_user_code(session, code);
     }
-    core.store
-        .ingest(machine.id, event.seq, &reported, Timestamp::now())
+    let now = Timestamp::now();
+    let told = core
+        .store
+        .ingest(machine.id, event.seq, &reported, now)
         .await?;
+    core.metrics.ingested(told.as_ref(), &reported.events, now);
     Ok(matches!(event.event, RunnerEventKind::Ended { .. }))
 }
 
-/// The runner said its last word. A VM of a session is torn down by the session's effect; another one is simply gone.
+/// The runner said its last word. A VM of a session is torn down by the session's effect, one of the pool by the pool;
+/// another one is simply gone.
 async fn finished(core: &Shared, machine: &MachineRow) {
-    if machine.session_id.is_none() {
+    if machine.session_id.is_none() && !machine.pooled {
         log(
             core.store.machine_gone(machine.id, Timestamp::now()).await,
             machine.id,
@@ -123,26 +138,49 @@ async fn finished(core: &Shared, machine: &MachineRow) {
     }
 }
 
-/// The runner is gone without its last word.
-async fn gone(core: &Shared, machine: &MachineRow) {
+/// The runner is gone, and its last word was not heard. One that ended its VM itself, faster than it could be followed,
+/// left what it said in the evidence.
+async fn gone(core: &Shared, machine: &mut MachineRow) {
     let id = machine.id;
-    log(core.store.machine_lost(id).await, id);
-    match machine.session_id {
-        Some(session) => {
-            let facts = Facts {
-                finding: Some(lost(last_words(core, id))),
-                ..Facts::default()
-            };
-            log(
-                core.store
-                    .apply(session, Event::MachineFailed, &facts, Timestamp::now())
-                    .await,
-                id,
-            );
+    let written = match left_behind(core, machine).await {
+        Ok(written) => written,
+        Err(err) => {
+            tracing::warn!(machine.id = %id, error = %Chain(&err), "what the runner left behind can't be read");
+            false
         }
-        None => log(core.store.machine_gone(id, Timestamp::now()).await, id),
+    };
+    let now = Timestamp::now();
+    let finding = lost(last_words(core, id));
+    let told = if written {
+        core.store.machine_failed(id, finding, now).await
+    } else {
+        core.store.machine_lost(id, finding, now).await
+    };
+    if let Ok(told) = &told {
+        core.metrics.ingested(told.as_ref(), &[], now);
     }
+    log(told, id);
+    finished(core, machine).await;
     core.store.signals.wake();
+}
+
+/// Takes in the events that the runner wrote to the evidence; whether it wrote any.
+async fn left_behind(core: &Shared, machine: &mut MachineRow) -> Result<bool, FollowError> {
+    let path = core.evidence_dir(machine.id).join(EVENTS_FILE);
+    let read = off_runtime(move || {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(&path)?;
+        file.take(EVENTS_LIMIT).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    });
+    // Nothing to be read is nothing left behind.
+    let Ok(Ok(bytes)) = read.await else {
+        return Ok(false);
+    };
+    for line in bytes.split(|byte| *byte == b'\n') {
+        take_in(core, machine, line).await?;
+    }
+    Ok(!bytes.is_empty())
 }
 
 fn log<T>(result: Result<T, StoreError>, id: MachineId) {

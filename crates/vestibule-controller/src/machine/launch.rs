@@ -1,19 +1,22 @@
-//! Starts a session's runner, once.
-use super::EffectError;
+//! Starts a machine's runner, once, or claims a VM of the pool.
+use super::{EffectError, login};
 use crate::{
     core::{Shared, off_runtime},
     images::{self, Image},
+    metrics::TimedPhase,
     scheduler::LaunchError,
     state::Event,
-    store::{Facts, MachineRow, SessionRow},
+    store::{Applied, Facts, MachineRow, SessionRow},
 };
+use hyper::StatusCode;
 use std::{io::ErrorKind, sync::Arc};
 use vestibule_api::{
     cause::Cause,
     egress::EgressPolicy,
     error::Chain,
     finding::{Finding, Quote},
-    machine::VmSpec,
+    machine::{MachineState, RestoreSpec, VmSpec},
+    session::SessionState,
     time::Timestamp,
 };
 
@@ -22,27 +25,97 @@ pub(crate) async fn launch(core: &Shared, session: &SessionRow) -> Result<(), Ef
     let Some(machine) = machine_of(core, session).await? else {
         return Ok(());
     };
-    if session.state.is_terminal() || machine.launched_at.is_some() {
+    if session.state != SessionState::Starting {
         return Ok(());
     }
-    match try_launch(core, session, &machine).await? {
-        Ok(()) => {
-            core.store
-                .machine_launched(machine.id, Timestamp::now())
-                .await?;
-        }
+    if machine.pooled {
+        return claim(core, session, &machine).await;
+    }
+    if machine.launched_at.is_some() {
+        return Ok(());
+    }
+    match start(core, &machine).await? {
+        Ok(()) => Ok(()),
         Err(finding) => {
             tracing::error!(session.id = %session.id, machine.id = %machine.id, cause = %finding.cause, "no runner was started");
-            let facts = Facts {
-                finding: Some(finding),
-                ..Facts::default()
-            };
-            core.store
-                .apply(session.id, Event::MachineFailed, &facts, Timestamp::now())
-                .await?;
+            fail(core, session, finding).await
         }
     }
+}
+
+async fn fail(core: &Shared, session: &SessionRow, finding: Finding) -> Result<(), EffectError> {
+    let facts = Facts {
+        finding: Some(finding),
+        ..Facts::default()
+    };
+    core.store
+        .apply(session.id, Event::MachineFailed, &facts, Timestamp::now())
+        .await?;
     Ok(())
+}
+
+/// Gives a VM of the pool to its session, which lets it run again. Done twice it is done once. A VM that can't be had is
+/// the start's failure, not the session's.
+async fn claim(
+    core: &Shared,
+    session: &SessionRow,
+    machine: &MachineRow,
+) -> Result<(), EffectError> {
+    let request = match login::request(core, session) {
+        Ok(request) => request,
+        Err(finding) => return fail(core, session, *finding).await,
+    };
+    match login::claim(core, machine.id, &request).await {
+        Ok(Ok(view)) => {
+            // Its runner says so as well, unless the VM was up already.
+            if view.state == MachineState::Up {
+                let now = Timestamp::now();
+                let facts = Facts::default();
+                let ready = core
+                    .store
+                    .apply(session.id, Event::MachineReady, &facts, now);
+                if matches!(ready.await?, Applied::Moved(_)) {
+                    core.metrics
+                        .phase(TimedPhase::Ready, machine.start(), session.created_at, now);
+                }
+            }
+            Ok(())
+        }
+        Ok(Err(finding)) => fail(core, session, finding).await,
+        Err(err) if is_hopeless(&err) => {
+            let quote = Quote {
+                source: "runner".to_owned(),
+                line: None,
+                text: Chain(&err).to_string(),
+            };
+            let finding = Finding::new(
+                Cause::LaunchRefused,
+                quote,
+                "the VM of the pool was not given to the session",
+                "nothing: the session gets another VM",
+            );
+            tracing::warn!(session.id = %session.id, machine.id = %machine.id, error = %Chain(&err), "a VM of the pool can't be had");
+            let now = Timestamp::now();
+            let told = core.store.machine_failed(machine.id, finding, now).await?;
+            core.metrics.ingested(told.as_ref(), &[], now);
+            Ok(())
+        }
+        Err(err) => Err(err),
+    }
+}
+
+/// Whether asking the runner again would change nothing, or take longer than another VM.
+fn is_hopeless(err: &EffectError) -> bool {
+    match err {
+        EffectError::Runner(err) => err.status() == Some(StatusCode::CONFLICT),
+        EffectError::Timeout(_) => true,
+        EffectError::Store(_)
+        | EffectError::StillAlive
+        | EffectError::Evidence(_)
+        | EffectError::Vault(_)
+        | EffectError::Remove(_)
+        | EffectError::Join(_) => false,
+    }
 }
 
 /// The machine that the session was given.
@@ -56,28 +129,44 @@ pub(super) async fn machine_of(
     }
 }
 
-async fn try_launch(
+/// Starts the runner of a machine, once. The inner error is why this host could not.
+pub(crate) async fn start(
     core: &Shared,
-    session: &SessionRow,
     machine: &MachineRow,
 ) -> Result<Result<(), Finding>, EffectError> {
     let (images, digest) = (core.images.clone(), machine.image_digest.to_string());
-    let image = match off_runtime(move || images.resolve(&digest)).await? {
-        Ok(image) => image,
-        Err(err) => return Ok(Err(images::missing(&session.image_alias, &err))),
+    let snapshot = machine.snapshot_id.clone();
+    let found = off_runtime(move || {
+        let restore = snapshot.map(|id| images.restore(&id)).transpose()?;
+        Ok((images.resolve(&digest)?, restore))
+    });
+    let (image, restore) = match found.await? {
+        Ok(found) => found,
+        Err(err) => return Ok(Err(images::missing(&machine.image_alias, &err))),
     };
-    let spec = spec(core, session, machine, &image);
+    let spec = spec(core, machine, &image, restore);
     let scheduler = Arc::clone(&core.scheduler);
-    Ok(off_runtime(move || scheduler.launch(&spec))
-        .await?
-        .map_err(|err| refused(&err)))
+    if let Err(err) = off_runtime(move || scheduler.launch(&spec)).await? {
+        return Ok(Err(not_launched(&err)));
+    }
+    core.store
+        .machine_launched(machine.id, Timestamp::now())
+        .await?;
+    Ok(Ok(()))
 }
 
-fn spec(core: &Shared, session: &SessionRow, machine: &MachineRow, image: &Image) -> VmSpec {
+fn spec(
+    core: &Shared,
+    machine: &MachineRow,
+    image: &Image,
+    restore: Option<RestoreSpec>,
+) -> VmSpec {
     let config = &core.config;
+    let deadlines = &config.deadlines;
     VmSpec {
         machine_id: machine.id,
-        session_id: Some(session.id),
+        // Whoever takes a VM out of the pool may claim it.
+        session_id: machine.session_id.filter(|_| !machine.pooled),
         image_digest: machine.image_digest.clone(),
         image_dir: image.dir.to_string(),
         driver: config.vm.driver,
@@ -87,15 +176,19 @@ fn spec(core: &Shared, session: &SessionRow, machine: &MachineRow, image: &Image
         evidence_dir: core.evidence_dir(machine.id).into_string(),
         // Nothing leaves before the claim.
         egress: EgressPolicy::default(),
-        boot_deadline_s: config.deadlines.boot_s,
+        boot_deadline_s: match &restore {
+            Some(_) => deadlines.restore_s.min(deadlines.boot_s),
+            None => deadlines.boot_s,
+        },
         console_keep_bytes: config.limits.console_keep_bytes,
-        idle_deadline_s: None,
-        restore: None,
+        // While a controller follows it, the VM is not idle: this ends it where none does.
+        idle_deadline_s: machine.pooled.then_some(deadlines.pool_s),
+        restore,
         save_to: None,
     }
 }
 
-fn refused(err: &LaunchError) -> Finding {
+fn not_launched(err: &LaunchError) -> Finding {
     let full = matches!(
         err.io().kind(),
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem

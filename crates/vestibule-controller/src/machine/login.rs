@@ -2,8 +2,9 @@
 use super::{EffectError, launch::machine_of, refused};
 use crate::{
     core::Shared,
+    metrics::TimedPhase,
     state::Event,
-    store::{Facts, SessionRow},
+    store::{Applied, Facts, SessionRow},
 };
 use hyper::{Method, StatusCode};
 use std::time::Duration;
@@ -13,11 +14,14 @@ use vestibule_api::{
     client::{self, CallError},
     finding::{Finding, Quote},
     ids::MachineId,
-    machine::Claim,
+    machine::{Claim, MachineView},
     pack::ProviderPack,
     session::SessionState,
     time::Timestamp,
 };
+
+/// A runner answers a claim within this time: it lets the CPUs run and sets the clock.
+const CLAIM_TIME: Duration = Duration::from_secs(15);
 
 /// Carries [`crate::state::Effect::StartLogin`] out.
 pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), EffectError> {
@@ -29,7 +33,7 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
     }
     let event = match request(core, session) {
         Ok(request) => match claim(core, machine.id, &request).await? {
-            Ok(()) => ask(core, machine.id, &request).await?,
+            Ok(_) => ask(core, machine.id, &request).await?,
             Err(finding) => Err(finding),
         },
         Err(finding) => Err(*finding),
@@ -44,27 +48,45 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
             },
         ),
     };
-    core.store
-        .apply(session.id, event, &facts, Timestamp::now())
-        .await?;
+    let now = Timestamp::now();
+    let applied = core.store.apply(session.id, event, &facts, now).await?;
+    if applied == Applied::Moved(SessionState::AwaitingUser) {
+        core.metrics.phase(
+            TimedPhase::LoginStarted,
+            machine.start(),
+            session.created_at,
+            now,
+        );
+    }
     Ok(())
 }
 
 /// Gives the VM to its session and opens its way out. Done twice it is done once. The outer error is one that may pass;
 /// the inner one ends the sign-in.
-async fn claim(
+pub(super) async fn claim(
     core: &Shared,
     machine: MachineId,
     login: &LoginRequest,
-) -> Result<Result<(), Finding>, EffectError> {
+) -> Result<Result<MachineView, Finding>, EffectError> {
     let claim = Claim {
         session_id: login.session_id,
         egress: core.config.policy(hosts_of(&login.pack, &login.flow)),
     };
     let request = client::json_request(Method::POST, "/claim", Some(&claim))?;
-    let reply = core.runner(machine).open(request).await?;
-    match client::body("POST /claim", reply).await {
-        Ok(_) => Ok(Ok(())),
+    let runner = core.runner(machine);
+    let call = async {
+        let reply = runner.open(request).await?;
+        client::body("POST /claim", reply).await
+    };
+    let reply = tokio::time::timeout(CLAIM_TIME, call).await;
+    match reply.map_err(|_| EffectError::Timeout(CLAIM_TIME.as_secs()))? {
+        Ok(body) => {
+            let decode = |err| CallError::Decode {
+                what: "POST /claim".to_owned(),
+                err,
+            };
+            Ok(Ok(serde_json::from_slice(&body).map_err(decode)?))
+        }
         Err(err) if err.status() == Some(StatusCode::BAD_REQUEST) => Ok(Err(refused(
             Cause::LaunchRefused,
             &err,
@@ -93,7 +115,8 @@ fn hosts_of(pack: &ProviderPack, flow: &str) -> Vec<String> {
     hosts
 }
 
-fn request(core: &Shared, session: &SessionRow) -> Result<LoginRequest, Box<Finding>> {
+/// What the session's sign-in asks of the agent.
+pub(super) fn request(core: &Shared, session: &SessionRow) -> Result<LoginRequest, Box<Finding>> {
     let pack = match core.packs.get(&session.provider) {
         Some(Ok(pack)) => pack.clone(),
         Some(Err(why)) => return Err(Box::new(unusable(&session.provider, why))),

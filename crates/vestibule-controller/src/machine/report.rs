@@ -44,6 +44,7 @@ pub(super) fn read(event: &RunnerEventKind) -> (Reported, Option<String>) {
         RunnerEventKind::Viewers { count } => reported
             .events
             .push(SessionEventKind::Viewers { count: *count }),
+        RunnerEventKind::FirstFrame => reported.events.push(SessionEventKind::FirstFrame),
         RunnerEventKind::Failed { finding } => {
             reported.failure = Some(finding.clone());
             reported.event = Some((Event::MachineFailed, failed(finding.clone())));
@@ -139,10 +140,8 @@ fn login(event: &LoginEvent, reported: &mut Reported) -> Option<String> {
         LoginEvent::Failed { finding } => {
             reported.event = Some((Event::LoginFailed, failed(finding.clone())));
         }
-        LoginEvent::BrowserOpened
-        | LoginEvent::Prompted { .. }
-        | LoginEvent::CallbackReached
-        | LoginEvent::Cancelled => {}
+        LoginEvent::BrowserOpened => events.push(SessionEventKind::BrowserNavigated),
+        LoginEvent::Prompted { .. } | LoginEvent::CallbackReached | LoginEvent::Cancelled => {}
     }
     None
 }

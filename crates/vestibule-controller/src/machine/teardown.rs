@@ -1,9 +1,8 @@
-//! Ends a session's VM: the runner writes the evidence and ends the VM; what a dead runner left is saved and removed; then
-//! the controller adds what it knows, and the machine's place is free.
+//! Ends VMs: the runner writes the evidence and ends the VM; what a dead runner left is saved and removed; then the
+//! controller adds what it knows, and the machine's place is free.
 use super::{
     EffectError,
     evidence::{self, Story},
-    launch::machine_of,
 };
 use crate::{
     core::{Shared, off_runtime},
@@ -37,13 +36,30 @@ pub(crate) async fn teardown(
     session: &SessionRow,
     attempts: u32,
 ) -> Result<(), EffectError> {
-    let Some(machine) = machine_of(core, session).await? else {
+    // The machines first: one that the session was given since then is told from those that it gave up.
+    let machines = core.store.machines_of(session.id).await?;
+    let Some(session) = core.store.session(session.id).await? else {
         return Ok(());
     };
-    if machine.gone_at.is_some() {
-        return Ok(());
+    let over = session.state.is_terminal();
+    for machine in machines {
+        if over || session.machine_id != Some(machine.id) {
+            one(core, &session, &machine, attempts).await?;
+        }
     }
-    end(core, machine.id, &format!("session {}", session.state.id())).await?;
+    if over {
+        core.live.forget(session.id);
+    }
+    Ok(())
+}
+
+async fn one(
+    core: &Shared,
+    session: &SessionRow,
+    machine: &MachineRow,
+    attempts: u32,
+) -> Result<(), EffectError> {
+    end(core, machine.id, &reason(session)).await?;
     match clean(core, machine.id).await {
         Err(err) if attempts >= SAVE_TRIES => {
             tracing::error!(machine.id = %machine.id, error = %Chain(&err), "what the runner left is removed unsaved");
@@ -53,14 +69,21 @@ pub(crate) async fn teardown(
         cleaned => cleaned?,
     }
     // The VM is gone: from here on nothing may keep its place from the next one.
-    if let Err(err) = tell(core, session, &machine).await {
+    if let Err(err) = tell(core, session, machine).await {
         tracing::error!(session.id = %session.id, machine.id = %machine.id, error = %Chain(&err), "the evidence is not complete");
     }
     core.store
         .machine_gone(machine.id, Timestamp::now())
         .await?;
-    core.live.forget(session.id);
     Ok(())
+}
+
+fn reason(session: &SessionRow) -> String {
+    if session.state.is_terminal() {
+        format!("session {}", session.state.id())
+    } else {
+        "the session gets another VM".to_owned()
+    }
 }
 
 /// Ends a VM that has no session.
@@ -149,7 +172,7 @@ async fn tell(
     let dir = core.evidence_dir(machine.id);
     let story = Story::new(&session, &machine, events);
     let written = off_runtime(move || evidence::complete(&dir, story)).await??;
-    if session.failure.is_some() {
+    if session.failure.is_some() && session.machine_id == Some(machine.id) {
         core.store.set_verdict(session.id, &written).await?;
         core.store.signals.sessions.send(session.id).ok();
     }

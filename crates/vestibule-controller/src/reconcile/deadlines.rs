@@ -91,6 +91,10 @@ async fn last_words(core: &Shared, session: &SessionRow) -> Result<String, Recon
         | SessionEventKind::EgressRefused { .. }
         | SessionEventKind::Viewers { .. }
         | SessionEventKind::BrowserRestarted
+        | SessionEventKind::BrowserNavigated
+        | SessionEventKind::FirstFrame
+        | SessionEventKind::Claimed { .. }
+        | SessionEventKind::FellBack { .. }
         | SessionEventKind::Captured { .. }
         | SessionEventKind::Failure { .. } => None,
     });

@@ -8,7 +8,10 @@ mod effects;
 mod machines;
 mod orphans;
 pub(crate) mod place;
+mod pool;
 mod retention;
+
+pub(crate) use pool::{Shelf, Stock};
 
 use crate::{
     core::{Shared, stopped},
@@ -34,6 +37,8 @@ pub(crate) enum ReconcileError {
         #[source]
         err: std::io::Error,
     },
+    #[error("plan a VM")]
+    Plan(#[from] crate::warm::PlanError),
     #[error("end a VM that nobody owns")]
     Stray(#[source] crate::machine::EffectError),
 }
@@ -43,6 +48,8 @@ pub(crate) enum ReconcileError {
 enum Kind {
     /// Gives waiting sessions their machines.
     Place,
+    /// Keeps VMs ready for whoever comes next.
+    Pool,
     /// Carries the outbox out.
     Effects,
     /// Ends what has stayed too long.
@@ -56,8 +63,9 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Place,
+        Self::Pool,
         Self::Effects,
         Self::Deadlines,
         Self::Machines,
@@ -68,6 +76,7 @@ impl Kind {
     const fn name(self) -> &'static str {
         match self {
             Self::Place => "place",
+            Self::Pool => "pool",
             Self::Effects => "effects",
             Self::Deadlines => "deadlines",
             Self::Machines => "machines",
@@ -79,7 +88,7 @@ impl Kind {
     /// It runs at least so often; those that look at the rows only are woken when these change.
     const fn period(self) -> Duration {
         match self {
-            Self::Place | Self::Effects | Self::Deadlines | Self::Machines => {
+            Self::Place | Self::Pool | Self::Effects | Self::Deadlines | Self::Machines => {
                 Duration::from_secs(5)
             }
             Self::Orphans => Duration::from_secs(20),
@@ -171,11 +180,13 @@ struct State {
     tasks: JoinSet<()>,
     effects: effects::UnderWay,
     followed: machines::Followed,
+    pool: pool::UnderWay,
 }
 
 async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, ReconcileError> {
     match kind {
         Kind::Place => place::run(core).await,
+        Kind::Pool => pool::run(core, state).await,
         Kind::Effects => effects::run(core, state).await,
         Kind::Deadlines => deadlines::run(core).await,
         Kind::Machines => machines::run(core, state).await,

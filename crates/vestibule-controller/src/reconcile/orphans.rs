@@ -44,21 +44,18 @@ async fn directories(path: Utf8PathBuf) -> Result<Vec<(MachineId, Utf8PathBuf)>,
     .await?
 }
 
-/// A machine whose session has ended and has nothing left to do about it.
+/// A machine whose session has ended, or has another one, and has nothing left to do about it.
 async fn owned(core: &Shared, machine: &MachineRow) -> Result<u64, ReconcileError> {
     let Some(session) = machine.session_id else {
         return Ok(0);
     };
-    let over = core
-        .store
-        .session(session)
-        .await?
-        .is_none_or(|row| row.state.is_terminal());
+    let row = core.store.session(session).await?;
+    let over = row.is_none_or(|row| row.state.is_terminal() || row.machine_id != Some(machine.id));
     if !over || core.store.is_open(session, Effect::Teardown).await? {
         return Ok(0);
     }
-    tracing::warn!(machine.id = %machine.id, session.id = %session, "ending a VM whose session has ended");
-    teardown::end_stray(core, machine.id, "its session has ended")
+    tracing::warn!(machine.id = %machine.id, session.id = %session, "ending a VM that its session has no use for");
+    teardown::end_stray(core, machine.id, "its session has no use for it")
         .await
         .map_err(ReconcileError::Stray)?;
     Ok(1)
@@ -69,13 +66,12 @@ async fn unknown(core: &Shared, id: MachineId, dir: Utf8PathBuf) -> Result<u64, 
     match core.runner(id).get::<MachineView>("/machine").await {
         Ok(view) if view.session_id.is_none() => {
             tracing::info!(machine.id = %id, "found a VM that somebody started by hand");
-            core.store.adopt(&MachineRow::found(&view)).await?;
-            core.store.signals.wake();
+            core.store.add_machine(&MachineRow::found(&view)).await?;
             Ok(1)
         }
         Ok(view) => {
             tracing::warn!(machine.id = %id, session.id = ?view.session_id, "ending a VM of a session that is not known");
-            core.store.adopt(&MachineRow::found(&view)).await?;
+            core.store.add_machine(&MachineRow::found(&view)).await?;
             teardown::end_stray(core, id, "no session owns it")
                 .await
                 .map_err(ReconcileError::Stray)?;

@@ -1,17 +1,24 @@
-//! Gives waiting sessions their machines, oldest first, as long as this host has places.
+//! Gives waiting sessions their machines, oldest first: one of the pool, else a new one as long as this host has places.
+//! A place that the pool holds and cannot use for whoever is next is given back.
 use super::ReconcileError;
 use crate::{
     core::{Shared, off_runtime},
-    images::{self, Image},
+    images,
     state::Event,
     store::{Facts, MachineRow, SessionRow},
+    warm::{self, Plan, PlanError},
 };
+use std::cmp::Reverse;
 use vestibule_api::{
     cause::Cause,
     finding::{Finding, Quote},
-    session::{SessionEventKind, SessionState},
+    machine::MachineState,
+    session::{SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
+
+/// Why a VM of the pool is ended for a session that it is not for.
+const NEEDED: &str = "a sign-in needs its place";
 
 pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
     let now = Timestamp::now();
@@ -24,70 +31,154 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
     if waiting.is_empty() {
         return Ok(0);
     }
-    let taken = core.store.machines().await?.len();
-    let places = usize::try_from(core.config.limits.vms)
-        .unwrap_or(usize::MAX)
-        .saturating_sub(taken);
-    let mut placed = 0;
-    for (position, session) in waiting.iter().enumerate() {
-        if position < places {
-            placed += u64::from(place(core, session).await?);
-        } else {
-            tell_position(core, session, position - places).await?;
+    let _counting = core.places.lock().await;
+    let mut host = Host::look(core).await?;
+    let (mut placed, mut ahead) = (0, 0);
+    for session in &waiting {
+        match host.serve(core, session).await? {
+            Served::Placed => placed += 1,
+            Served::Over => {}
+            Served::Waits => {
+                host.give_back(core).await?;
+                tell_position(core, session, ahead).await?;
+                ahead += 1;
+            }
         }
     }
     Ok(placed)
 }
 
-async fn place(core: &Shared, session: &SessionRow) -> Result<bool, ReconcileError> {
-    match prepare(core, session).await? {
-        Ok(machine) => Ok(core.store.place(&machine, Timestamp::now()).await?),
-        Err(finding) => {
-            let facts = Facts {
-                finding: Some(finding),
-                ..Facts::default()
-            };
-            core.store
-                .apply(session.id, Event::MachineFailed, &facts, Timestamp::now())
-                .await?;
-            Ok(false)
+/// What this host has for those that wait.
+struct Host {
+    places: usize,
+    /// The pool, what is ready first.
+    stock: Vec<MachineRow>,
+    /// VMs of the pool that are being ended: each frees a place soon.
+    leaving: usize,
+}
+
+/// What came of a waiting session.
+enum Served {
+    Placed,
+    /// It does not wait any more: it failed, or somebody ended it.
+    Over,
+    Waits,
+}
+
+impl Host {
+    async fn look(core: &Shared) -> Result<Self, ReconcileError> {
+        let machines = core.store.machines().await?;
+        let places = usize::try_from(core.config.limits.vms)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(machines.len());
+        let nobodys = |m: &&MachineRow| m.pooled && m.session_id.is_none();
+        let leaving = machines.iter().filter(nobodys).filter(|m| !m.is_stock());
+        let leaving = leaving.count();
+        let mut stock: Vec<_> = machines
+            .into_iter()
+            .filter(|m| m.is_stock() && m.launched_at.is_some())
+            .collect();
+        stock.sort_by_key(|m| Reverse(readiness(m.state)));
+        Ok(Self {
+            places,
+            stock,
+            leaving,
+        })
+    }
+
+    async fn serve(
+        &mut self,
+        core: &Shared,
+        session: &SessionRow,
+    ) -> Result<Served, ReconcileError> {
+        if self.places == 0 && self.stock.is_empty() {
+            return Ok(Served::Waits);
         }
+        let plan = match warm::plan(core, &session.image_alias).await {
+            Ok(plan) => plan,
+            Err(PlanError::Image { alias, err }) => {
+                return fail(core, session, images::missing(&alias, &err)).await;
+            }
+            Err(err) => return Err(err.into()),
+        };
+        if session.start_at_most == StartKind::Pool {
+            while let Some(index) = self.stock.iter().position(|m| plan.fits(m)) {
+                let machine = self.stock.remove(index);
+                let now = Timestamp::now();
+                if core.store.take(machine.id, session.id, now).await? {
+                    given(core, session, &plan, StartKind::Pool, now);
+                    return Ok(Served::Placed);
+                }
+            }
+        }
+        if self.places == 0 {
+            return Ok(Served::Waits);
+        }
+        let home = core.config.home.clone();
+        let free = off_runtime(move || free_mib(&home)).await?;
+        let needed = core.config.limits.min_free_mib;
+        if let Some(free) = free.filter(|free| *free < needed) {
+            let finding = disk_full(&core.config.home, free, needed);
+            return fail(core, session, finding).await;
+        }
+        let mut machine = plan.machine(session.start_at_most);
+        machine.session_id = Some(session.id);
+        let now = Timestamp::now();
+        if !core.store.place(&machine, now).await? {
+            return Ok(Served::Over);
+        }
+        self.places -= 1;
+        given(core, session, &plan, machine.start(), now);
+        Ok(Served::Placed)
+    }
+
+    /// A session waits for a place: the pool gives one up for it.
+    async fn give_back(&mut self, core: &Shared) -> Result<(), ReconcileError> {
+        if self.leaving > 0 {
+            self.leaving -= 1;
+            return Ok(());
+        }
+        while let Some(machine) = self.stock.pop() {
+            if core.store.retire(machine.id, NEEDED).await? {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 }
 
-/// The machine for a session, or why this host can't make one.
-async fn prepare(
+/// How far a VM of the pool is.
+fn readiness(state: MachineState) -> u8 {
+    match state {
+        MachineState::Paused => 3,
+        MachineState::Up => 2,
+        MachineState::Booting => 1,
+        MachineState::Creating
+        | MachineState::Stopping
+        | MachineState::Gone
+        | MachineState::Lost => 0,
+    }
+}
+
+fn given(core: &Shared, session: &SessionRow, plan: &Plan, start: StartKind, now: Timestamp) {
+    let kept = core.config.pool().get(&plan.alias).copied().unwrap_or(0) > 0;
+    let pool = kept && session.start_at_most == StartKind::Pool && plan.usable().is_some();
+    core.metrics.given(start, pool, session.created_at, now);
+}
+
+async fn fail(
     core: &Shared,
     session: &SessionRow,
-) -> Result<Result<MachineRow, Finding>, ReconcileError> {
-    let (images, alias) = (core.images.clone(), session.image_alias.clone());
-    let image = match off_runtime(move || images.resolve(&alias)).await? {
-        Ok(image) => image,
-        Err(err) => return Ok(Err(images::missing(&session.image_alias, &err))),
+    finding: Finding,
+) -> Result<Served, ReconcileError> {
+    let facts = Facts {
+        finding: Some(finding),
+        ..Facts::default()
     };
-    let home = core.config.home.clone();
-    let free = off_runtime(move || free_mib(&home)).await?;
-    let needed = core.config.limits.min_free_mib;
-    if let Some(free) = free.filter(|free| *free < needed) {
-        return Ok(Err(disk_full(&core.config.home, free, needed)));
-    }
-    Ok(Ok(machine(core, session, &image)))
-}
-
-fn machine(core: &Shared, session: &SessionRow, image: &Image) -> MachineRow {
-    let vm = &core.config.vm;
-    let memory = vm
-        .memory_mib
-        .unwrap_or(image.manifest.default_memory_mib)
-        .max(image.manifest.min_memory_mib);
-    let vcpus = vm.vcpus.unwrap_or(image.manifest.default_vcpus);
-    MachineRow::new(
-        session.id,
-        session.image_alias.clone(),
-        image.digest.clone(),
-        memory,
-        vcpus,
-    )
+    core.store
+        .apply(session.id, Event::MachineFailed, &facts, Timestamp::now())
+        .await?;
+    Ok(Served::Over)
 }
 
 /// MiB that an unprivileged process may still write to the file system of `path`.

@@ -101,6 +101,7 @@ async fn relay(
         };
         let upload = upload(socket, guest, right, &to_guest);
         let read = io::Cursor::new(dialled.first).chain(read);
+        let sent = |payload: &[u8]| sent(payload.len() as u64);
         let download = async { Some(view::pump(read, viewer, controls, told, sent).await) };
         both(core, download, upload, tell).await
     }

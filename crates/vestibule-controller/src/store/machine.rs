@@ -1,15 +1,16 @@
 //! Machine rows: what each VM's runner last reported. Only its runner raises the generation.
 use super::{
     Store, StoreError, row,
-    session::{self, Applied, Facts},
+    session::{self, Applied, Facts, Fallback, Given, SessionRow},
 };
 use crate::state::Event;
-use sqlx::any::AnyRow;
+use sqlx::{Any, Transaction, any::AnyRow};
 use vestibule_api::{
+    cause::Cause,
     finding::Finding,
-    ids::{ImageDigest, MachineId, SessionId},
+    ids::{ImageDigest, MachineId, SessionId, SnapshotId},
     machine::{MachineState, MachineView},
-    session::SessionEventKind,
+    session::{SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
@@ -20,6 +21,12 @@ pub(crate) struct MachineRow {
     pub(crate) session_id: Option<SessionId>,
     pub(crate) image_alias: String,
     pub(crate) image_digest: ImageDigest,
+    /// The snapshot that it begins from; none: it boots.
+    pub(crate) snapshot_id: Option<SnapshotId>,
+    /// Whether it was made for the pool. A session that took it keeps it.
+    pub(crate) pooled: bool,
+    /// Why nobody gets it out of the pool any more.
+    pub(crate) retired: Option<String>,
     pub(crate) memory_mib: u32,
     pub(crate) vcpus: u32,
     pub(crate) state: MachineState,
@@ -42,6 +49,18 @@ pub(crate) struct Reported {
     pub(crate) event: Option<(Event, Facts)>,
 }
 
+/// What came of a runner's event, or of its end, for the session of the VM.
+#[derive(Clone, Debug)]
+pub(crate) struct Ingested {
+    pub(crate) start: StartKind,
+    /// When the session was asked for.
+    pub(crate) asked_at: Timestamp,
+    /// The state that the session went into.
+    pub(crate) moved: Option<SessionState>,
+    /// Why the session was sent back for another VM.
+    pub(crate) fell_back: Option<Cause>,
+}
+
 fn state_id(state: MachineState) -> String {
     match serde_json::to_value(state) {
         Ok(serde_json::Value::String(id)) => id,
@@ -55,12 +74,15 @@ fn state_from_id(id: &str) -> Option<MachineState> {
 }
 
 impl MachineRow {
-    fn read(row: &AnyRow) -> Result<Self, StoreError> {
+    pub(super) fn read(row: &AnyRow) -> Result<Self, StoreError> {
         Ok(Self {
             id: row::id(row, "id")?,
             session_id: row::maybe_id(row, "session_id")?,
             image_alias: row::text(row, "image_alias")?,
             image_digest: row::id(row, "image_digest")?,
+            snapshot_id: row::maybe_id(row, "snapshot_id")?,
+            pooled: row::int(row, "pooled")? != 0,
+            retired: row::maybe_text(row, "retired")?,
             memory_mib: row::count(row, "memory_mib")?,
             vcpus: row::count(row, "vcpus")?,
             state: row::word(row, "state", state_from_id)?,
@@ -74,19 +96,16 @@ impl MachineRow {
         })
     }
 
-    /// A machine that is about to be made for a session.
-    pub(crate) fn new(
-        session: SessionId,
-        alias: String,
-        digest: ImageDigest,
-        memory_mib: u32,
-        vcpus: u32,
-    ) -> Self {
+    /// A machine that is about to be made, with a boot, for nobody yet.
+    pub(crate) fn new(alias: String, digest: ImageDigest, memory_mib: u32, vcpus: u32) -> Self {
         Self {
             id: MachineId::generate(),
-            session_id: Some(session),
+            session_id: None,
             image_alias: alias,
             image_digest: digest,
+            snapshot_id: None,
+            pooled: false,
+            retired: None,
             memory_mib,
             vcpus,
             state: MachineState::Creating,
@@ -107,6 +126,9 @@ impl MachineRow {
             session_id: view.session_id,
             image_alias: String::new(),
             image_digest: view.image_digest.clone(),
+            snapshot_id: view.snapshot_id.clone(),
+            pooled: false,
+            retired: None,
             memory_mib: view.memory_mib,
             vcpus: view.vcpus,
             state: view.state,
@@ -119,6 +141,57 @@ impl MachineRow {
             failure: view.failure.clone(),
         }
     }
+
+    /// How it begins, or began.
+    pub(crate) fn start(&self) -> StartKind {
+        match (&self.snapshot_id, self.pooled) {
+            (None, _) => StartKind::Cold,
+            (Some(_), false) => StartKind::Restore,
+            (Some(_), true) => StartKind::Pool,
+        }
+    }
+
+    /// Whether it is in the pool: nobody's yet, and not about to be ended.
+    pub(crate) fn is_stock(&self) -> bool {
+        self.pooled && self.session_id.is_none() && self.retired.is_none() && !self.is_over()
+    }
+
+    /// Whether its runner has said, or it was seen, that it will not serve anybody any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.failure.is_some()
+            || matches!(
+                self.state,
+                MachineState::Stopping | MachineState::Gone | MachineState::Lost
+            )
+    }
+}
+
+/// What the failure of `machine` means for the session that it was given to. One that began from a snapshot and was not
+/// ready yet is replaced: a VM of the pool by one of the session's own, and that by one that boots.
+fn failed(machine: &MachineRow, session: &SessionRow, finding: Finding) -> (Event, Facts) {
+    let from = machine.start();
+    let refused = is_snapshots(finding.cause);
+    let to = if from == StartKind::Pool && !refused {
+        StartKind::Restore
+    } else {
+        StartKind::Cold
+    };
+    let again = from != StartKind::Cold && session.state == SessionState::Starting;
+    let facts = Facts {
+        finding: Some(finding),
+        fallback: again.then_some(Fallback { from, to }),
+        ..Facts::default()
+    };
+    if again {
+        (Event::StartFailed, facts)
+    } else {
+        (Event::MachineFailed, facts)
+    }
+}
+
+/// Whether the snapshot itself is what failed.
+pub(super) fn is_snapshots(cause: Cause) -> bool {
+    matches!(cause, Cause::SnapshotRefused | Cause::SnapshotFailed)
 }
 
 impl Store {
@@ -135,30 +208,37 @@ impl Store {
         let Some(mut session) = session::lock(&mut tx, id).await? else {
             return Ok(false);
         };
-        let facts = Facts {
-            machine: Some((machine.id, machine.image_digest.clone())),
-            ..Facts::default()
-        };
-        let applied = self
-            .step(&mut tx, &mut session, Event::Placed, &facts, now)
-            .await?;
-        if matches!(applied, Applied::Ignored(_)) {
+        if !self.give(&mut tx, &mut session, machine, now).await? {
             return Ok(false);
         }
-        session::write(&mut tx, &session).await?;
         insert(&mut tx, machine).await?;
         self.commit(tx, Some(id)).await?;
         Ok(true)
     }
 
-    /// Writes down a machine that somebody else started.
-    pub(crate) async fn adopt(&self, machine: &MachineRow) -> Result<(), StoreError> {
-        let mut connection = self
-            .pool
-            .acquire()
-            .await
-            .map_err(StoreError::query("reach the database"))?;
-        insert(&mut connection, machine).await
+    /// Writes into a held session's row that it has this machine. `false`: it does not wait for one.
+    pub(super) async fn give(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        session: &mut SessionRow,
+        machine: &MachineRow,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let facts = Facts {
+            given: Some(Given {
+                machine: machine.id,
+                image: machine.image_digest.clone(),
+                start: machine.start(),
+                snapshot: machine.snapshot_id.clone(),
+            }),
+            ..Facts::default()
+        };
+        let applied = self.step(tx, session, Event::Placed, &facts, now).await?;
+        if matches!(applied, Applied::Ignored(_)) {
+            return Ok(false);
+        }
+        session::write(tx, session).await?;
+        Ok(true)
     }
 
     /// The machine's row.
@@ -183,6 +263,21 @@ impl Store {
             .collect()
     }
 
+    /// Machines that this session was given and of which something may be left, oldest first.
+    pub(crate) async fn machines_of(
+        &self,
+        session: SessionId,
+    ) -> Result<Vec<MachineRow>, StoreError> {
+        sqlx::query("SELECT * FROM machine WHERE session_id = $1 AND gone_at IS NULL ORDER BY id")
+            .bind(session.to_string())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::query("list a session's machines"))?
+            .iter()
+            .map(MachineRow::read)
+            .collect()
+    }
+
     /// The newest machines, gone ones too.
     pub(crate) async fn all_machines(&self, limit: u32) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine ORDER BY id DESC LIMIT $1")
@@ -195,47 +290,66 @@ impl Store {
             .collect()
     }
 
-    /// Takes in event number `seq` of a machine's runner, once: a number that was seen before changes nothing.
+    /// Takes in event number `seq` of a machine's runner, once: a number that was seen before changes nothing. What it
+    /// meant for the session that has the machine now; none: there is none, or the event is not new.
     pub(crate) async fn ingest(
         &self,
         id: MachineId,
         seq: u64,
         reported: &Reported,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Ingested>, StoreError> {
         let mut tx = self.begin().await?;
-        let Some(machine) = read(&mut tx, id).await? else {
-            return Ok(());
+        let Some(machine) = lock(&mut tx, id).await? else {
+            return Ok(None);
         };
         if seq <= machine.last_seq {
-            return Ok(());
+            return Ok(None);
         }
         update(&mut tx, &machine, seq, reported, now).await?;
-        if let Some(session) = machine.session_id {
-            self.tell_session(&mut tx, session, reported, now).await?;
-        }
-        self.commit(tx, machine.session_id).await
+        let ingested = self.tell_session(&mut tx, &machine, reported, now).await?;
+        self.commit(tx, machine.session_id).await?;
+        Ok(ingested)
     }
 
-    /// What a runner's event means for its session.
+    /// What a machine's event means for its session. A machine that the session has given up has nothing to tell it.
     async fn tell_session(
         &self,
-        tx: &mut sqlx::Transaction<'static, sqlx::Any>,
-        id: SessionId,
+        tx: &mut Transaction<'static, Any>,
+        machine: &MachineRow,
         reported: &Reported,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
-        let Some(mut session) = session::lock(tx, id).await? else {
-            return Ok(());
+    ) -> Result<Option<Ingested>, StoreError> {
+        let Some(id) = machine.session_id else {
+            return Ok(None);
         };
-        if session.state.is_terminal() {
-            return Ok(());
+        let Some(mut session) = session::lock(tx, id).await? else {
+            return Ok(None);
+        };
+        if session.state.is_terminal() || session.machine_id != Some(machine.id) {
+            return Ok(None);
         }
         session::add(tx, &mut session, &reported.events, now).await?;
+        let mut ingested = Ingested {
+            start: machine.start(),
+            asked_at: session.created_at,
+            moved: None,
+            fell_back: None,
+        };
         if let Some((event, facts)) = &reported.event {
-            self.step(tx, &mut session, *event, facts, now).await?;
+            let (event, facts) = match (event, &facts.finding) {
+                (Event::MachineFailed, Some(finding)) => failed(machine, &session, finding.clone()),
+                _ => (*event, facts.clone()),
+            };
+            let applied = self.step(tx, &mut session, event, &facts, now).await?;
+            if let Applied::Moved(state) = applied {
+                ingested.moved = Some(state);
+                let why = facts.fallback.and(facts.finding);
+                ingested.fell_back = why.map(|finding| finding.cause);
+            }
         }
-        session::write(tx, &session).await
+        session::write(tx, &session).await?;
+        Ok(Some(ingested))
     }
 
     /// The machine's runner was started.
@@ -254,9 +368,54 @@ impl Store {
         Ok(())
     }
 
-    /// The runner disappeared without a word.
-    pub(crate) async fn machine_lost(&self, id: MachineId) -> Result<(), StoreError> {
-        self.set_machine_state(id, MachineState::Lost, None).await
+    /// The runner disappeared without a word. Returns what [`Store::ingest`] does.
+    pub(crate) async fn machine_lost(
+        &self,
+        id: MachineId,
+        finding: Finding,
+        now: Timestamp,
+    ) -> Result<Option<Ingested>, StoreError> {
+        self.fail(id, finding, true, now).await
+    }
+
+    /// The machine can't serve its session, whatever its runner says. Returns what [`Store::ingest`] does.
+    pub(crate) async fn machine_failed(
+        &self,
+        id: MachineId,
+        finding: Finding,
+        now: Timestamp,
+    ) -> Result<Option<Ingested>, StoreError> {
+        self.fail(id, finding, false, now).await
+    }
+
+    async fn fail(
+        &self,
+        id: MachineId,
+        finding: Finding,
+        lost: bool,
+        now: Timestamp,
+    ) -> Result<Option<Ingested>, StoreError> {
+        let mut tx = self.begin().await?;
+        let machine = lock(&mut tx, id).await?;
+        let Some(mut machine) = machine.filter(|machine| machine.gone_at.is_none()) else {
+            return Ok(None);
+        };
+        if lost {
+            machine.state = MachineState::Lost;
+        }
+        let facts = Facts {
+            finding: Some(finding.clone()),
+            ..Facts::default()
+        };
+        let reported = Reported {
+            failure: machine.failure.is_none().then_some(finding),
+            event: Some((Event::MachineFailed, facts)),
+            ..Reported::default()
+        };
+        update(&mut tx, &machine, machine.last_seq, &reported, now).await?;
+        let ingested = self.tell_session(&mut tx, &machine, &reported, now).await?;
+        self.commit(tx, machine.session_id).await?;
+        Ok(ingested)
     }
 
     /// Nothing of the machine is left on the host: its place is free.
@@ -265,24 +424,14 @@ impl Store {
         id: MachineId,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.set_machine_state(id, MachineState::Gone, Some(now))
-            .await
-    }
-
-    async fn set_machine_state(
-        &self,
-        id: MachineId,
-        state: MachineState,
-        gone_at: Option<Timestamp>,
-    ) -> Result<(), StoreError> {
         // A lost machine stays a lost one, whatever is cleaned up after it.
         sqlx::query(
             "UPDATE machine SET state = CASE state WHEN 'lost' THEN 'lost' ELSE $2 END, gone_at = $3 \
              WHERE id = $1 AND gone_at IS NULL",
         )
         .bind(id.to_string())
-        .bind(state_id(state))
-        .bind(gone_at.map(Timestamp::as_micros))
+        .bind(state_id(MachineState::Gone))
+        .bind(now.as_micros())
         .execute(&self.pool)
         .await
         .map_err(StoreError::query("write a machine's end"))?;
@@ -291,26 +440,28 @@ impl Store {
     }
 }
 
-async fn read(
-    connection: &mut sqlx::AnyConnection,
+/// The row, held until the transaction ends. Who holds a session's row as well takes this one first.
+pub(super) async fn lock(
+    tx: &mut Transaction<'static, Any>,
     id: MachineId,
 ) -> Result<Option<MachineRow>, StoreError> {
-    sqlx::query("SELECT * FROM machine WHERE id = $1")
+    sqlx::query("UPDATE machine SET last_seq = last_seq WHERE id = $1 RETURNING *")
         .bind(id.to_string())
-        .fetch_optional(connection)
+        .fetch_optional(&mut **tx)
         .await
-        .map_err(StoreError::query("read a machine"))?
+        .map_err(StoreError::query("hold a machine's row"))?
         .map(|row| MachineRow::read(&row))
         .transpose()
 }
 
-async fn insert(
+pub(super) async fn insert(
     connection: &mut sqlx::AnyConnection,
     machine: &MachineRow,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO machine (id, session_id, image_alias, image_digest, memory_mib, vcpus, state, generation, \
-         last_seq, created_at, launched_at) VALUES ($1, $2, $3, $4, $5, $6, $7, 0, 0, $8, $9) ON CONFLICT (id) DO NOTHING",
+         last_seq, created_at, launched_at, snapshot_id, pooled) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, 0, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING",
     )
     .bind(machine.id.to_string())
     .bind(machine.session_id.map(|id| id.to_string()))
@@ -321,6 +472,8 @@ async fn insert(
     .bind(state_id(machine.state))
     .bind(machine.created_at.as_micros())
     .bind(machine.launched_at.map(Timestamp::as_micros))
+    .bind(machine.snapshot_id.as_ref().map(|id| id.as_str().to_owned()))
+    .bind(i64::from(machine.pooled))
     .execute(connection)
     .await
     .map(|_| ())

@@ -6,11 +6,12 @@ mod effect;
 mod event;
 mod login;
 mod machine;
+mod pool;
 mod row;
 mod session;
 
 pub(crate) use effect::DueEffect;
-pub(crate) use machine::{MachineRow, Reported};
+pub(crate) use machine::{Ingested, MachineRow, Reported};
 pub(crate) use session::{Applied, Facts, NewSession, SessionRow};
 
 use crate::state::Deadlines;

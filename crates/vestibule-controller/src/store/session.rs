@@ -5,8 +5,8 @@ use sqlx::{Any, Transaction, any::AnyRow};
 use std::time::Duration;
 use vestibule_api::{
     finding::{Finding, Verdict},
-    ids::{CredentialId, ImageDigest, MachineId, ProviderId, SessionId},
-    session::{SessionEventKind, SessionState},
+    ids::{CredentialId, ImageDigest, MachineId, ProviderId, SessionId, SnapshotId},
+    session::{SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
@@ -26,6 +26,8 @@ pub(crate) struct SessionRow {
     pub(crate) updated_at: Timestamp,
     pub(crate) deadline_at: Option<Timestamp>,
     pub(crate) login_timeout: Duration,
+    /// How its VM may begin; a start that failed has lowered it.
+    pub(crate) start_at_most: StartKind,
     pub(crate) machine_id: Option<MachineId>,
     pub(crate) image_digest: Option<ImageDigest>,
     pub(crate) credential_id: CredentialId,
@@ -45,13 +47,32 @@ pub(crate) struct NewSession {
     pub(crate) user_id: String,
     pub(crate) image_alias: String,
     pub(crate) login_timeout: Duration,
+    pub(crate) start_at_most: StartKind,
+}
+
+/// The VM that a session was given.
+#[derive(Clone, Debug)]
+pub(crate) struct Given {
+    pub(crate) machine: MachineId,
+    pub(crate) image: ImageDigest,
+    pub(crate) start: StartKind,
+    pub(crate) snapshot: Option<SnapshotId>,
+}
+
+/// A start that failed, and what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fallback {
+    pub(crate) from: StartKind,
+    pub(crate) to: StartKind,
 }
 
 /// What comes with an event and is kept in the row when the event takes effect.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
-    pub(crate) machine: Option<(MachineId, ImageDigest)>,
+    pub(crate) given: Option<Given>,
     pub(crate) account: Option<String>,
+    /// With [`Event::StartFailed`], which is not the session's end: the finding is why.
+    pub(crate) fallback: Option<Fallback>,
     pub(crate) finding: Option<Finding>,
 }
 
@@ -78,6 +99,7 @@ impl SessionRow {
             updated_at: row::time(row, "updated_at")?,
             deadline_at: row::maybe_time(row, "deadline_at")?,
             login_timeout: Duration::from_secs(row::count(row, "login_timeout_s")?),
+            start_at_most: row::word(row, "start_at_most", StartKind::from_id)?,
             machine_id: row::maybe_id(row, "machine_id")?,
             image_digest: row::maybe_id(row, "image_digest")?,
             credential_id: row::id(row, "credential_id")?,
@@ -91,9 +113,15 @@ impl SessionRow {
 
     /// Takes over what `event` brings, in the row's copy.
     fn take(&mut self, event: Event, facts: &Facts, now: Timestamp) {
-        if let Some((machine, digest)) = &facts.machine {
-            self.machine_id = Some(*machine);
-            self.image_digest = Some(digest.clone());
+        if let Some(given) = &facts.given {
+            self.machine_id = Some(given.machine);
+            self.image_digest = Some(given.image.clone());
+        }
+        if let Some(fallback) = facts.fallback {
+            self.machine_id = None;
+            self.image_digest = None;
+            self.start_at_most = fallback.to;
+            return;
         }
         if let Some(account) = &facts.account {
             self.account = Some(account.clone());
@@ -121,8 +149,8 @@ impl Store {
         let mut tx = self.begin().await?;
         sqlx::query(
             "INSERT INTO session (id, provider, flow, user_id, image_alias, state, revision, created_at, updated_at, \
-             deadline_at, login_timeout_s, credential_id, event_seq) \
-             VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $7, $8, $9, $10, 1)",
+             deadline_at, login_timeout_s, credential_id, start_at_most, event_seq) \
+             VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $7, $8, $9, $10, $11, 1)",
         )
         .bind(new.id.to_string())
         .bind(new.provider.as_str())
@@ -134,6 +162,7 @@ impl Store {
         .bind(self.deadlines.of(state, now, new.login_timeout).map(Timestamp::as_micros))
         .bind(row::signed(new.login_timeout.as_secs()))
         .bind(CredentialId::generate().to_string())
+        .bind(new.start_at_most.id())
         .execute(&mut *tx)
         .await
         .map_err(StoreError::query("insert a session"))?;
@@ -323,9 +352,16 @@ impl Store {
                 account: row.account.clone(),
             });
         }
-        if let Some(finding) = &facts.finding {
-            kinds.push(SessionEventKind::Failure {
-                finding: finding.clone(),
+        if let Some(given) = &facts.given {
+            kinds.push(SessionEventKind::Claimed {
+                start: given.start,
+                snapshot_id: given.snapshot.clone(),
+            });
+        }
+        if let Some(finding) = facts.finding.clone() {
+            kinds.push(match facts.fallback {
+                Some(Fallback { from, to }) => SessionEventKind::FellBack { from, to, finding },
+                None => SessionEventKind::Failure { finding },
             });
         }
         kinds.push(SessionEventKind::State { state: row.state });
@@ -363,6 +399,7 @@ pub(super) async fn add(
             kind,
             SessionEventKind::State { .. }
                 | SessionEventKind::Failure { .. }
+                | SessionEventKind::FellBack { .. }
                 | SessionEventKind::Captured { .. }
         );
         if row.event_seq >= EVENTS_LIMIT && !essential {
@@ -387,7 +424,7 @@ pub(super) async fn write(
         .transpose()?;
     sqlx::query(
         "UPDATE session SET state = $2, updated_at = $3, deadline_at = $4, machine_id = $5, image_digest = $6, \
-         captured_at = $7, sealed_at = $8, account = $9, failure = $10, event_seq = $11 WHERE id = $1",
+         captured_at = $7, sealed_at = $8, account = $9, failure = $10, event_seq = $11, start_at_most = $12 WHERE id = $1",
     )
     .bind(row.id.to_string())
     .bind(row.state.id())
@@ -404,6 +441,7 @@ pub(super) async fn write(
     .bind(row.account.clone())
     .bind(failure)
     .bind(row::signed(row.event_seq))
+    .bind(row.start_at_most.id())
     .execute(&mut **tx)
     .await
     .map(|_| ())

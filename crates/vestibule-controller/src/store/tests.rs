@@ -7,11 +7,12 @@ use vestibule_api::{
     finding::{Finding, Quote},
     ids::{ImageDigest, ProviderId},
     machine::MachineState,
-    session::{SessionEventKind, SessionState},
+    session::{SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
 mod postgres;
+mod warm;
 
 const DEADLINES: Deadlines = {
     let minute = Duration::from_secs(60);
@@ -55,6 +56,8 @@ on_both!(
     effects_come_in_order_and_come_back,
     runner_events_are_taken_in_once,
     a_place_is_given_once,
+    the_pools_machines_are_taken_once,
+    a_warm_start_that_fails_is_tried_another_way,
     deadlines_are_found,
     concurrent_writers_lose_nothing,
     old_sessions_are_forgotten,
@@ -86,6 +89,7 @@ async fn session(store: &Store) -> SessionId {
         user_id: "ada".to_owned(),
         image_alias: "browser".to_owned(),
         login_timeout: Duration::from_secs(30),
+        start_at_most: StartKind::Pool,
     };
     store.create_session(&new, Timestamp::now()).await.unwrap();
     new.id
@@ -98,10 +102,16 @@ async fn apply(store: &Store, id: SessionId, event: Event) -> Applied {
         .unwrap()
 }
 
+fn given_to(session: SessionId) -> MachineRow {
+    let mut machine = MachineRow::new("browser".to_owned(), digest(), 2048, 2);
+    machine.session_id = Some(session);
+    machine
+}
+
 async fn placed(store: &Store) -> (SessionId, MachineRow) {
     let id = session(store).await;
     apply(store, id, Event::Accepted).await;
-    let machine = MachineRow::new(id, "browser".to_owned(), digest(), 2048, 2);
+    let machine = given_to(id);
     assert!(store.place(&machine, Timestamp::now()).await.unwrap());
     (id, machine)
 }
@@ -112,6 +122,7 @@ async fn due(store: &Store) -> Vec<(SessionId, Effect)> {
 }
 
 mod bodies {
+    pub(super) use super::warm::*;
     use super::*;
 
     pub(super) async fn a_session_is_made_and_listed(store: &Store) {
@@ -180,16 +191,23 @@ mod bodies {
             (Some(machine.id), Some(digest()), None)
         );
         let events = store.events(id, 0, 100).await.unwrap();
-        let numbers: Vec<_> = events.iter().map(|e| e.seq).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 5]);
         assert_eq!(
-            events[4].event,
+            events[2].event,
+            SessionEventKind::Claimed {
+                start: StartKind::Cold,
+                snapshot_id: None
+            }
+        );
+        let numbers: Vec<_> = events.iter().map(|e| e.seq).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            events[5].event,
             SessionEventKind::State {
                 state: SessionState::Failed
             }
         );
         assert_eq!(
-            events[3].event,
+            events[4].event,
             SessionEventKind::Failure { finding: finding() }
         );
         assert_eq!(store.events(id, 3, 1).await.unwrap().len(), 1);
@@ -293,7 +311,8 @@ mod bodies {
             MachineState::Up,
             "an older generation"
         );
-        store.machine_lost(machine.id).await.unwrap();
+        let lost = store.machine_lost(machine.id, finding(), Timestamp::now());
+        lost.await.unwrap();
         assert_eq!(
             store.machines().await.unwrap().len(),
             1,
@@ -310,7 +329,7 @@ mod bodies {
 
     pub(super) async fn a_place_is_given_once(store: &Store) {
         let (id, _) = placed(store).await;
-        let second = MachineRow::new(id, "browser".to_owned(), digest(), 1, 1);
+        let second = given_to(id);
         assert!(!store.place(&second, Timestamp::now()).await.unwrap());
         assert!(store.machine(second.id).await.unwrap().is_none());
         assert_eq!(store.machines().await.unwrap().len(), 1);
@@ -423,10 +442,9 @@ mod bodies {
     }
 
     pub(super) async fn strangers_machines_are_adopted(store: &Store) {
-        let mut machine = MachineRow::new(SessionId::generate(), "x".to_owned(), digest(), 1, 1);
-        machine.session_id = None;
-        store.adopt(&machine).await.unwrap();
-        store.adopt(&machine).await.unwrap();
+        let machine = MachineRow::new("x".to_owned(), digest(), 1, 1);
+        store.add_machine(&machine).await.unwrap();
+        store.add_machine(&machine).await.unwrap();
         assert_eq!(store.machines().await.unwrap().len(), 1);
         let reported = Reported {
             state: Some((MachineState::Up, 1)),

@@ -242,6 +242,7 @@ async fn lists_health_metrics_and_docs() {
         names,
         [
             "place",
+            "pool",
             "effects",
             "deadlines",
             "machines",

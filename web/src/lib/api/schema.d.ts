@@ -819,7 +819,10 @@ export interface components {
         ReadyCheck: {
             /** @description What to do, where it is missing. */
             fix?: string | null;
-            /** @description `database`, `vault`, `image`, `driver`, `disk-space`, `providers`. */
+            /**
+             * @description `database`, `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
+             *     and is `ok` for that.
+             */
             name: string;
             /** @description What was observed. */
             observed: string;
@@ -919,6 +922,19 @@ export interface components {
             type: "waiting";
             waitingFor: string[];
         } | {
+            snapshotId?: components["schemas"]["SnapshotId"] | null;
+            start: components["schemas"]["StartKind"];
+            /** @enum {string} */
+            type: "claimed";
+        } | {
+            finding: components["schemas"]["Finding"];
+            /** @description How the VM that failed began. */
+            from: components["schemas"]["StartKind"];
+            /** @description How the next one begins at most. */
+            to: components["schemas"]["StartKind"];
+            /** @enum {string} */
+            type: "fell-back";
+        } | {
             host: string;
             path: string;
             /** @enum {string} */
@@ -928,6 +944,9 @@ export interface components {
             /** @enum {string} */
             type: "url-refused";
             why: string;
+        } | {
+            /** @enum {string} */
+            type: "browser-navigated";
         } | {
             code: string;
             /** @enum {string} */
@@ -951,6 +970,9 @@ export interface components {
             count: number;
             /** @enum {string} */
             type: "viewers";
+        } | {
+            /** @enum {string} */
+            type: "first-frame";
         } | {
             /** @enum {string} */
             type: "browser-restarted";
@@ -1003,6 +1025,11 @@ export interface components {
          * @enum {string}
          */
         Stage: "image-not-built" | "wrong-image" | "no-boot" | "no-stream" | "unit-waiting" | "unit-failed" | "listening-not-ready" | "contract-mismatch" | "provider";
+        /**
+         * @description How a session's VM begins, slowest first.
+         * @enum {string}
+         */
+        StartKind: "cold" | "restore" | "pool";
         /** @description `201` of `POST /api/auth/start`. */
         StartReply: {
             provider: components["schemas"]["ProviderId"];
@@ -1018,6 +1045,8 @@ export interface components {
             provider: components["schemas"]["ProviderId"];
             /** @description For whom; `local` where nobody is named. */
             userId?: string | null;
+            /** @description `false`: boot the VM, also where a snapshot of the image or a VM of the pool is there. */
+            warm?: boolean | null;
         };
         /** @description A ticket opens one WebSocket, once, within 30 seconds. */
         TicketReply: {
@@ -1088,10 +1117,13 @@ export interface components {
             madeFromOlderImage: boolean;
             /** Format: int32 */
             memoryMib: number;
+            /** @description Whether it is kept in stock for whoever comes next, and nobody's yet. */
+            pooled?: boolean;
             readyAt?: components["schemas"]["Timestamp"] | null;
             /** Format: int32 */
             runnerPid?: number | null;
             sessionId?: components["schemas"]["SessionId"] | null;
+            snapshotId?: components["schemas"]["SnapshotId"] | null;
             state: components["schemas"]["MachineState"];
             /** Format: int32 */
             vcpus: number;

@@ -1,5 +1,5 @@
 /** States, phases and refusals in words for the person who signs in. */
-import type { EgressReason, MachineState, Phase, SessionState } from "../api/types";
+import type { EgressReason, MachineState, Phase, SessionState, StartKind } from "../api/types";
 
 export const SESSION_STATES: Record<SessionState, string> = {
   requested: "Preparing",
@@ -34,6 +34,20 @@ export const PHASES: Record<Phase, string> = {
   "agent-up": "Its software answers and is the right one",
   painted: "Browser is open on its screen",
   ready: "Everything is in place",
+};
+
+/** How the private computer begins. */
+export const STARTS: Record<StartKind, string> = {
+  pool: "A private computer was ready",
+  restore: "A private computer is made from a saved state",
+  cold: "A private computer is switched on",
+};
+
+/** What follows when that failed, by how the next one begins at most. */
+export const FALLBACKS: Record<StartKind, string> = {
+  pool: "It could not be used; another one is taken",
+  restore: "It could not be used; another one is made",
+  cold: "The saved state could not be used; another one is switched on instead",
 };
 
 /** Reads after "… was not opened:". */

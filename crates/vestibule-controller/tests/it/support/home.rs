@@ -1,16 +1,19 @@
 //! A home directory with an image, and controllers that come and go on it.
-use super::{
-    api::Api,
-    runner::{Runner, Runners},
-    wait_for,
-};
+use super::{api::Api, runner::Runner, runners::Runners, wait_for};
 use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, task::JoinHandle};
-use vestibule_api::ids::MachineId;
+use vestibule_api::{
+    ids::{ImageDigest, MachineId, SnapshotId},
+    snapshot::{
+        Binding, MANIFEST_FILE, MEMORY_FILE, SNAPSHOT_SCHEMA, STATE_FILE, SavedFile,
+        SnapshotManifest,
+    },
+    time::Timestamp,
+};
 use vestibule_controller::{Config, ServeError, Serving, serve_with};
 
 /// One controller that serves.
@@ -59,20 +62,25 @@ impl Home {
             runners: Arc::default(),
             config: config.to_owned(),
         };
-        home.make_image();
+        home.publish("6.1");
         home
+    }
+
+    /// The same home under another configuration, from the next controller on.
+    pub(crate) fn configure(&mut self, config: &str) {
+        config.clone_into(&mut self.config);
     }
 
     pub(crate) fn path(&self) -> &Utf8Path {
         self.dir.path()
     }
 
-    /// An image as the store holds one, without anything that boots.
-    fn make_image(&self) {
+    /// Publishes an image as the store holds one, without anything that boots.
+    pub(crate) fn publish(&self, kernel: &str) -> ImageDigest {
         let tool = |id: &str| json!({ "provider": id, "package": id, "version": "1", "path": format!("/usr/bin/{id}") });
         let tools = ["codex", "gh", "wrangler", "gemini"].map(tool);
         let manifest = json!({
-            "schema": 1, "recipe": "browser", "recipeDigest": "0".repeat(64), "artifacts": {}, "kernelRelease": "6.1",
+            "schema": 1, "recipe": "browser", "recipeDigest": "0".repeat(64), "artifacts": {}, "kernelRelease": kernel,
             "cmdline": "quiet", "drivers": [], "minMemoryMib": 512, "defaultMemoryMib": 2048, "defaultVcpus": 2,
             "requiredUnits": [], "features": ["agent", "browser"], "agentBuild": "0".repeat(64), "packages": [],
             "tools": tools, "files": {},
@@ -87,6 +95,56 @@ impl Home {
         std::fs::create_dir_all(self.path().join("aliases")).unwrap();
         std::fs::write(dir.join("manifest.json"), bytes).unwrap();
         self.point_alias(&digest);
+        digest.parse().unwrap()
+    }
+
+    /// A snapshot of an image as the store holds one, without anything in it.
+    pub(crate) fn snapshot(&self, image: &ImageDigest) -> SnapshotId {
+        let file = SavedFile {
+            bytes: 1,
+            allocated_bytes: 1,
+            sha256: "c".repeat(64),
+        };
+        let manifest = SnapshotManifest {
+            schema: SNAPSHOT_SCHEMA,
+            binding: Binding {
+                image_digest: image.clone(),
+                agent_build: "0".repeat(64),
+                driver: "qemu/tcg".to_owned(),
+                vmm_version: "7.2".to_owned(),
+                machine: "pc-q35-7.2".to_owned(),
+                cpu: "max".to_owned(),
+                cpu_features: Vec::new(),
+                memory_mib: 2048,
+                vcpus: 2,
+                runner: "0".to_owned(),
+                arguments: "d".repeat(64),
+                cmdline: "quiet".to_owned(),
+                tsc_khz: 1,
+            },
+            taken_at: Timestamp::now(),
+            memory: file.clone(),
+            state: file,
+        };
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        let id: String = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let dir = self.path().join("snapshots").join(&id);
+        std::fs::create_dir_all(&dir).unwrap();
+        for (name, content) in [
+            (MEMORY_FILE, &b"m"[..]),
+            (STATE_FILE, b"s"),
+            (MANIFEST_FILE, &bytes),
+        ] {
+            std::fs::write(dir.join(name), content).unwrap();
+        }
+        id.parse().unwrap()
+    }
+
+    pub(crate) fn remove_snapshot(&self, id: &SnapshotId) {
+        std::fs::remove_dir_all(self.path().join("snapshots").join(id.as_str())).unwrap();
     }
 
     pub(crate) fn point_alias(&self, digest: &str) {

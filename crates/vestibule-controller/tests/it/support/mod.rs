@@ -2,6 +2,7 @@
 pub(crate) mod api;
 pub(crate) mod home;
 pub(crate) mod runner;
+pub(crate) mod runners;
 
 use std::{future::Future, time::Duration};
 

@@ -32,13 +32,12 @@ use vestibule_api::{
         AgentEvent, CapturedCredential, CapturedFile, CredentialReply, CredentialRequest,
         LoginEvent, LoginRequest,
     },
-    finding::Finding,
-    ids::MachineId,
+    cause::Cause,
+    finding::{Finding, Quote},
     machine::{Claim, Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec},
     time::Timestamp,
     view,
 };
-use vestibule_controller::{LaunchError, Scheduler};
 
 /// A runner and what was said to it.
 #[derive(Debug)]
@@ -63,77 +62,28 @@ pub(crate) struct Runner {
     pub(crate) login_status: Mutex<StatusCode>,
     /// Whether `POST /stop` hangs.
     pub(crate) deaf: Mutex<bool>,
+    /// What the next claims come to.
+    pub(crate) claim_fate: Mutex<ClaimFate>,
+    pub(crate) pauses: Mutex<u32>,
 }
 
-/// Starts [`Runner`]s. What it started lives as long as the test, whatever happens to the controller.
-#[derive(Debug, Default)]
-pub(crate) struct Runners {
-    all: Mutex<HashMap<MachineId, Arc<Runner>>>,
-    /// Why the next launch is refused.
-    pub(crate) refuse: Mutex<Option<std::io::ErrorKind>>,
-    pub(crate) launches: Mutex<u32>,
-}
-
-impl Runners {
-    pub(crate) fn get(&self, id: MachineId) -> Option<Arc<Runner>> {
-        self.all.lock().unwrap().get(&id).cloned()
-    }
-
-    pub(crate) fn count_alive(&self) -> usize {
-        self.all
-            .lock()
-            .unwrap()
-            .values()
-            .filter(|runner| runner.is_alive())
-            .count()
-    }
-
-    /// A runner that the controller did not start.
-    pub(crate) fn start(&self, spec: VmSpec) -> Arc<Runner> {
-        let runner = Runner::start(spec);
-        self.all
-            .lock()
-            .unwrap()
-            .insert(runner.spec.machine_id, Arc::clone(&runner));
-        runner
-    }
-}
-
-impl Scheduler for Runners {
-    fn launch(&self, spec: &VmSpec) -> Result<(), LaunchError> {
-        if let Some(kind) = self.refuse.lock().unwrap().take() {
-            return Err(LaunchError::Spawn {
-                program: "fake".to_owned(),
-                err: kind.into(),
-            });
-        }
-        for dir in [&spec.vm_dir, &spec.evidence_dir] {
-            std::fs::create_dir_all(dir).map_err(|err| LaunchError::File {
-                operation: "create directory",
-                path: dir.into(),
-                err,
-            })?;
-        }
-        if !self.alive(spec.machine_id) {
-            *self.launches.lock().unwrap() += 1;
-            self.start(spec.clone());
-        }
-        Ok(())
-    }
-
-    fn alive(&self, id: MachineId) -> bool {
-        self.get(id).is_some_and(|runner| runner.is_alive())
-    }
-
-    fn kill(&self, id: MachineId) {
-        if let Some(runner) = self.get(id) {
-            runner.die();
-        }
-    }
+/// What a claim comes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ClaimFate {
+    #[default]
+    Granted,
+    /// Carried out, but the reply is lost; once.
+    ReplyLost,
+    /// The runner dies before it does anything.
+    Dies,
+    /// The VM is ending.
+    Refused,
+    /// Nothing happens until it is another one.
+    Hangs,
 }
 
 impl Runner {
-    fn start(spec: VmSpec) -> Arc<Self> {
+    pub(super) fn start(spec: VmSpec) -> Arc<Self> {
         std::fs::create_dir_all(&spec.vm_dir).unwrap();
         let socket =
             std::os::unix::net::UnixListener::bind(format!("{}/runner.sock", spec.vm_dir)).unwrap();
@@ -153,6 +103,8 @@ impl Runner {
             gone: watch::channel(false).0,
             login_status: Mutex::new(StatusCode::ACCEPTED),
             deaf: Mutex::new(false),
+            claim_fate: Mutex::default(),
+            pauses: Mutex::default(),
         });
         runner.state(MachineState::Creating);
         runner.state(MachineState::Booting);
@@ -215,6 +167,29 @@ impl Runner {
         });
     }
 
+    /// As a runner whose snapshot can't be restored: it says so, and ends.
+    pub(crate) fn refuse(self: &Arc<Self>, cause: Cause) {
+        let quote = Quote {
+            source: "vmm".to_owned(),
+            line: None,
+            text: "image: the snapshot has aa, here it is bb".to_owned(),
+        };
+        self.fail(Finding::new(cause, quote, "it does not fit", "boot"));
+        self.end();
+        // Before anybody follows it.
+        self.die();
+    }
+
+    /// The newest state.
+    pub(crate) fn now(&self) -> MachineState {
+        let events = self.events.borrow();
+        let states = events.iter().rev().find_map(|event| match &event.event {
+            RunnerEventKind::State { state, .. } => Some(*state),
+            _ => None,
+        });
+        states.unwrap()
+    }
+
     pub(crate) fn fail(&self, finding: Finding) {
         self.say(RunnerEventKind::Failed { finding });
     }
@@ -230,6 +205,15 @@ impl Runner {
     /// Writes the evidence, ends, and leaves nothing behind.
     fn end(&self) {
         self.state(MachineState::Stopping);
+        let lines: String = self
+            .events
+            .borrow()
+            .iter()
+            .map(|event| serde_json::to_string(event).unwrap() + "\n")
+            // A user code is for no disk.
+            .filter(|line| !line.contains("user-code"))
+            .collect();
+        std::fs::write(format!("{}/events.ndjson", self.spec.evidence_dir), lines).unwrap();
         self.state(MachineState::Gone);
         self.say(RunnerEventKind::Ended {
             exit: Exit {
@@ -264,6 +248,7 @@ fn router(runner: Arc<Runner>) -> Router {
             get(async || "[    0.000000] Linux version 6.1\n"),
         )
         .route("/claim", post(claim))
+        .route("/pause", post(pause))
         .route("/stop", post(stop))
         .route("/view", get(open_view))
         .route("/agent/login", post(login))
@@ -277,22 +262,32 @@ fn router(runner: Arc<Runner>) -> Router {
 }
 
 async fn machine(State(runner): State<Arc<Runner>>) -> Json<Value> {
-    let state = runner
-        .events
-        .borrow()
-        .iter()
-        .rev()
-        .find_map(|event| match &event.event {
-            RunnerEventKind::State { state, .. } => Some(*state),
-            _ => None,
-        });
+    Json(view_of(&runner))
+}
+
+fn view_of(runner: &Runner) -> Value {
     let spec = &runner.spec;
-    Json(json!({
-        "machineId": spec.machine_id, "sessionId": spec.session_id, "state": state, "generation": 1,
+    let claimed = runner.claims.lock().unwrap().first().map(|c| c.session_id);
+    json!({
+        "machineId": spec.machine_id, "sessionId": spec.session_id.or(claimed), "state": runner.now(), "generation": 1,
         "imageDigest": spec.image_digest, "driver": "qemu/tcg", "memoryMib": spec.memory_mib, "vcpus": spec.vcpus,
         "runnerPid": 1, "startedAt": Timestamp::now(), "viewers": 0,
         "egress": { "connections": 0, "refused": 0, "bytesOut": 0, "bytesIn": 0 },
-    }))
+    })
+}
+
+/// As the runner does: what was claimed is not paused.
+async fn pause(State(runner): State<Arc<Runner>>) -> Response {
+    let claims = runner.claims.lock().unwrap();
+    if !claims.is_empty() || !matches!(runner.now(), MachineState::Up | MachineState::Paused) {
+        return StatusCode::CONFLICT.into_response();
+    }
+    if runner.now() == MachineState::Up {
+        runner.state(MachineState::Paused);
+    }
+    drop(claims);
+    *runner.pauses.lock().unwrap() += 1;
+    Json(view_of(&runner)).into_response()
 }
 
 async fn events(
@@ -373,19 +368,45 @@ async fn stop(State(runner): State<Arc<Runner>>, Json(request): Json<Value>) -> 
 }
 
 async fn claim(State(runner): State<Arc<Runner>>, Json(claim): Json<Claim>) -> Response {
-    let mut claims = runner.claims.lock().unwrap();
-    let owner = runner
-        .spec
-        .session_id
-        .or_else(|| claims.first().map(|c| c.session_id));
-    if owner.is_some_and(|owner| owner != claim.session_id) {
-        return StatusCode::CONFLICT.into_response();
+    let fate = *runner.claim_fate.lock().unwrap();
+    match fate {
+        ClaimFate::Dies => {
+            runner.die();
+            return StatusCode::BAD_GATEWAY.into_response();
+        }
+        ClaimFate::Refused => return StatusCode::CONFLICT.into_response(),
+        ClaimFate::Hangs => {
+            while *runner.claim_fate.lock().unwrap() == ClaimFate::Hangs {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        }
+        ClaimFate::Granted | ClaimFate::ReplyLost => {}
     }
-    if claim.egress.hosts.iter().any(|host| host == "refused.test") {
-        return (StatusCode::BAD_REQUEST, "`refused.test` is refused").into_response();
+    {
+        let mut claims = runner.claims.lock().unwrap();
+        let owner = runner
+            .spec
+            .session_id
+            .or_else(|| claims.first().map(|c| c.session_id));
+        if owner.is_some_and(|owner| owner != claim.session_id) {
+            return StatusCode::CONFLICT.into_response();
+        }
+        if claim.egress.hosts.iter().any(|host| host == "refused.test") {
+            return (StatusCode::BAD_REQUEST, "`refused.test` is refused").into_response();
+        }
+        claims.push(claim);
     }
-    claims.push(claim);
-    Json(json!({})).into_response()
+    if runner.now() == MachineState::Paused {
+        runner.say(RunnerEventKind::Phase {
+            phase: Phase::Resumed,
+        });
+        runner.state(MachineState::Up);
+    }
+    if fate == ClaimFate::ReplyLost {
+        *runner.claim_fate.lock().unwrap() = ClaimFate::Granted;
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
+    Json(view_of(&runner)).into_response()
 }
 
 async fn login(State(runner): State<Arc<Runner>>, Json(request): Json<LoginRequest>) -> Response {
@@ -458,9 +479,11 @@ async fn open_view(State(runner): State<Arc<Runner>>, mut request: Request) -> R
             let parts = downcast::<TokioIo<UnixStream>>(upgraded).unwrap();
             let (guest, far) = tokio::io::duplex(64 << 10);
             let mut gone = runner.gone.subscribe();
+            let runner_too = Arc::clone(&runner);
             tokio::spawn(screen(runner, guest));
             let over = async move { drop(gone.wait_for(|gone| *gone).await) };
-            drop(view::take_over(parts.io.into_inner(), far, over).await);
+            let shown = || runner_too.say(RunnerEventKind::FirstFrame);
+            drop(view::take_over(parts.io.into_inner(), far, over, shown).await);
         } else {
             screen(runner, TokioIo::new(upgraded)).await;
         }

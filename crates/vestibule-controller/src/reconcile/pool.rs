@@ -1,0 +1,396 @@
+//! The pool: restored, paused VMs that belong to nobody yet, so many for each alias as the configuration says.
+//!
+//! A VM of the pool is made like any other, with a way out that is closed, and paused as soon as it is up. A session takes
+//! it in the transaction that places it ([`super::place`]); it never comes back. What is not what would be made now (another
+//! image, size or snapshot), is too old, is one too many, or stands in the way of somebody, is retired and ended. People go
+//! first: nothing is filled while a sign-in starts or waits, and one VM at a time.
+use super::{ReconcileError, State, place::free_mib};
+use crate::{
+    core::{Shared, off_runtime},
+    machine::{EffectError, evidence, launch, teardown},
+    store::MachineRow,
+    warm::{self, Plan, PlanError},
+};
+use hyper::Method;
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use vestibule_api::{
+    error::Chain,
+    ids::MachineId,
+    machine::{MachineState, MachineView},
+    session::{SessionState, StartKind},
+    time::Timestamp,
+};
+
+/// After a VM that failed before anybody had it; doubled with each further one.
+const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN_MAX: Duration = Duration::from_secs(600);
+/// So many of the newest VMs are looked at for failures in a row.
+const HISTORY: u32 = 16;
+/// The host is short of memory when programs waited for it in more of the last ten seconds, in percent.
+const STALLED_PERCENT: f64 = 10.0;
+/// After a VM was given back for want of memory, none is made for so long.
+const STRAINED: Duration = Duration::from_secs(60);
+/// Why a VM is given back for want of memory; found again in its row.
+const MEMORY: &str = "the host is short of memory";
+/// A step of a VM's that failed is tried again after this.
+const STEP_AGAIN: Duration = Duration::from_secs(1);
+
+/// VMs that have a task in this process.
+pub(super) type UnderWay = Arc<Mutex<HashSet<MachineId>>>;
+
+/// The pool of one alias, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shelf {
+    pub(crate) alias: String,
+    pub(crate) target: u32,
+    /// Paused, to be taken.
+    pub(crate) ready: u32,
+    /// On the way there.
+    pub(crate) filling: u32,
+    /// How a VM under this alias begins now, and what keeps the pool from being filled, if anything does.
+    pub(crate) words: String,
+}
+
+/// What the pool's last run saw.
+#[derive(Debug, Default)]
+pub(crate) struct Stock(Mutex<Vec<Shelf>>);
+
+impl Stock {
+    /// Every alias that has a pool.
+    pub(crate) fn shelves(&self) -> Vec<Shelf> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, shelves: Vec<Shelf>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shelves;
+    }
+}
+
+pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, ReconcileError> {
+    let targets = core.config.pool();
+    let mut plans = BTreeMap::new();
+    for alias in targets.keys() {
+        let plan = match warm::plan(core, alias).await {
+            Ok(plan) => Ok(plan),
+            Err(err @ PlanError::Image { .. }) => Err(Chain(&err).to_string()),
+            Err(err) => return Err(err.into()),
+        };
+        plans.insert(alias.as_str(), plan);
+    }
+    let mut done = 0;
+    let mut machines = nobodys(core).await?;
+    for (id, why) in unwanted(core, &targets, &plans, &machines) {
+        done += u64::from(core.store.retire(id, &why).await?);
+    }
+    if done > 0 {
+        machines = nobodys(core).await?;
+    }
+    for machine in &machines {
+        done += u64::from(step(core, state, machine));
+    }
+    let mut shelves = Vec::new();
+    for (alias, target) in &targets {
+        let held = match plans.get(alias.as_str()) {
+            Some(Ok(plan)) if *target > 0 => fill(core, plan, *target).await?,
+            Some(Err(why)) => Err(why.clone()),
+            Some(Ok(_)) | None => Err("the configuration keeps none".to_owned()),
+        };
+        let how = plans
+            .get(alias.as_str())
+            .and_then(|plan| plan.as_ref().ok());
+        let words = [how.map(Plan::words), held.as_ref().err().cloned()];
+        let of = machines.iter().filter(|m| m.image_alias == *alias);
+        let stock: Vec<_> = of.filter(|m| m.is_stock()).collect();
+        let ready = stock.iter().filter(|m| m.state == MachineState::Paused);
+        let ready = count(ready.count());
+        let filled = u32::from(held == Ok(true));
+        shelves.push(Shelf {
+            alias: alias.clone(),
+            target: *target,
+            ready,
+            filling: count(stock.len()).saturating_sub(ready) + filled,
+            words: words.into_iter().flatten().collect::<Vec<_>>().join("; "),
+        });
+        done += u64::from(filled);
+    }
+    core.stock.set(shelves);
+    Ok(done)
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Machines of the pool that no session has, and of which something is left.
+async fn nobodys(core: &Shared) -> Result<Vec<MachineRow>, ReconcileError> {
+    let mut machines = core.store.machines().await?;
+    machines.retain(|m| m.pooled && m.session_id.is_none());
+    Ok(machines)
+}
+
+/// What is in stock and should not be, and why.
+fn unwanted(
+    core: &Shared,
+    targets: &BTreeMap<String, u32>,
+    plans: &BTreeMap<&str, Result<Plan, String>>,
+    machines: &[MachineRow],
+) -> Vec<(MachineId, String)> {
+    let now = Timestamp::now();
+    let oldest = Duration::from_secs(core.config.deadlines.pool_s.into());
+    let mut kept: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut unwanted = Vec::new();
+    // The oldest are the nearest to ready: what is one too many is the newest.
+    for machine in machines.iter().filter(|m| m.is_stock()) {
+        let alias = machine.image_alias.as_str();
+        let target = targets.get(alias).copied().unwrap_or(0);
+        let why = match plans.get(alias).filter(|_| target > 0) {
+            None => Some("the configuration keeps none of its alias"),
+            Some(Err(_)) => Some("its image can't be used any more"),
+            Some(Ok(plan)) if !plan.fits(machine) => {
+                Some("its alias means another image, or VMs have another size")
+            }
+            Some(Ok(plan)) if plan.snapshot.is_some() && plan.snapshot != machine.snapshot_id => {
+                Some("there is another snapshot")
+            }
+            Some(Ok(_)) if now >= machine.created_at.plus(oldest) => Some("it is too old"),
+            Some(Ok(_)) => {
+                let kept = kept.entry(alias).or_default();
+                *kept += 1;
+                (*kept > target).then_some("it is one too many")
+            }
+        };
+        unwanted.extend(why.map(|why| (machine.id, why.to_owned())));
+    }
+    let leaving = machines.iter().any(|m| !m.is_stock());
+    let newest = machines.iter().rfind(|m| m.is_stock());
+    if let (Some(newest), Some(_), true, false) =
+        (newest, strain(core, 0), unwanted.is_empty(), leaving)
+    {
+        unwanted.push((newest.id, MEMORY.to_owned()));
+    }
+    unwanted
+}
+
+/// Why the host has not so many MiB for one more VM, in words.
+fn strain(core: &Shared, needed_mib: u32) -> Option<String> {
+    let memory = core.scheduler.memory()?;
+    let needed = u64::from(needed_mib) + core.config.limits.min_free_memory_mib;
+    if memory.available_mib < needed {
+        return Some(format!(
+            "{MEMORY}: {} MiB are available of {needed} needed",
+            memory.available_mib
+        ));
+    }
+    let stalled = memory.stalled_percent.unwrap_or(0.0);
+    (stalled >= STALLED_PERCENT)
+        .then(|| format!("{MEMORY}: programs waited for it in {stalled} % of the last 10 s"))
+}
+
+/// The next step of a machine that no session has, in a task of its own; whether there is one.
+fn step(core: &Shared, state: &mut State, machine: &MachineRow) -> bool {
+    let end = machine.retired.is_some() || machine.is_over();
+    let idle = machine.launched_at.is_some() && machine.state != MachineState::Up;
+    if !end && idle {
+        return false;
+    }
+    let under_way = Arc::clone(&state.pool);
+    if !under_way
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(machine.id)
+    {
+        return false;
+    }
+    let (core, machine) = (core.clone(), machine.clone());
+    state.tasks.spawn(async move {
+        let stepped = if end {
+            finish(&core, &machine).await
+        } else if machine.launched_at.is_none() {
+            start(&core, &machine).await
+        } else {
+            pause(&core, &machine).await
+        };
+        if let Err(err) = stepped {
+            tracing::warn!(machine.id = %machine.id, error = %Chain(&err), "a step of a VM of the pool is tried again");
+            tokio::time::sleep(STEP_AGAIN).await;
+        }
+        under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&machine.id);
+        core.store.signals.wake();
+    });
+    true
+}
+
+async fn start(core: &Shared, machine: &MachineRow) -> Result<(), EffectError> {
+    if let Err(finding) = launch::start(core, machine).await? {
+        tracing::error!(machine.id = %machine.id, cause = %finding.cause, "no runner was started for the pool");
+        core.store
+            .machine_failed(machine.id, finding, Timestamp::now())
+            .await?;
+    }
+    Ok(())
+}
+
+/// A VM that a session claims meanwhile is not paused: its runner refuses, and the row says whose it is the next time.
+async fn pause(core: &Shared, machine: &MachineRow) -> Result<(), EffectError> {
+    let runner = core.runner(machine.id);
+    let _: MachineView = runner.call(Method::POST, "/pause", None::<&()>).await?;
+    // Its runner says that it is paused, too; the row follows that.
+    Ok(())
+}
+
+/// Evidence of a VM that nobody had and that did not fail proves nothing.
+async fn finish(core: &Shared, machine: &MachineRow) -> Result<(), EffectError> {
+    let why = machine.retired.as_deref().unwrap_or("it failed");
+    tracing::info!(machine.id = %machine.id, why, "ending a VM of the pool");
+    let failed = machine.failure.is_some();
+    teardown::end_stray(core, machine.id, why).await?;
+    if !failed {
+        let dir = core.evidence_dir(machine.id);
+        off_runtime(move || evidence::remove(&dir)).await??;
+    }
+    Ok(())
+}
+
+/// Makes one more VM where there is room for it. `Ok(false)`: as many are there as should be; the inner error is what
+/// keeps the pool from being filled.
+async fn fill(
+    core: &Shared,
+    plan: &Plan,
+    target: u32,
+) -> Result<Result<bool, String>, ReconcileError> {
+    let _counting = core.places.lock().await;
+    let machines = core.store.machines().await?;
+    let stock: Vec<_> = machines.iter().filter(|m| m.is_stock()).collect();
+    let own = stock.iter().filter(|m| m.image_alias == plan.alias);
+    if count(own.count()) >= target {
+        return Ok(Ok(false));
+    }
+    if plan.usable().is_none() {
+        // The plan's own words say why.
+        return Ok(Err("the pool keeps restored VMs only".to_owned()));
+    }
+    if stock.iter().any(|m| m.state != MachineState::Paused) {
+        return Ok(Err("another VM of the pool is being made".to_owned()));
+    }
+    for state in [
+        SessionState::Requested,
+        SessionState::Placing,
+        SessionState::Starting,
+        SessionState::Ready,
+    ] {
+        if !core.store.sessions_in(state).await?.is_empty() {
+            return Ok(Err("sign-ins that start go first".to_owned()));
+        }
+    }
+    let limit = core.config.limits.vms;
+    if count(machines.len()) >= limit {
+        return Ok(Err(format!("all {limit} places are taken")));
+    }
+    if let Some(words) = strain(core, plan.memory_mib) {
+        return Ok(Err(words));
+    }
+    let (home, needed) = (core.config.home.clone(), core.config.limits.min_free_mib);
+    let free = off_runtime(move || free_mib(&home)).await?;
+    if free.is_some_and(|free| free < needed) {
+        return Ok(Err(format!("less than {needed} MiB are free on the disk")));
+    }
+    let history = core.store.pool_history(&plan.alias, HISTORY).await?;
+    if let Some(words) = hold(&history, Timestamp::now()) {
+        return Ok(Err(words));
+    }
+    let mut machine = plan.machine(StartKind::Pool);
+    machine.pooled = true;
+    tracing::info!(machine.id = %machine.id, image = plan.alias, "making a VM for the pool");
+    core.store.add_machine(&machine).await?;
+    Ok(Ok(true))
+}
+
+/// What the fate of the VMs before says against making another one now.
+fn hold(history: &[MachineRow], now: Timestamp) -> Option<String> {
+    let given_back = history
+        .iter()
+        .filter(|m| m.retired.as_deref() == Some(MEMORY))
+        .filter_map(|m| m.gone_at)
+        .max();
+    if given_back.is_some_and(|at| now < at.plus(STRAINED)) {
+        return Some(format!("a VM was given back a moment ago: {MEMORY}"));
+    }
+    let failed = |m: &&MachineRow| m.session_id.is_none() && m.failure.is_some();
+    let in_a_row = count(history.iter().take_while(failed).count());
+    let last = history.first().filter(|_| in_a_row > 0)?;
+    let pause = AGAIN
+        .saturating_mul(1 << (in_a_row - 1).min(HISTORY))
+        .min(AGAIN_MAX);
+    let again = last.gone_at.unwrap_or(now).plus(pause);
+    let cause = last.failure.as_ref().map_or("unknown", |f| f.cause.id());
+    (now < again).then(|| {
+        format!(
+            "{in_a_row} VMs in a row failed, the last for `{cause}`; the next is made at {again}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vestibule_api::{
+        cause::Cause,
+        finding::{Finding, Quote},
+    };
+
+    fn machine(failed: bool) -> MachineRow {
+        let digest = "a".repeat(64).parse().unwrap();
+        let mut machine = MachineRow::new("tiny".to_owned(), digest, 256, 1);
+        machine.pooled = true;
+        machine.gone_at = Some(Timestamp::from_micros(0));
+        let quote = Quote {
+            source: "vmm".to_owned(),
+            line: None,
+            text: "x".to_owned(),
+        };
+        let finding = Finding::new(Cause::VmmExited, quote, "why", "fix");
+        machine.failure = failed.then_some(finding);
+        machine
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_micros(0).plus(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn failures_in_a_row_hold_the_pool_longer_and_longer() {
+        assert_eq!(hold(&[], at(0)), None);
+        assert_eq!(hold(&[machine(false), machine(true)], at(0)), None);
+        for (failures, seconds) in [(1, 5), (2, 10), (3, 20), (16, 600)] {
+            let history = vec![machine(true); failures];
+            let words = hold(&history, at(seconds - 1)).unwrap();
+            assert!(words.contains("vmm-exited"), "{words}");
+            assert_eq!(hold(&history, at(seconds)), None, "{failures}");
+        }
+        let mut taken = machine(true);
+        taken.session_id = Some(vestibule_api::ids::SessionId::generate());
+        assert_eq!(
+            hold(&[taken], at(0)),
+            None,
+            "what a session had is not the pool's"
+        );
+    }
+
+    #[test]
+    fn memory_that_was_given_back_is_not_taken_at_once() {
+        let mut given_back = machine(false);
+        given_back.retired = Some(MEMORY.to_owned());
+        assert!(hold(&[given_back.clone()], at(59)).is_some());
+        assert_eq!(hold(&[given_back], at(60)), None);
+    }
+}
