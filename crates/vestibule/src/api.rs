@@ -7,8 +7,11 @@ use hyper::{Method, Request, Response, body::Incoming};
 use serde::{Serialize, de::DeserializeOwned};
 use vestibule_api::{client, error::ErrorBody};
 
+/// A WebSocket of the controller's.
+pub(crate) type WebSocket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
+
 /// A controller on this host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Controller {
     address: String,
     token: String,
@@ -45,14 +48,7 @@ impl Controller {
         path: &str,
         body: Option<&B>,
     ) -> anyhow::Result<Response<Incoming>> {
-        let stream = tokio::net::TcpStream::connect(&self.address)
-            .await
-            .with_context(|| {
-                format!(
-                    "connect to the controller at {}; start it with `vestibule serve`",
-                    self.address
-                )
-            })?;
+        let stream = self.connect().await?;
         let mut request: Request<Full<Bytes>> = client::json_request(method, path, body)?;
         let headers = request.headers_mut();
         headers.insert(hyper::header::HOST, self.address.parse()?);
@@ -66,6 +62,30 @@ impl Controller {
         } else {
             Err(refusal(path, reply).await)
         }
+    }
+
+    async fn connect(&self) -> anyhow::Result<tokio::net::TcpStream> {
+        tokio::net::TcpStream::connect(&self.address)
+            .await
+            .with_context(|| {
+                format!(
+                    "connect to the controller at {}; start it with `vestibule serve`",
+                    self.address
+                )
+            })
+    }
+
+    /// Opens a WebSocket; the ticket in `path` is what opens it.
+    pub(crate) async fn websocket(&self, path: &str) -> anyhow::Result<WebSocket> {
+        let stream = self.connect().await?;
+        // Small messages are not kept back for more to come.
+        stream.set_nodelay(true).context("set TCP_NODELAY")?;
+        let url = format!("ws://{}{path}", self.address);
+        let (socket, _) = tokio_tungstenite::client_async(url, stream)
+            .await
+            // The path holds the ticket.
+            .context("open the WebSocket")?;
+        Ok(socket)
     }
 
     /// A JSON call.

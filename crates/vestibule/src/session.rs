@@ -1,4 +1,6 @@
 //! `vestibule session`: sign-ins by way of the controller's API.
+mod bench;
+
 use crate::{
     api::Controller,
     home::Home,
@@ -37,6 +39,8 @@ pub(crate) enum SessionCommand {
     Follow { session: SessionId },
     /// Cancel a session and destroy its VM.
     Cancel { session: SessionId },
+    /// Start and end sign-ins and print how long each phase took, from the request to a view that can be used.
+    Bench(bench::BenchArgs),
 }
 
 pub(crate) async fn run(
@@ -57,6 +61,7 @@ pub(crate) async fn run(
                 user_id: user,
                 flow,
                 image: None,
+                warm: None,
             };
             let reply: StartReply = controller
                 .call(Method::POST, "/api/auth/start", Some(&request))
@@ -108,6 +113,7 @@ pub(crate) async fn run(
             out.print(&view, show)?;
             Ok(ExitCode::SUCCESS)
         }
+        SessionCommand::Bench(args) => bench::run(&controller, args, out).await,
     }
 }
 
@@ -195,6 +201,18 @@ fn describe(event: &SessionEvent) -> String {
         SessionEventKind::Waiting { waiting_for } => {
             format!("  waits for {}", waiting_for.join(", "))
         }
+        SessionEventKind::Claimed { start, snapshot_id } => match snapshot_id {
+            Some(id) => format!("  got a VM: {} of snapshot {}", start.id(), id.short()),
+            None => format!("  got a VM: {}", start.id()),
+        },
+        SessionEventKind::FellBack { from, to, finding } => format!(
+            "  the VM could not be had ({}); another one: {}\n{}",
+            from.id(),
+            to.id(),
+            output::finding(finding)
+        ),
+        SessionEventKind::BrowserNavigated => "  the page was handed to the browser".to_owned(),
+        SessionEventKind::FirstFrame => "  the first frame went to a viewer".to_owned(),
         SessionEventKind::UrlOpened { host, path } => format!("  opened {host}{path}"),
         SessionEventKind::UrlRefused { host, why } => format!("  did not open {host}: {why}"),
         SessionEventKind::UserCode { code } => format!("  code {code}"),

@@ -4,6 +4,7 @@ mod failures;
 mod guest;
 mod snapshots;
 mod vendors;
+mod warm;
 
 use anyhow::{Context, Result, ensure};
 use std::time::{Duration, Instant};
