@@ -2,18 +2,23 @@
 //! that no client in the guest can be more careful than an attacker would be.
 use super::{alone, guest::Guest, took};
 use anyhow::{Context, Result, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
 use std::{
     collections::BTreeMap,
     net::IpAddr,
     time::{Duration, Instant},
 };
-use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tokio::{io::AsyncWriteExt, net::TcpListener, process::Command};
 use vestibule_api::{
     agent::ExecUser,
     egress::{EgressMode, EgressPolicy, EgressReason, Pin},
     machine::RunnerEventKind,
 };
-use vestibule_testkit::stage::{image_home, residue};
+use vestibule_testkit::{
+    process::Process,
+    stage::{image_home, residue},
+    wait,
+};
 
 /// Prints the status line and `Location:` of what the proxy answers to the request head in `$1`.
 const ASK: &str = r#"exec 3<>/dev/tcp/127.0.0.1/3128; printf '%b' "$1" >&3; timeout 30 head -c 2000 <&3 | tr -d '\r' | sed -n '1p;/^[Ll]ocation:/p;/^$/q'"#;
@@ -78,12 +83,76 @@ fn forbidden(listening: u16) -> Vec<(String, u16, EgressReason)> {
         ("[ff02::1]", NotGlobal),
         ("255.255.255.255", NotGlobal),
         ("192.0.2.1", NotGlobal),
+        // What every VM calls itself: there is no address by which another one could be meant.
+        ("192.0.2.2", NotGlobal),
         ("[2001:db8::1]", NotGlobal),
         ("240.0.0.1", NotGlobal),
     ] {
         all.push((host.to_owned(), 80, reason));
     }
     all
+}
+
+/// Public names whose owner says that they are somewhere inside.
+const LYING: [(&str, &[&str], EgressReason); 7] = [
+    ("loopback.lies.test", &["127.0.0.1"], EgressReason::Loopback),
+    ("six.lies.test", &["::1"], EgressReason::Loopback),
+    (
+        "mapped.lies.test",
+        &["::ffff:127.0.0.1"],
+        EgressReason::Loopback,
+    ),
+    (
+        "metadata.lies.test",
+        &["169.254.169.254"],
+        EgressReason::LinkLocal,
+    ),
+    ("private.lies.test", &["10.0.0.1"], EgressReason::Private),
+    ("unique.lies.test", &["fd00::1"], EgressReason::Private),
+    (
+        "both.lies.test",
+        &["10.0.0.1", "192.168.1.1"],
+        EgressReason::Private,
+    ),
+];
+
+/// A name server that lies, and a `resolv.conf` that asks it.
+struct Names {
+    resolvers: Utf8PathBuf,
+    _server: Process,
+}
+
+impl Names {
+    async fn serve(dir: &Utf8Path) -> Result<Self> {
+        // resolv.conf(5) knows no ports, and the whole of 127/8 is loopback.
+        const ADDRESS: &str = "127.53.53.53";
+        let resolvers = dir.join("resolv.conf");
+        std::fs::write(&resolvers, format!("nameserver {ADDRESS}\n"))?;
+        let mut command = Command::new("dnsmasq");
+        command.args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-hosts",
+            "--no-resolv",
+            "--bind-interfaces",
+            "--pid-file",
+            "--user=root",
+        ]);
+        command.arg(format!("--listen-address={ADDRESS}"));
+        for (name, addresses, _) in LYING {
+            command.arg(format!("--host-record={name},{}", addresses.join(",")));
+        }
+        let server = Process::start("dnsmasq", command, &dir.join("dnsmasq.log"))?;
+        wait::until("the name server", Duration::from_secs(20), || async {
+            let asked = tokio::net::TcpStream::connect((ADDRESS, 53)).await;
+            asked.map(drop).map_err(|err| err.to_string())
+        })
+        .await?;
+        Ok(Self {
+            resolvers,
+            _server: server,
+        })
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,11 +196,20 @@ async fn a_guest_reaches_nothing_that_it_must_not() -> Result<()> {
     let mut spec = Guest::spec(home.path(), &image)?;
     spec.memory_mib = 384;
     spec.egress = policy;
-    let guest = Guest::start(&spec).await?;
+    let names = Names::serve(home.path()).await?;
+    let guest = Guest::start_where(&spec, &names.resolvers).await?;
     took("tiny up", begin);
 
     let mut expected: BTreeMap<(String, u16), EgressReason> = BTreeMap::new();
-    for (host, port, reason) in forbidden(listening) {
+    let lying = LYING.iter().map(|(name, _, reason)| {
+        let port = if *reason == EgressReason::Loopback {
+            listening
+        } else {
+            80
+        };
+        ((*name).to_owned(), port, *reason)
+    });
+    for (host, port, reason) in forbidden(listening).into_iter().chain(lying) {
         for head in [
             format!("CONNECT {host}:{port}"),
             format!("GET http://{host}:{port}/"),

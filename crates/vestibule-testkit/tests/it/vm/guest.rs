@@ -50,9 +50,24 @@ impl Guest {
 
     /// Starts the runner and waits until the VM is up.
     pub(super) async fn start(spec: &VmSpec) -> Result<Self> {
+        Self::start_with(spec, Command::new(binary()?)).await
+    }
+
+    /// The same, on a host whose `/etc/resolv.conf` is the file `resolvers`. Needs root.
+    pub(super) async fn start_where(spec: &VmSpec, resolvers: &Utf8Path) -> Result<Self> {
+        let mut command = Command::new("unshare");
+        // A mount namespace of its own: nobody else's names change.
+        let script = r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#;
+        command
+            .args(["--mount", "--", "sh", "-c", script, resolvers.as_str()])
+            .arg(binary()?);
+        Self::start_with(spec, command).await
+    }
+
+    async fn start_with(spec: &VmSpec, mut runner: Command) -> Result<Self> {
         let vm_dir = Utf8Path::new(&spec.vm_dir);
         std::fs::create_dir(vm_dir)?;
-        let mut process = Command::new(binary()?)
+        let mut process = runner
             .arg("run-vm")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
