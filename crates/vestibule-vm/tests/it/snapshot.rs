@@ -243,6 +243,12 @@ async fn pause_and_claim(from: &RestoreSpec) {
     assert_eq!(view.state, MachineState::Up);
     assert!(clock_error_ms(&runner).await < 100.0);
     let _: MachineView = soon(ask("/pause")).await.unwrap();
+    claimed(&runner).await;
+    runner.stop().await;
+    runner.ended().await;
+}
+
+async fn claimed(runner: &Running) {
     let claim = Claim {
         session_id: vestibule_api::ids::SessionId::generate(),
         egress: EgressPolicy::default(),
@@ -259,8 +265,6 @@ async fn pause_and_claim(from: &RestoreSpec) {
         (view.state, view.session_id),
         (MachineState::Up, Some(claim.session_id))
     );
-    runner.stop().await;
-    runner.ended().await;
 }
 
 /// The driver alone: a host with any key but the one on the copy's own config drive is refused, and one with that is not.
@@ -572,6 +576,7 @@ async fn browsers_are_their_copys_own() {
         let pid = runner.view().await.vmm_pid.unwrap();
         let private = private_kib(pid) as f64 / f64::from(place.spec.memory_mib << 10);
         println!("private memory: {private:.3} of the guest's");
+        claimed(&runner).await;
         runner.stop().await;
         runner.ended().await;
         let events = place.events();
