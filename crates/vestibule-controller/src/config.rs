@@ -192,7 +192,7 @@ impl Default for DeadlineConfig {
         Self {
             placing_s: 900,
             boot_s: 300,
-            restore_s: 60,
+            restore_s: 120,
             pool_s: 3600,
             login_start_s: 120,
             sign_in_s: *SIGN_IN_S.end(),

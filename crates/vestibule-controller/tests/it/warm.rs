@@ -27,7 +27,7 @@ async fn what_a_viewer_sees_first_is_an_event() {
     assert_eq!(starts(&events), [StartKind::Restore]);
     let runner = home.runner(api.machine(id).await).await;
     assert_eq!(runner.spec.session_id, Some(id));
-    assert_eq!(runner.spec.boot_deadline_s, 60);
+    assert_eq!(runner.spec.boot_deadline_s, 120);
     runner.login(LoginEvent::BrowserOpened);
     runner.say(RunnerEventKind::FirstFrame);
     let events = api
