@@ -34,18 +34,36 @@ pub struct Setting {
     image: String,
     pins: Vec<(String, Option<u16>, SocketAddr)>,
     extra_ca: Vec<Utf8PathBuf>,
+    pool: u32,
+    snapshots: bool,
     more: String,
 }
 
 impl Setting {
-    /// Sessions run in the image with this alias; nothing else is changed.
+    /// Sessions run in the image with this alias, from its snapshot where it has one. No VM is kept in stock.
     pub fn image(alias: &str) -> Self {
         Self {
             image: alias.to_owned(),
             pins: Vec::new(),
             extra_ca: Vec::new(),
+            pool: 0,
+            snapshots: true,
             more: String::new(),
         }
+    }
+
+    /// The home has no snapshots: VMs boot, and what is saved is the stage's own.
+    #[must_use]
+    pub fn without_snapshots(mut self) -> Self {
+        self.snapshots = false;
+        self
+    }
+
+    /// The controller keeps so many VMs of the image in stock.
+    #[must_use]
+    pub fn pool(mut self, vms: u32) -> Self {
+        self.pool = vms;
+        self
     }
 
     /// Guests that ask for `host` (and `port`, if given) reach `to`.
@@ -86,8 +104,10 @@ impl Setting {
     fn toml(&self) -> String {
         let mut text = format!(
             // Software emulation on a busy machine: the limit is for hangs, not for slowness.
-            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\n[deadlines]\nboot_s = 540\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
+            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\n[deadlines]\nboot_s = 540\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
             self.image,
+            self.image,
+            self.pool,
             self.extra_ca.iter().map(|p| p.as_str()).collect::<Vec<_>>(),
         );
         for (host, port, to) in &self.pins {
@@ -126,7 +146,8 @@ impl Stage {
             .prefix("vt-")
             .tempdir()
             .context("make a home")?;
-        for shared in ["images", "aliases"] {
+        let snapshots = setting.snapshots.then_some("snapshots");
+        for shared in ["images", "aliases"].into_iter().chain(snapshots) {
             std::os::unix::fs::symlink(images.join(shared), home.path().join(shared))
                 .context("share the images")?;
         }

@@ -1,11 +1,11 @@
 //! `codex`, `claude`, `gemini` and `gh`, unmodified, in a VM whose way out leads to the fake vendor. The person sees the
 //! vendor's page in the VM's Chromium and presses *Allow* or *Deny*.
-use super::{READY, alone, assert_cause, assert_nothing_left, ended, kept, took};
+use super::{END, READY, alone, assert_cause, assert_nothing_left, ended, kept, took};
 use anyhow::{Context, Result, ensure};
 use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
 use vestibule_api::{
     cause::Cause,
-    session::{Right, SessionState, SessionView},
+    session::{Right, SessionEvent, SessionEventKind, SessionState, SessionView, StartKind},
 };
 use vestibule_testkit::{
     ca::TestCa,
@@ -35,8 +35,8 @@ const fn case(provider: &'static str, how: Misbehave, cause: Option<Cause>) -> C
     }
 }
 
-/// Runs the cases one after the other on one controller.
-async fn run(name: &str, cases: &[Case]) -> Result<()> {
+/// Runs the cases one after the other on one controller, each in a VM that starts like this.
+async fn run(name: &str, start: StartKind, cases: &[Case]) -> Result<()> {
     let _alone = alone().await;
     let ca = TestCa::in_dir(&workspace().join("target/test-ca"))?;
     let vendor = Vendor::start(&ca).await?;
@@ -50,12 +50,17 @@ async fn run(name: &str, cases: &[Case]) -> Result<()> {
     for host in HOSTS {
         setting = setting.pin(host, Some(443), vendor.https());
     }
+    if start == StartKind::Cold {
+        setting = setting.without_snapshots();
+    }
     let stage = Stage::start(&setting).await?;
     let result = async {
         for case in cases {
-            sign_in(&stage, &vendor, case).await.with_context(|| {
-                format!("{} with {:?}, deny {}", case.provider, case.how, case.deny)
-            })?;
+            sign_in(&stage, &vendor, start, case)
+                .await
+                .with_context(|| {
+                    format!("{} with {:?}, deny {}", case.provider, case.how, case.deny)
+                })?;
         }
         Ok(())
     }
@@ -63,7 +68,7 @@ async fn run(name: &str, cases: &[Case]) -> Result<()> {
     kept(name, stage, result).await
 }
 
-async fn sign_in(stage: &Stage, vendor: &Vendor, case: &Case) -> Result<()> {
+async fn sign_in(stage: &Stage, vendor: &Vendor, start: StartKind, case: &Case) -> Result<()> {
     let begin = Instant::now();
     vendor.misbehave(case.how);
     let before = vendor.issued().len();
@@ -73,7 +78,10 @@ async fn sign_in(stage: &Stage, vendor: &Vendor, case: &Case) -> Result<()> {
         view.state == SessionState::AwaitingUser
     })
     .await?;
-    took(&format!("{} connect to view", case.provider), begin);
+    took(
+        &format!("{} connect to view ({start:?})", case.provider),
+        begin,
+    );
     let (rfb, _closed) = api.view(id, Right::Control).await?;
     let pictures = workspace().join(format!(
         "target/e2e/vendors/{}-{:?}",
@@ -94,6 +102,16 @@ async fn sign_in(stage: &Stage, vendor: &Vendor, case: &Case) -> Result<()> {
         person.allow().await?;
     }
     let view = ended(stage, id).await?;
+    let all = |event: &SessionEvent| matches!(event.event, SessionEventKind::State { state } if state.is_terminal());
+    let events = api.events(id, 0, END, all).await?;
+    let started = events.iter().find_map(|event| {
+        if let SessionEventKind::Claimed { start, .. } = event.event {
+            Some(start)
+        } else {
+            None
+        }
+    });
+    ensure!(started == Some(start), "it started by {started:?}");
     match case.cause {
         Some(cause) => assert_cause(&view, cause)?,
         None => {
@@ -189,7 +207,7 @@ async fn codex_signs_in_and_names_each_cause() -> Result<()> {
             ..case("codex", Misbehave::Not, Some(Cause::ConsentDenied))
         },
     ];
-    run("codex", &cases).await
+    run("codex", StartKind::Restore, &cases).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,13 +221,14 @@ async fn claude_signs_in_and_names_each_cause() -> Result<()> {
             Some(Cause::TokenEndpointFailed),
         ),
     ];
-    run("claude", &cases).await
+    run("claude", StartKind::Restore, &cases).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the image browser-test; script/test vendors"]
 async fn gemini_signs_in() -> Result<()> {
-    run("gemini", &[case("gemini", Misbehave::Not, None)]).await
+    let cases = [case("gemini", Misbehave::Not, None)];
+    run("gemini", StartKind::Restore, &cases).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -222,5 +241,5 @@ async fn gh_signs_in_and_names_each_cause() -> Result<()> {
             ..case("gh", Misbehave::Not, Some(Cause::ConsentDenied))
         },
     ];
-    run("gh", &cases).await
+    run("gh", StartKind::Cold, &cases).await
 }

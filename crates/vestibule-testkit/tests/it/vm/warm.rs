@@ -33,7 +33,10 @@ const OIDC: &str = "[providers.oidc]\nallow_http = true\n\
 #[ignore = "needs the image tiny; script/test warm"]
 async fn warm_starts_serve_and_fall_back() -> Result<()> {
     let _alone = alone().await;
-    let setting = Setting::image("tiny").with(OIDC).with("[pool]\ntiny = 1\n");
+    let setting = Setting::image("tiny")
+        .without_snapshots()
+        .pool(1)
+        .with(OIDC);
     let stage = Stage::start(&setting).await?;
     let begin = Instant::now();
     stage.vestibule(&["image", "snapshot", "tiny"]).await?;
