@@ -93,12 +93,29 @@ impl Api {
     /// # Errors
     /// As [`Api::call`].
     pub async fn start(&self, provider: &str, flow: Option<&str>) -> Result<SessionId> {
+        self.request(provider, flow, None).await
+    }
+
+    /// Starts a sign-in whose VM may begin from a snapshot, or has to boot.
+    ///
+    /// # Errors
+    /// As [`Api::call`].
+    pub async fn start_warm(&self, provider: &str, warm: bool) -> Result<SessionId> {
+        self.request(provider, None, Some(warm)).await
+    }
+
+    async fn request(
+        &self,
+        provider: &str,
+        flow: Option<&str>,
+        warm: Option<bool>,
+    ) -> Result<SessionId> {
         let request = StartRequest {
             provider: provider.parse::<ProviderId>()?,
             user_id: None,
             flow: flow.map(str::to_owned),
             image: None,
-            warm: None,
+            warm,
         };
         let reply: StartReply = self
             .call(Method::POST, "/api/auth/start", Some(&request))

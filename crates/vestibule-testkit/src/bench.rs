@@ -6,6 +6,7 @@
 //! | [`images`] | builds from nothing, unchanged, and with another agent |
 //! | [`boot`] | a VM's start, milestone by milestone, and the VMM's processor time |
 //! | [`connect`] | from *Connect* to a view that somebody can use |
+//! | [`warm`] | sessions from a snapshot and out of the pool, beside boots and the restore by hand; what a copy holds |
 //! | [`latency`] | from a key in noVNC to the pixel that it changes |
 //! | [`relay`] | the view's relay against websockify, on the same bytes |
 //! | [`memory`] | what controller, runner and VMM hold |
@@ -24,12 +25,15 @@ pub mod serve;
 pub mod stats;
 pub mod usage;
 pub mod vm;
+pub mod warm;
 
 use anyhow::{Result, bail};
 pub use report::Report;
 
 /// The benches, in the order in which `script/bench` runs them.
-pub const NAMES: [&str; 6] = ["images", "boot", "connect", "latency", "relay", "memory"];
+pub const NAMES: [&str; 7] = [
+    "images", "boot", "connect", "warm", "latency", "relay", "memory",
+];
 
 /// Runs one bench.
 ///
@@ -40,6 +44,7 @@ pub async fn run(name: &str) -> Result<Report> {
         "images" => images::run().await,
         "boot" => boot::run().await,
         "connect" => connect::run().await,
+        "warm" => warm::run().await,
         "latency" => latency::run().await,
         "relay" => relay::run().await,
         "memory" => memory::run().await,

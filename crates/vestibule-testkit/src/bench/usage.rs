@@ -38,6 +38,61 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(field()? + field()?)
 }
 
+/// Bytes of the process's memory that are no file's (`Anonymous`): of a file that it maps privately, what it has written to.
+///
+/// # Errors
+/// When there is no such process.
+pub fn anonymous_bytes(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Anonymous:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok());
+    let kib = kib.with_context(|| format!("understand `{path}`"))?;
+    Ok(f64::from(kib) * 1024.0)
+}
+
+/// The same of the mappings of one file alone.
+///
+/// # Errors
+/// When there is no such process.
+pub fn anonymous_bytes_of(pid: u32, file: &str) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+    let (mut meant, mut kib) = (false, 0);
+    for line in text.lines() {
+        // A mapping's first line begins with its addresses, its others with a name and a colon.
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if first == "Anonymous:" {
+            let this: u32 = words.next().and_then(|kib| kib.parse().ok()).unwrap_or(0);
+            kib += if meant { this } else { 0 };
+        } else if !first.ends_with(':') {
+            meant = line.ends_with(file);
+        }
+    }
+    Ok(f64::from(kib) * 1024.0)
+}
+
+/// The process that has this among its arguments.
+///
+/// # Errors
+/// When there is none.
+pub fn process_with(argument: &str) -> Result<u32> {
+    let processes = std::fs::read_dir("/proc").context("read `/proc`")?;
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .find(|pid| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments
+                .split(|byte| *byte == 0)
+                .any(|one| one == argument.as_bytes())
+        })
+        .with_context(|| format!("no process has the argument `{argument}`"))
+}
+
 /// The children of a process, of all its threads, as they are now.
 ///
 /// # Errors

@@ -102,9 +102,10 @@ fn memory(capabilities: &Capabilities, launch: &Launch) -> Option<serde_json::Va
     }
 }
 
-/// Translated code under TCG, in MiB. It is memory of this VM's alone, and QEMU would take up to 1024. Measured with a restored,
-/// painted browser of 2 GiB: 128 MiB cost 0.13 of the guest's memory in all, 256 0.20, the default 0.27.
-const TRANSLATED_MIB: u32 = 128;
+/// Translated code under TCG, in MiB, of this VM's alone; QEMU would take up to 1024. Measured on two cores: a sign-in with wrangler
+/// in 162 s with 512 MiB, 190 s with 256, 272 s with 128 (what does not fit is translated again), and an idle restored
+/// browser of 2 GiB costs 0.27, 0.20 and 0.13 of the guest's memory.
+const TRANSLATED_MIB: u32 = 512;
 
 /// All arguments, without the program.
 pub(super) fn argv(capabilities: &Capabilities, launch: &Launch, fds: &Descriptors) -> Argv {
