@@ -10,6 +10,7 @@
 //! | [`build`](mod@build), `cache`, `host` | the order of it all, what is kept between builds, commands of the host |
 //! | [`store`] | images by digest, aliases, history, snapshots |
 //! | [`verify`](mod@verify), [`lint`](mod@lint) | what an image must prove before an alias may point to it |
+//! | [`diff`](mod@diff) | what changed from one image to another |
 //! | [`snapshot`](mod@snapshot) | memory of a VM that is ready, from which others begin |
 //! | `boot` | a VM of the store's own, for the last two |
 //!
@@ -25,6 +26,7 @@ pub mod build;
 mod cache;
 mod checks;
 mod cpio;
+pub mod diff;
 mod digest;
 mod elf;
 mod ext4;
@@ -44,6 +46,7 @@ pub mod verify;
 
 pub use boot::{BootError, BootOptions, Timing};
 pub use build::{BuildError, BuildOptions, Built, build};
+pub use diff::{Change, Difference, diff};
 pub use lint::{LintError, lint};
 pub use progress::{Event, Phase, Progress, Silent};
 pub use snapshot::{SnapshotError, SnapshotOptions, Taken, snapshot};

@@ -7,6 +7,7 @@
 //! | [`boot`] | a VM's start, milestone by milestone, and the VMM's processor time |
 //! | [`connect`] | from *Connect* to a view that somebody can use |
 //! | [`warm`] | sessions from a snapshot and out of the pool, beside boots and the restore by hand; what a copy holds |
+//! | [`diagnose`] | a verdict from the disk alone, beside mounting it |
 //! | [`latency`] | from a key in noVNC to the pixel that it changes |
 //! | [`relay`] | the view's relay against websockify, on the same bytes |
 //! | [`memory`] | what controller, runner and VMM hold |
@@ -15,6 +16,7 @@
 pub mod boot;
 pub mod cli;
 pub mod connect;
+pub mod diagnose;
 pub mod host;
 pub mod images;
 pub mod latency;
@@ -45,6 +47,7 @@ pub async fn run(name: &str) -> Result<Report> {
         "boot" => boot::run().await,
         "connect" => connect::run().await,
         "warm" => warm::run().await,
+        "diagnose" => diagnose::run().await,
         "latency" => latency::run().await,
         "relay" => relay::run().await,
         "memory" => memory::run().await,

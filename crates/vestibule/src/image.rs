@@ -40,6 +40,8 @@ pub(crate) enum ImageCommand {
     List,
     /// Show an image's manifest, how it was built and how it was verified.
     Inspect { image: String },
+    /// What changed from one image to another: packages, tools, units, files.
+    Diff { from: String, to: String },
     /// Read an image as the diagnosis reads any disk, and say what could not start.
     Lint { image: String },
     /// Boot an image and demand what its manifest promises.
@@ -107,6 +109,11 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
         ImageCommand::Inspect { image } => {
             let image = store.inspect(&store.resolve(&image)?)?;
             output::line(&serde_json::to_string_pretty(&image)?);
+        }
+        ImageCommand::Diff { from, to } => {
+            let manifest = |name: &str| store.manifest(&store.resolve(name)?);
+            let difference = vestibule_image::diff(&manifest(&from)?, &manifest(&to)?);
+            out.print(&difference, ToString::to_string)?;
         }
         ImageCommand::Lint { image } => {
             return crate::diagnose::print(

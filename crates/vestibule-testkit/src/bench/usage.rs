@@ -53,6 +53,21 @@ pub fn anonymous_bytes(pid: u32) -> Result<f64> {
     Ok(f64::from(kib) * 1024.0)
 }
 
+/// The most that the process has ever had in memory, in bytes (`VmHWM`, proc_pid_status(5)).
+///
+/// # Errors
+/// When there is no such process, or it has ended.
+pub fn peak_bytes(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read `{path}`"))?;
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok());
+    let kib = kib.with_context(|| format!("understand `{path}`"))?;
+    Ok(f64::from(kib) * 1024.0)
+}
+
 /// The same of the mappings of one file alone.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Vestibule as a whole: a controller, real VMs, unmodified tools, and a person who sees pixels. One VM at a time.
 mod egress;
 mod failures;
+mod faults;
 mod guest;
 mod snapshots;
 mod vendors;

@@ -1,0 +1,131 @@
+//! A browser image judged from its disk alone, beside what an engineer would do by hand: mount it, `systemd-analyze verify`,
+//! `journalctl`. Both with a warm page cache. Needs root and a loop device for the latter.
+use super::{Report, report::Required, stats::median, usage};
+use crate::stage;
+use anyhow::{Context, Result, bail, ensure};
+use camino::Utf8Path;
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
+use tokio::process::Command;
+
+const IMAGE: &str = "browser";
+const TURNS: usize = 10;
+/// Between two looks at a process's peak.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Runs the bench with the image `browser`.
+///
+/// # Errors
+/// When it is not built, cannot be mounted, or is not healthy.
+pub async fn run() -> Result<Report> {
+    let mut report = Report::new("diagnose");
+    let image = stage::image_home()
+        .join("aliases")
+        .join(IMAGE)
+        .canonicalize_utf8()
+        .with_context(|| format!("no image `{IMAGE}`: `script/test images` builds it"))?;
+    let root = image.join("root.ext4");
+    let home = camino_tempfile::tempdir()?;
+    let (mut ours, mut by_hand, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    // The first turn warms the page cache.
+    for turn in 0..=TURNS {
+        let (took, peak) = diagnose(&root).await?;
+        let hand = mount_and_verify(&root, home.path()).await?;
+        if turn > 0 {
+            ours.push(took);
+            by_hand.push(hand);
+            peaks.push(peak);
+        }
+    }
+    report.median("vestibule diagnose --disk", "ms", &ours);
+    report.require(Required::AtMost(300.0));
+    report.median(
+        "mount, systemd-analyze --root verify, journalctl -D, umount",
+        "ms",
+        &by_hand,
+    );
+    report.figure(
+        "by hand ÷ vestibule",
+        "x",
+        median(&by_hand) / median(&ours),
+        &[],
+    );
+    report.require(Required::AtLeast(20.0));
+    report.median("vestibule diagnose: peak memory", "MiB", &peaks);
+    report.require(Required::AtMost(100.0));
+    report.note(format!(
+        "image `{IMAGE}`, {TURNS} turns, the required units of its manifest, the program's own start included in both"
+    ));
+    Ok(report)
+}
+
+/// Milliseconds, and the highest resident size that was seen, in MiB.
+async fn diagnose(root: &Utf8Path) -> Result<(f64, f64)> {
+    let begun = Instant::now();
+    let mut child = Command::new(stage::binary()?)
+        .args(["diagnose", "--json", "--disk", root.as_str()])
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .context("start vestibule")?;
+    let mut peak: f64 = 0.0;
+    let status = loop {
+        if let Some(bytes) = child.id().and_then(|pid| usage::peak_bytes(pid).ok()) {
+            peak = peak.max(bytes / f64::from(1 << 20));
+        }
+        if let Ok(status) = tokio::time::timeout(LOOK, child.wait()).await {
+            break status?;
+        }
+    };
+    ensure!(status.success(), "the image is not healthy: {status}");
+    Ok((begun.elapsed().as_secs_f64() * 1e3, peak))
+}
+
+async fn mount_and_verify(root: &Utf8Path, home: &Utf8Path) -> Result<f64> {
+    let at = home.join("mounted");
+    std::fs::create_dir_all(&at)?;
+    let manifest = std::fs::read(root.with_file_name("manifest.json"))?;
+    let manifest: vestibule_api::image::Manifest = serde_json::from_slice(&manifest)?;
+    let begun = Instant::now();
+    run_quietly(
+        "mount",
+        &["-o", "ro,loop", root.as_str(), at.as_str()],
+        true,
+    )
+    .await?;
+    let mut verify = vec!["verify".to_owned(), format!("--root={at}")];
+    verify.extend(manifest.required_units);
+    let verify: Vec<&str> = verify.iter().map(String::as_str).collect();
+    // Its status says whether it has found something; either is an answer.
+    let verified = run_quietly("systemd-analyze", &verify, false).await;
+    let journal = at.join("var/log/journal");
+    let read = journal_of(&journal).await;
+    run_quietly("umount", &[at.as_str()], true).await?;
+    verified?;
+    read?;
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
+}
+
+async fn journal_of(directory: &Utf8Path) -> Result<()> {
+    let arguments = ["-D", directory.as_str(), "--no-pager", "-n", "1000"];
+    // An image that never ran has none, and journalctl says so.
+    run_quietly("journalctl", &arguments, false).await
+}
+
+async fn run_quietly(program: &str, arguments: &[&str], must: bool) -> Result<()> {
+    let output = Command::new(program)
+        .args(arguments)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .with_context(|| format!("start {program}"))?;
+    if must && !output.status.success() {
+        bail!(
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

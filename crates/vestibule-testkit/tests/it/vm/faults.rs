@@ -1,0 +1,270 @@
+//! Broken images, really booted: what the runner collects of a VM that never came up names the cause that is on the disk.
+//! The first case is the earlier system's: an enabled unit behind `network-online.target`, and no journal entry at all.
+use super::{alone, guest::Guest, took};
+use anyhow::{Context, Result, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use futures_util::future::join_all;
+use serde::Deserialize;
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+use tokio::io::AsyncWriteExt as _;
+use vestibule_api::{
+    cause::Cause,
+    finding::{Quote, VerdictKind},
+    machine::{Exit, VmSpec},
+};
+use vestibule_testkit::stage::{binary, image_home, residue};
+
+/// All boot at once on two cores; what is broken waits for this deadline.
+const DEADLINE_S: u32 = 150;
+const LIMIT: Duration = Duration::from_secs(400);
+const UNIT: &str = "/usr/lib/systemd/system/vm-browser-agent.service";
+const WANTS: &str = "/etc/systemd/system/multi-user.target.wants/vm-browser-agent.service";
+const PROGRAM: &str = "/usr/lib/vestibule/vestibule-agent";
+
+/// One change of a root file system, as debugfs(8) makes it.
+enum Change {
+    Remove(&'static str),
+    Directory(&'static str),
+    Link(&'static str, &'static str),
+    Write(&'static str, &'static str),
+    Mode(&'static str, &'static str),
+}
+
+struct Fault {
+    name: &'static str,
+    changes: &'static [Change],
+    cause: Cause,
+}
+
+use Change::{Directory, Link, Mode, Remove, Write};
+
+/// The agent waits for the network; the network's own waiting never ends, for no link is managed.
+const BEHIND_NETWORK_ONLINE: [Change; 7] = [
+    Remove("/etc/systemd/system/systemd-networkd.service"),
+    Remove("/etc/systemd/system/systemd-networkd-wait-online.service"),
+    Link(
+        "/etc/systemd/system/multi-user.target.wants/systemd-networkd.service",
+        "/lib/systemd/system/systemd-networkd.service",
+    ),
+    Directory("/etc/systemd/system/network-online.target.wants"),
+    Link(
+        "/etc/systemd/system/network-online.target.wants/systemd-networkd-wait-online.service",
+        "/lib/systemd/system/systemd-networkd-wait-online.service",
+    ),
+    Directory("/etc/systemd/system/vm-browser-agent.service.d"),
+    Write(
+        "/etc/systemd/system/vm-browser-agent.service.d/network.conf",
+        "[Unit]\nWants=network-online.target\nAfter=network-online.target\n",
+    ),
+];
+
+/// What was declared the fix, once.
+const PRESET: Change = Write(
+    "/usr/lib/systemd/system-preset/00-agent.preset",
+    "enable vm-browser-agent.service\n",
+);
+
+const FAULTS: [Fault; 8] = [
+    Fault {
+        name: "behind network-online.target",
+        changes: &BEHIND_NETWORK_ONLINE,
+        cause: Cause::WaitsForNetworkOnline,
+    },
+    Fault {
+        name: "the same with a preset that enables the agent",
+        changes: &{
+            let [a, b, c, d, e, f, g] = BEHIND_NETWORK_ONLINE;
+            [a, b, c, d, e, f, g, PRESET]
+        },
+        cause: Cause::WaitsForNetworkOnline,
+    },
+    Fault {
+        name: "not enabled",
+        changes: &[Remove(WANTS)],
+        cause: Cause::UnitNotEnabled,
+    },
+    Fault {
+        name: "masked",
+        changes: &[Link(
+            "/etc/systemd/system/vm-browser-agent.service",
+            "/dev/null",
+        )],
+        cause: Cause::UnitMasked,
+    },
+    Fault {
+        name: "program removed",
+        changes: &[Remove(PROGRAM)],
+        cause: Cause::ExecMissing,
+    },
+    Fault {
+        name: "program not executable",
+        changes: &[Mode(PROGRAM, "0100644")],
+        cause: Cause::ExecNotExecutable,
+    },
+    Fault {
+        name: "user missing",
+        changes: &[
+            Directory("/etc/systemd/system/vm-browser-agent.service.d"),
+            Write(
+                "/etc/systemd/system/vm-browser-agent.service.d/user.conf",
+                "[Service]\nUser=nobody-has-this-name\n",
+            ),
+        ],
+        cause: Cause::UserMissing,
+    },
+    Fault {
+        name: "unit removed",
+        changes: &[Remove(UNIT)],
+        cause: Cause::UnitFileMissing,
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image tiny; script/test faults"]
+async fn a_broken_image_that_was_booted_names_its_cause() -> Result<()> {
+    let _alone = alone().await;
+    let begin = Instant::now();
+    let image = image_home()
+        .join("aliases/tiny")
+        .canonicalize_utf8()
+        .context("no image `tiny`: `script/test images` builds it")?;
+    let home = camino_tempfile::tempdir()?;
+    let booted = FAULTS.iter().enumerate().map(|(number, fault)| {
+        let (image, dir) = (image.clone(), home.path().join(number.to_string()));
+        async move {
+            let outcome = outcome(&image, &dir, fault).await;
+            (fault.name, outcome)
+        }
+    });
+    let mut wrong = Vec::new();
+    for (name, outcome) in join_all(booted).await {
+        if let Err(err) = outcome {
+            wrong.push(format!("{name}: {err:#}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    took("eight broken images, booted and explained", begin);
+    Ok(())
+}
+
+/// Breaks a copy of the image, boots it until its runner gives up, and asks what was wrong.
+async fn outcome(image: &Utf8Path, dir: &Utf8Path, fault: &Fault) -> Result<()> {
+    let broken = dir.join(image.file_name().context("the image has a digest")?);
+    fs::create_dir_all(&broken)?;
+    let root = broken.join("root.ext4");
+    let files = ["vmlinuz", "initrd", "manifest.json", "root.ext4"];
+    // Holes stay holes.
+    let copied = Command::new("cp")
+        .args(["--sparse=always", "--reflink=auto", "--"])
+        .args(files.map(|name| image.join(name)))
+        .arg(&broken)
+        .status()
+        .context("start cp")?;
+    ensure!(copied.success(), "cp: {copied}");
+    change(&root, dir, fault.changes)?;
+
+    let mut spec = Guest::spec(dir, &broken)?;
+    spec.boot_deadline_s = DEADLINE_S;
+    let exit = run(&spec).await?;
+    ensure!(!exit.asked, "it came up: {exit:?}");
+    let evidence = Utf8PathBuf::from(&spec.evidence_dir);
+    let told = explain(&["--evidence", evidence.as_str(), "--disk", root.as_str()]).await?;
+    ensure!(
+        (told.verdict, told.cause) == (VerdictKind::Cause, Some(fault.cause)),
+        "not `{}`: {told:?}",
+        fault.cause
+    );
+    ensure!(!told.evidence.is_empty(), "nothing is quoted: {told:?}");
+    ensure!(
+        residue(Utf8Path::new(&spec.vm_dir), None).is_empty(),
+        "something is left"
+    );
+    Ok(())
+}
+
+fn change(root: &Utf8Path, dir: &Utf8Path, changes: &[Change]) -> Result<()> {
+    let mut script = String::new();
+    for (number, change) in changes.iter().enumerate() {
+        let line = match change {
+            Remove(path) => format!("rm {path}\n"),
+            Directory(path) => format!("mkdir {path}\n"),
+            Link(path, target) => format!("symlink {path} {target}\n"),
+            Mode(path, mode) => format!("sif {path} mode {mode}\n"),
+            Write(path, text) => {
+                let file = dir.join(format!("file-{number}"));
+                fs::write(&file, text)?;
+                format!("write {file} {path}\nsif {path} mode 0100644\n")
+            }
+        };
+        script.push_str(&line);
+    }
+    let mut debugfs = Command::new("debugfs")
+        .args(["-w", "-f", "-", root.as_str()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start debugfs")?;
+    let mut stdin = debugfs.stdin.take().context("its standard input")?;
+    stdin.write_all(script.as_bytes())?;
+    drop(stdin);
+    let output = debugfs.wait_with_output()?;
+    // It says its version there as well.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let complaints: Vec<&str> = said
+        .lines()
+        .filter(|line| !line.starts_with("debugfs "))
+        .collect();
+    ensure!(
+        output.status.success() && complaints.is_empty(),
+        "debugfs: {complaints:?}"
+    );
+    Ok(())
+}
+
+/// The runner's whole life.
+async fn run(spec: &VmSpec) -> Result<Exit> {
+    let vm_dir = Utf8Path::new(&spec.vm_dir);
+    fs::create_dir(vm_dir)?;
+    let mut process = tokio::process::Command::new(binary()?)
+        .arg("run-vm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(vm_dir.with_file_name("runner.log"))?)
+        .kill_on_drop(true)
+        .spawn()
+        .context("start the runner")?;
+    let mut stdin = process.stdin.take().context("its standard input")?;
+    stdin.write_all(&serde_json::to_vec(spec)?).await?;
+    drop(stdin);
+    tokio::time::timeout(LIMIT, process.wait())
+        .await
+        .context("the runner goes on")??;
+    let path = Utf8Path::new(&spec.evidence_dir).join("exit.json");
+    let exit = fs::read(&path).with_context(|| format!("read `{path}`"))?;
+    Ok(serde_json::from_slice(&exit)?)
+}
+
+/// What `vestibule diagnose --json` prints, as far as it is compared.
+#[derive(Debug, Deserialize)]
+struct Told {
+    verdict: VerdictKind,
+    cause: Option<Cause>,
+    #[serde(default)]
+    evidence: Vec<Quote>,
+}
+
+async fn explain(arguments: &[&str]) -> Result<Told> {
+    let output = tokio::process::Command::new(binary()?)
+        .args(["diagnose", "--json"])
+        .args(arguments)
+        .output()
+        .await?;
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
