@@ -179,6 +179,19 @@ kebab_enum! {
 }
 
 impl Cause {
+    /// Whether it only says how far a VM came, as a runner sees it from outside when a deadline passes. Whatever names a
+    /// reason explains it.
+    pub const fn is_missed_milestone(self) -> bool {
+        matches!(
+            self,
+            Self::StreamRefused
+                | Self::ListeningNotAnswering
+                | Self::NeverNotifiedReady
+                | Self::DisplayNotReady
+                | Self::BrowserNotReady
+        )
+    }
+
     /// The stage at which this cause stops a VM or a sign-in.
     pub const fn stage(self) -> Stage {
         match self {

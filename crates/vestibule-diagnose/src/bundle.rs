@@ -1,5 +1,8 @@
 //! A runner's evidence bundle on disk, the only place where this crate opens files by name.
-use crate::{Evidence, HostFacts};
+use crate::{
+    Evidence, HostFacts,
+    disk::{ext4::Ext4Tree, source::SeekSource},
+};
 use serde::de::DeserializeOwned;
 use std::{
     fs::File,
@@ -8,9 +11,12 @@ use std::{
 };
 use vestibule_api::{
     agent::Report,
+    error::Chain,
     machine::{Exit, MachineState, RunnerEvent, RunnerEventKind},
 };
 
+/// An image's root in its directory.
+const ROOT: &str = "root.ext4";
 /// Bytes read of one file of a bundle.
 const FILE_LIMIT: u64 = 32 << 20;
 
@@ -28,6 +34,27 @@ pub enum ReadBundleError {
 }
 
 impl Evidence {
+    /// [`Evidence::from_dir`], and the root of the image that the VM was made from, where `machine.json` names one that is
+    /// still there.
+    ///
+    /// # Errors
+    /// As [`Evidence::from_dir`].
+    pub fn of_vm(dir: &Path) -> Result<Self, ReadBundleError> {
+        let evidence = Self::from_dir(dir)?;
+        let machine: serde_json::Value = json(dir, "machine.json")?.unwrap_or_default();
+        let image = machine.pointer("/spec/imageDir").and_then(|v| v.as_str());
+        let Some(root) = image.and_then(|image| File::open(Path::new(image).join(ROOT)).ok())
+        else {
+            return Ok(evidence);
+        };
+        let tree = SeekSource::file(root).map(Ext4Tree::open);
+        Ok(match tree {
+            Ok(Ok(tree)) => evidence.disk(tree),
+            Ok(Err(err)) => evidence.unreadable_disk(Chain(&err).to_string()),
+            Err(err) => evidence.unreadable_disk(err.to_string()),
+        })
+    }
+
     /// Reads `machine.json`, `serial.log`, `vmm.log`, `report.json`, `events.ndjson` and `exit.json` of a bundle. A file
     /// that is not there, or not what it should be, is left out: half a bundle still is evidence.
     ///

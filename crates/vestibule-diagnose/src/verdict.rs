@@ -21,9 +21,11 @@ pub(crate) fn judge(case: &Case<'_>) -> Verdict {
         let found = rules::UNIT_RULES.iter().flat_map(|rule| rule(case, unit));
         candidates.extend(found.filter(|c| !(runs && c.refuted_by_run)));
     }
-    if let Some(finding) = &case.host.failure {
-        candidates.push(Candidate::observed(finding.clone()).specific(1));
-    }
+    let (missed, failure) = match &case.host.failure {
+        Some(finding) if finding.cause.is_missed_milestone() => (Some(finding.clone()), None),
+        other => (None, other.clone()),
+    };
+    candidates.extend(failure.map(|finding| Candidate::observed(finding).specific(1)));
     let explained: HashSet<Cause> = candidates
         .iter()
         .filter(|c| c.strength >= Strength::Conditional)
@@ -39,7 +41,9 @@ pub(crate) fn judge(case: &Case<'_>) -> Verdict {
         weighed
             .iter()
             .filter(|c| c.strength >= Strength::Conditional)
-            .map(|c| c.finding.clone()),
+            .map(|c| c.finding.clone())
+            // The runner saw where the VM stopped: that is the verdict only where nothing says why.
+            .chain(missed),
     );
     let finding = if findings.is_empty() {
         None

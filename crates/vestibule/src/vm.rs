@@ -249,7 +249,7 @@ fn verdict(dir: &Utf8Path) -> anyhow::Result<Verdict> {
     match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("understand `{path}`")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let evidence = vestibule_diagnose::Evidence::from_dir(dir.as_std_path())?;
+            let evidence = vestibule_diagnose::Evidence::of_vm(dir.as_std_path())?;
             Ok(vestibule_diagnose::diagnose(&evidence))
         }
         Err(error) => Err(error).with_context(|| format!("read `{path}`")),

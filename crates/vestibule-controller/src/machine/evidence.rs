@@ -125,9 +125,9 @@ pub(crate) fn complete(dir: &Utf8Path, story: Story) -> Result<Verdict, Evidence
     Ok(verdict)
 }
 
-/// What the diagnosis reads from the bundle alone.
+/// What the diagnosis reads from the bundle, and from the image that it names.
 fn judge(dir: &Utf8Path) -> Verdict {
-    match vestibule_diagnose::Evidence::from_dir(dir.as_std_path()) {
+    match vestibule_diagnose::Evidence::of_vm(dir.as_std_path()) {
         Ok(evidence) => vestibule_diagnose::diagnose(&evidence),
         Err(err) => {
             tracing::warn!(path = %dir, error = %vestibule_api::error::Chain(&err), "the evidence can't be judged");
@@ -190,7 +190,7 @@ fn weigh(story: &Story, judged: Verdict) -> Verdict {
     let same = told.cause == found.cause;
     if !same
         && judged.verdict == VerdictKind::Cause
-        && (vague || never_ready && found.stage <= told.stage)
+        && (vague || never_ready && (told.cause.is_missed_milestone() || found.stage <= told.stage))
     {
         let mut verdict = judged.clone();
         verdict.also.insert(0, told.clone());

@@ -34,7 +34,27 @@ pub struct Network {
     pub assignments: Vec<parse::Assignment>,
 }
 
+/// What systemd itself installs, for tunnels, containers and the like: nobody's configuration of a card
+/// (systemd's source, `network/`).
+const SYSTEMDS_OWN: [&str; 8] = [
+    "80-6rd-tunnel",
+    "80-container-host0",
+    "80-container-vb",
+    "80-container-ve",
+    "80-container-vz",
+    "80-namespace-ns-tun",
+    "80-vm-vt",
+    "80-wifi-adhoc",
+];
+
 impl Network {
+    /// Whether somebody has configured this, rather than systemd's package brought it.
+    pub fn is_configured(&self) -> bool {
+        let name = self.path.strip_prefix("/usr/lib/systemd/network/");
+        let stem = name.and_then(|name| name.strip_suffix(".network"));
+        stem.is_none_or(|stem| !SYSTEMDS_OWN.contains(&stem))
+    }
+
     fn values(&self, section: &str, key: &str) -> Vec<&parse::Assignment> {
         self.assignments
             .iter()

@@ -29,7 +29,9 @@ pub(super) async fn finish(mut life: Life, end: End) -> Exit {
             let reason = format!("{}: {}", finding.cause, finding.why);
             shared.update(|view| view.failure = Some((*finding).clone()));
             life.publish(RunnerEventKind::Failed { finding: *finding });
-            (reason, exit, false)
+            // A VMM that has not ended by itself is ended here, and how says nothing about the guest.
+            let by_itself = exit.code.is_some() || exit.signal.is_some();
+            (reason, exit, !by_itself)
         }
     };
     tracing::info!(machine.id = %shared.spec.machine_id, reason, "the VM ends");

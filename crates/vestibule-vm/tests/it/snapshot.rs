@@ -523,7 +523,7 @@ async fn a_full_disk_is_said_and_nothing_is_left() {
             _ => None,
         })
         .await;
-    assert!(!exit.asked);
+    assert!(exit.asked, "the runner ended it: {exit:?}");
     runner.ended().await;
     assert_eq!(tree(small.0.path()), Vec::<String>::new());
 }

@@ -15,12 +15,12 @@ use tokio::io::AsyncWriteExt as _;
 use vestibule_api::{
     cause::Cause,
     finding::{Quote, VerdictKind},
-    machine::{Exit, VmSpec},
+    machine::VmSpec,
 };
 use vestibule_testkit::stage::{binary, image_home, residue};
 
 /// All boot at once on two cores; what is broken waits for this deadline.
-const DEADLINE_S: u32 = 150;
+const DEADLINE_S: u32 = 90;
 const LIMIT: Duration = Duration::from_secs(400);
 const UNIT: &str = "/usr/lib/systemd/system/vm-browser-agent.service";
 const WANTS: &str = "/etc/systemd/system/multi-user.target.wants/vm-browser-agent.service";
@@ -170,16 +170,36 @@ async fn outcome(image: &Utf8Path, dir: &Utf8Path, fault: &Fault) -> Result<()> 
 
     let mut spec = Guest::spec(dir, &broken)?;
     spec.boot_deadline_s = DEADLINE_S;
-    let exit = run(&spec).await?;
-    ensure!(!exit.asked, "it came up: {exit:?}");
+    spec.evidence_dir = dir
+        .join("evidence")
+        .join(spec.machine_id.to_string())
+        .into_string();
+    run(&spec).await?;
     let evidence = Utf8PathBuf::from(&spec.evidence_dir);
-    let told = explain(&["--evidence", evidence.as_str(), "--disk", root.as_str()]).await?;
-    ensure!(
-        (told.verdict, told.cause) == (VerdictKind::Cause, Some(fault.cause)),
-        "not `{}`: {told:?}",
-        fault.cause
-    );
-    ensure!(!told.evidence.is_empty(), "nothing is quoted: {told:?}");
+    // Bundle and disk; and the bundle alone, whose image is looked up.
+    let by_hand = [
+        "diagnose",
+        "--evidence",
+        evidence.as_str(),
+        "--disk",
+        root.as_str(),
+    ];
+    let by_id = [
+        "--home",
+        dir.as_str(),
+        "vm",
+        "why",
+        &spec.machine_id.to_string(),
+    ];
+    for words in [by_hand, by_id] {
+        let told = explain(&words).await?;
+        ensure!(
+            (told.verdict, told.cause) == (VerdictKind::Cause, Some(fault.cause)),
+            "not `{}` by {words:?}: {told:?}",
+            fault.cause
+        );
+        ensure!(!told.evidence.is_empty(), "nothing is quoted: {told:?}");
+    }
     ensure!(
         residue(Utf8Path::new(&spec.vm_dir), None).is_empty(),
         "something is left"
@@ -227,8 +247,8 @@ fn change(root: &Utf8Path, dir: &Utf8Path, changes: &[Change]) -> Result<()> {
     Ok(())
 }
 
-/// The runner's whole life.
-async fn run(spec: &VmSpec) -> Result<Exit> {
+/// The runner's whole life: a VM that comes up goes on, and this takes too long.
+async fn run(spec: &VmSpec) -> Result<()> {
     let vm_dir = Utf8Path::new(&spec.vm_dir);
     fs::create_dir(vm_dir)?;
     let mut process = tokio::process::Command::new(binary()?)
@@ -245,9 +265,7 @@ async fn run(spec: &VmSpec) -> Result<Exit> {
     tokio::time::timeout(LIMIT, process.wait())
         .await
         .context("the runner goes on")??;
-    let path = Utf8Path::new(&spec.evidence_dir).join("exit.json");
-    let exit = fs::read(&path).with_context(|| format!("read `{path}`"))?;
-    Ok(serde_json::from_slice(&exit)?)
+    Ok(())
 }
 
 /// What `vestibule diagnose --json` prints, as far as it is compared.
@@ -261,7 +279,7 @@ struct Told {
 
 async fn explain(arguments: &[&str]) -> Result<Told> {
     let output = tokio::process::Command::new(binary()?)
-        .args(["diagnose", "--json"])
+        .arg("--json")
         .args(arguments)
         .output()
         .await?;
