@@ -29,7 +29,7 @@ pub fn image_home() -> Utf8PathBuf {
 }
 
 /// The configuration of a stage, as lines of TOML.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Setting {
     image: String,
     pins: Vec<(String, Option<u16>, SocketAddr)>,
@@ -232,6 +232,20 @@ impl Stage {
     /// Everything of this stage that still runs or lies about, except controller and database.
     pub fn residue(&self) -> Vec<String> {
         residue(self.home.path(), self.process.pid())
+    }
+
+    /// [`Stage::end`] for a controller that keeps VMs in stock, which outlive it: another one, which keeps none, ends them.
+    ///
+    /// # Errors
+    /// As [`Stage::start`] and [`Stage::end`].
+    pub async fn end_with_stock(self, setting: &Setting) -> Result<()> {
+        let none = Setting {
+            pool: 0,
+            ..setting.clone()
+        };
+        std::fs::write(self.home.path().join("vestibule.toml"), none.toml())
+            .context("write the configuration")?;
+        self.crash_and_restart().await?.end().await
     }
 
     /// Cancels what still runs, waits until its VMs are gone, and ends the controller: runners outlive it, and would

@@ -66,7 +66,8 @@ pub async fn run() -> Result<Report> {
     }
     empty.end().await?;
     // What fills the pool would be in the way of the others.
-    let stocked = Stage::start(&setting().pool(1)).await?;
+    let one = setting().pool(1);
+    let stocked = Stage::start(&one).await?;
     let (mut private, mut written) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         let vms = stock(&stocked, 1).await?;
@@ -76,15 +77,13 @@ pub async fn run() -> Result<Report> {
         }
         session(&stocked, StartKind::Pool, &mut pooled).await?;
     }
-    stocked.end().await?;
-    let many = Stage::start(
-        &setting()
-            .pool(AT_ONCE)
-            .with(&format!("[limits]\nvms = {}\n", AT_ONCE + 1)),
-    )
-    .await?;
+    stocked.end_with_stock(&one).await?;
+    let eight = setting()
+        .pool(AT_ONCE)
+        .with(&format!("[limits]\nvms = {}\n", AT_ONCE + 1));
+    let many = Stage::start(&eight).await?;
     let of_many = shares(&stock(&many, AT_ONCE as usize).await?, &snapshot)?;
-    many.end().await?;
+    many.end_with_stock(&eight).await?;
 
     report.median(
         "by hand: VMM's start to the agent's first answer",
