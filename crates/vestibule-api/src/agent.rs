@@ -12,7 +12,7 @@
 //! | `GET /terminal?right=control\|view` | WebSocket: binary frames are terminal bytes, text frames [`TerminalControl`] |
 //! | `GET /login/transcript` | what the terminal showed, as text |
 //! | `POST /clock` | [`ClockRequest`] → [`ClockReply`]; the runner only |
-//! | `POST /prepare-snapshot` | ends the desktop, empties the home directory, clears free memory; the runner only, in a VM of no session. When the stream ends after it, the agent begins anew |
+//! | `POST /prepare-snapshot` | warms the browser, ends its pages, clears free memory; the runner only, in a VM of no session. When the stream ends after it, the agent begins anew |
 //! | `POST /exec` | [`ExecRequest`] → [`ExecReply`] |
 //! | `GET /auth/callback` | the generic OAuth client's redirect target (guest loopback only) |
 //!

@@ -1,8 +1,5 @@
 //! A runner's evidence bundle on disk, the only place where this crate opens files by name.
-use crate::{
-    Evidence, HostFacts,
-    disk::{ext4::Ext4Tree, source::SeekSource},
-};
+use crate::{Evidence, HostFacts, disk::source::SeekSource};
 use serde::de::DeserializeOwned;
 use std::{
     fs::File,
@@ -11,7 +8,6 @@ use std::{
 };
 use vestibule_api::{
     agent::Report,
-    error::Chain,
     machine::{Exit, MachineState, RunnerEvent, RunnerEventKind},
 };
 
@@ -41,16 +37,13 @@ impl Evidence {
     /// As [`Evidence::from_dir`].
     pub fn of_vm(dir: &Path) -> Result<Self, ReadBundleError> {
         let evidence = Self::from_dir(dir)?;
-        let machine: serde_json::Value = json(dir, "machine.json")?.unwrap_or_default();
-        let image = machine.pointer("/spec/imageDir").and_then(|v| v.as_str());
+        let image = evidence.host.image_dir.as_deref();
         let Some(root) = image.and_then(|image| File::open(Path::new(image).join(ROOT)).ok())
         else {
             return Ok(evidence);
         };
-        let tree = SeekSource::file(root).map(Ext4Tree::open);
-        Ok(match tree {
-            Ok(Ok(tree)) => evidence.disk(tree),
-            Ok(Err(err)) => evidence.unreadable_disk(Chain(&err).to_string()),
+        Ok(match SeekSource::file(root) {
+            Ok(source) => evidence.disk_image(source),
             Err(err) => evidence.unreadable_disk(err.to_string()),
         })
     }
@@ -73,6 +66,7 @@ impl Evidence {
                     .and_then(|v| v.as_str().map(str::to_owned))
             };
             host.image_digest = text("/spec/imageDigest");
+            host.image_dir = text("/spec/imageDir");
             host.declared_agent_build = text("/agentBuild");
             host.required_units = value
                 .pointer("/requiredUnits")

@@ -1,10 +1,10 @@
 //! What a diagnosis is made from. Everything is optional; the more there is, the more can be said.
 use crate::{
-    disk::{Root, Tree},
+    disk::{Root, Tree, ext4::Ext4Tree, source::ByteSource},
     host::HostFacts,
     journal::Journal,
 };
-use vestibule_api::agent::Report;
+use vestibule_api::{agent::Report, error::Chain};
 
 /// The evidence of one VM, or of one image that never ran.
 #[derive(Debug, Default)]
@@ -37,6 +37,15 @@ impl Evidence {
     pub fn disk(mut self, tree: impl Tree + 'static) -> Self {
         self.disk = Some(Root::new(tree));
         self
+    }
+
+    /// A disk or an image of one, raw or inside a partition table. One that cannot be read as ext4 is evidence too.
+    #[must_use]
+    pub fn disk_image(self, source: impl ByteSource + 'static) -> Self {
+        match Ext4Tree::open(source) {
+            Ok(tree) => self.disk(tree),
+            Err(err) => self.unreadable_disk(Chain(&err).to_string()),
+        }
     }
 
     /// A disk was there and could not be read; in words.

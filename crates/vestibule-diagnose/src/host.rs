@@ -11,6 +11,8 @@ use vestibule_api::{
 pub struct HostFacts {
     /// The image that the VM was made from.
     pub image_digest: Option<String>,
+    /// Where that image lay.
+    pub image_dir: Option<String>,
     /// The image that its alias points to now.
     pub current_digest: Option<String>,
     /// Build hash of the agent that answered.

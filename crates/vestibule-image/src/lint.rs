@@ -5,10 +5,7 @@ use crate::{
 };
 use camino::Utf8PathBuf;
 use vestibule_api::{finding::Verdict, ids::ImageDigest};
-use vestibule_diagnose::{
-    Evidence, diagnose,
-    disk::{ext4::Ext4Tree, source::SeekSource},
-};
+use vestibule_diagnose::{Evidence, diagnose, disk::source::SeekSource};
 
 /// Why an image cannot be read. What is wrong with one that can stands in the verdict.
 #[derive(Debug, thiserror::Error)]
@@ -54,11 +51,7 @@ pub fn lint(store: &Store, digest: &ImageDigest) -> Result<Verdict, LintError> {
     let source = std::fs::File::open(&path)
         .and_then(SeekSource::file)
         .map_err(|err| LintError::Read { path, err })?;
-    let mut evidence = match Ext4Tree::open(source) {
-        Ok(tree) => Evidence::new().disk(tree),
-        Err(err) => Evidence::new().unreadable_disk(vestibule_api::error::Chain(&err).to_string()),
-    };
-    evidence = evidence.cmdline(manifest.cmdline);
+    let mut evidence = Evidence::new().disk_image(source).cmdline(manifest.cmdline);
     for unit in manifest.required_units {
         evidence = evidence.unit(unit);
     }

@@ -11,7 +11,7 @@ use vestibule_api::{
 };
 use vestibule_diagnose::{
     Evidence,
-    disk::{dir::DirTree, ext4::Ext4Tree, source::SeekSource},
+    disk::{dir::DirTree, source::SeekSource},
 };
 
 #[derive(Debug, clap::Args)]
@@ -116,7 +116,7 @@ fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read `{path}`"))
 }
 
-/// A directory is a root tree; a file is an image. One that cannot be read as ext4 is evidence too.
+/// A directory is a root tree; a file is an image.
 fn disk(evidence: Evidence, path: &Utf8Path) -> anyhow::Result<Evidence> {
     if path.is_dir() {
         return Ok(evidence.disk(DirTree::new(path.as_std_path())));
@@ -124,10 +124,7 @@ fn disk(evidence: Evidence, path: &Utf8Path) -> anyhow::Result<Evidence> {
     let source = std::fs::File::open(path)
         .and_then(SeekSource::file)
         .with_context(|| format!("open `{path}`"))?;
-    Ok(match Ext4Tree::open(source) {
-        Ok(tree) => evidence.disk(tree),
-        Err(error) => evidence.unreadable_disk(vestibule_api::error::Chain(&error).to_string()),
-    })
+    Ok(evidence.disk_image(source))
 }
 
 /// The file itself, or every `.journal` file below the directory (`/var/log/journal/<machine-id>/`).

@@ -11,7 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, sync::Arc, time::Duration};
 use vestibule_api::{error::Chain, finding::Finding, machine::Saved};
 
-/// The agent ends the desktop, empties the home directory and clears free memory; under emulation that takes a while.
+/// The agent warms the browser, ends its pages and clears free memory; under emulation that takes a while.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(600);
 /// An agent that has lost its host looks for the next one within this.
 const REOPEN_TIMEOUT: Duration = Duration::from_secs(60);

@@ -1,6 +1,10 @@
 //! Broken images, really booted: what the runner collects of a VM that never came up names the cause that is on the disk.
 //! The first case is the earlier system's: an enabled unit behind `network-online.target`, and no journal entry at all.
-use super::{alone, guest::Guest, took};
+use super::{
+    alone,
+    guest::{Guest, run_vm},
+    took,
+};
 use anyhow::{Context, Result, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::future::join_all;
@@ -11,7 +15,6 @@ use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
-use tokio::io::AsyncWriteExt as _;
 use vestibule_api::{
     cause::Cause,
     finding::{Quote, VerdictKind},
@@ -249,19 +252,7 @@ fn change(root: &Utf8Path, dir: &Utf8Path, changes: &[Change]) -> Result<()> {
 
 /// The runner's whole life: a VM that comes up goes on, and this takes too long.
 async fn run(spec: &VmSpec) -> Result<()> {
-    let vm_dir = Utf8Path::new(&spec.vm_dir);
-    fs::create_dir(vm_dir)?;
-    let mut process = tokio::process::Command::new(binary()?)
-        .arg("run-vm")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(fs::File::create(vm_dir.with_file_name("runner.log"))?)
-        .kill_on_drop(true)
-        .spawn()
-        .context("start the runner")?;
-    let mut stdin = process.stdin.take().context("its standard input")?;
-    stdin.write_all(&serde_json::to_vec(spec)?).await?;
-    drop(stdin);
+    let mut process = run_vm(spec, tokio::process::Command::new(binary()?)).await?;
     tokio::time::timeout(LIMIT, process.wait())
         .await
         .context("the runner goes on")??;

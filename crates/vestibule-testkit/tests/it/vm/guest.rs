@@ -21,6 +21,23 @@ use vestibule_testkit::{stage::binary, wait};
 /// A boot under software emulation, on a busy machine.
 const UP: Duration = Duration::from_secs(300);
 
+/// Starts `program` in the role `run-vm` and gives it the specification.
+pub(super) async fn run_vm(spec: &VmSpec, mut program: Command) -> Result<Child> {
+    let vm_dir = Utf8Path::new(&spec.vm_dir);
+    std::fs::create_dir(vm_dir)?;
+    let mut process = program
+        .arg("run-vm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(vm_dir.with_file_name("runner.log"))?)
+        .kill_on_drop(true)
+        .spawn()
+        .context("start the runner")?;
+    let mut stdin = process.stdin.take().context("its standard input")?;
+    stdin.write_all(&serde_json::to_vec(spec)?).await?;
+    Ok(process)
+}
+
 pub(super) struct Guest {
     runner: Runner,
     process: Child,
@@ -64,21 +81,9 @@ impl Guest {
         Self::start_with(spec, command).await
     }
 
-    async fn start_with(spec: &VmSpec, mut runner: Command) -> Result<Self> {
-        let vm_dir = Utf8Path::new(&spec.vm_dir);
-        std::fs::create_dir(vm_dir)?;
-        let mut process = runner
-            .arg("run-vm")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(vm_dir.with_file_name("runner.log"))?)
-            .kill_on_drop(true)
-            .spawn()
-            .context("start the runner")?;
-        let mut stdin = process.stdin.take().context("its standard input")?;
-        stdin.write_all(&serde_json::to_vec(spec)?).await?;
-        drop(stdin);
-        let runner = Runner::at(vm_dir.join("runner.sock"));
+    async fn start_with(spec: &VmSpec, program: Command) -> Result<Self> {
+        let process = run_vm(spec, program).await?;
+        let runner = Runner::at(Utf8Path::new(&spec.vm_dir).join("runner.sock"));
         wait::until("the VM to be up", UP, || async {
             match runner.get::<MachineView>("/machine").await {
                 Ok(view) if view.state == MachineState::Up => Ok(()),
