@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard};
 use vestibule_api::{
     cause::Cause,
+    control::VmView,
     ids::SessionId,
     session::{SessionState, SessionView},
 };
@@ -72,11 +73,19 @@ fn assert_cause(view: &SessionView, cause: Cause) -> Result<()> {
     Ok(())
 }
 
-/// Waits until nothing of the stage's VMs is left, and checks that their evidence is.
+/// Waits until nothing of the stage's VMs is left, and until the controller has written what it knows to their evidence.
 async fn assert_nothing_left(stage: &Stage) -> Result<()> {
     wait::until("no process, socket or directory of a VM", END, || {
         let left = stage.residue();
         std::future::ready(if left.is_empty() { Ok(()) } else { Err(left) })
+    })
+    .await?;
+    wait::until("no VM that the controller still tears down", END, || async {
+        match stage.api().get::<Vec<VmView>>("/api/vms").await {
+            Ok(vms) if vms.is_empty() => Ok(()),
+            Ok(vms) => Err(format!("{vms:?}")),
+            Err(err) => Err(format!("{err:#}")),
+        }
     })
     .await
 }

@@ -97,10 +97,6 @@ async fn hits(stage: &Stage) -> Result<()> {
     tell(&format!(
         "{TURNS} out of the pool, start to ready: {ready:?} ms"
     ));
-    ensure!(
-        ready[TURNS / 2] < 1000,
-        "slower than a restore: {ready:?} ms"
-    );
     Ok(())
 }
 
