@@ -138,9 +138,7 @@ pub(crate) fn differences(manifest: &Manifest, pack: &ProviderPack) -> Vec<Strin
 
 /// What makes an image usable under an alias.
 pub(crate) fn how_to_make(alias: &str) -> String {
-    format!(
-        "d=$(vestibule image build images/{alias}) && vestibule image verify $d && vestibule image publish {alias} $d"
-    )
+    format!("d=$(vestibule image build images/{alias}) && vestibule image publish {alias} $d")
 }
 
 /// There is no image to make a VM from.

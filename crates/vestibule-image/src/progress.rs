@@ -45,6 +45,15 @@ impl Phase {
     pub const VERIFY: [Self; 4] = [Self::Lint, Self::Boot, Self::Ready, Self::Report];
     /// Steps of a snapshot.
     pub const SNAPSHOT: [Self; 4] = [Self::Boot, Self::Ready, Self::Save, Self::Keep];
+    /// Steps of both with one VM.
+    pub const VERIFY_AND_SNAPSHOT: [Self; 6] = [
+        Self::Lint,
+        Self::Boot,
+        Self::Ready,
+        Self::Report,
+        Self::Save,
+        Self::Keep,
+    ];
 
     /// For people: what happens in it.
     pub fn title(self) -> &'static str {

@@ -1,8 +1,11 @@
-//! From an image to a snapshot: one boot under the runner that people get, saved when it is ready.
+//! From an image to a snapshot: one boot under the runner that people get, saved when it is ready. Where the image has no
+//! verification yet, the VM that is saved proves it first.
 use crate::{
     boot::{self, BootError, BootOptions, Seen, Timing, Vm},
+    lint::LintError,
     progress::{Phase as Step, Progress, Steps},
     store::{SnapshotView, Store, StoreError},
+    verify::{Gate, Verification},
 };
 use camino::Utf8PathBuf;
 use serde::Serialize;
@@ -32,7 +35,12 @@ pub enum SnapshotError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Lint(#[from] LintError),
+    #[error(transparent)]
     Boot(#[from] BootError),
+    /// The report is beside the image.
+    #[error("image {} is not what its manifest promises: {}", .0.digest.short(), .0.problems.join("; "))]
+    NotGreen(Box<Verification>),
     #[error("take a snapshot of image {}: {why}; the VM's evidence is in `{evidence}`", digest.short())]
     NotTaken {
         digest: ImageDigest,
@@ -46,6 +54,8 @@ pub enum SnapshotError {
 #[serde(rename_all = "camelCase")]
 pub struct Taken {
     pub snapshot: SnapshotView,
+    /// Of this boot, where the image had none.
+    pub verification: Option<Verification>,
     /// Of the boot: when each milestone was reached.
     pub timings: Vec<Timing>,
     /// From the runner's start until the snapshot was in the store.
@@ -54,7 +64,8 @@ pub struct Taken {
     pub evidence: Utf8PathBuf,
 }
 
-/// Boots `digest`, saves the VM when it is ready, and puts the snapshot into the store. The VM ends with it.
+/// Boots `digest`, saves the VM when it is ready, and puts the snapshot into the store. The VM ends with it. An image without
+/// a verification gets one of this VM, and no snapshot unless that is green.
 ///
 /// # Errors
 /// [`SnapshotError`]; nothing of the attempt is left then but its evidence. Only one snapshot of an image and size is taken
@@ -65,7 +76,8 @@ pub async fn snapshot(
     options: &SnapshotOptions,
     progress: &dyn Progress,
 ) -> Result<Taken, SnapshotError> {
-    let manifest = store.manifest(digest)?;
+    let image = store.inspect(digest)?;
+    let manifest = image.manifest;
     let _hold = store.hold(digest)?;
     let size = (
         options.memory_mib.unwrap_or(manifest.default_memory_mib),
@@ -74,19 +86,50 @@ pub async fn snapshot(
     let _turn = store.snapshot_turn(digest, size)?;
     // What a killed one left may be what this one has no room for.
     store.sweep_snapshots()?;
+    let unverified = image.verification.is_none();
+    let steps = Steps {
+        progress,
+        phases: if unverified {
+            &Step::VERIFY_AND_SNAPSHOT
+        } else {
+            &Step::SNAPSHOT
+        },
+    };
+    let begun = Instant::now();
+    let mut gate = if unverified {
+        Some(Gate::open(store, digest, manifest, steps)?)
+    } else {
+        None
+    };
     let mut spec = boot::spec(store, digest, size, &options.boot)?;
     let unfinished = store.begin_snapshot(spec.machine_id)?;
     spec.save_to = Some(unfinished.path().to_string());
-    let steps = Steps {
-        progress,
-        phases: &Step::SNAPSHOT,
-    };
-    let begun = Instant::now();
     let mut vm = Vm::start(&options.boot, &spec, unfinished.stderr()?, unfinished.log()).await?;
-    let saved = save(&mut vm, steps).await;
+    let up = vm.up(steps).await;
+    let mut verification = None;
+    if let Some(gate) = &mut gate {
+        if up {
+            gate.ask(&mut vm, steps).await;
+        }
+        let report = gate.report(&vm.seen, &spec);
+        store.attach(&report)?;
+        verification = Some(report);
+    }
+    let refused = verification.as_ref().is_some_and(|report| !report.green);
+    let saved = if up && !refused && vm.seen.reached(Phase::Ready) {
+        save(&mut vm, steps).await
+    } else {
+        if up {
+            vm.stop("it is not to be saved").await;
+        }
+        None
+    };
     let keeping = steps.begin(Step::Keep);
     let seen = vm.ended().await;
     let evidence = Utf8PathBuf::from(spec.evidence_dir);
+    if refused && let Some(report) = verification {
+        return Err(SnapshotError::NotGreen(Box::new(report)));
+    }
     let Some(saved) = saved else {
         return Err(SnapshotError::NotTaken {
             digest: digest.clone(),
@@ -98,21 +141,14 @@ pub async fn snapshot(
     keeping.done(false);
     Ok(Taken {
         snapshot,
+        verification,
         timings: seen.timings,
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         evidence,
     })
 }
 
-/// Waits until the VM is ready, and saves it; `None` where either went wrong.
 async fn save(vm: &mut Vm<'_>, steps: Steps<'_>) -> Option<Saved> {
-    if !vm.up(steps).await {
-        return None;
-    }
-    if !vm.seen.reached(Phase::Ready) {
-        vm.stop("it did not become ready").await;
-        return None;
-    }
     let saving = steps.begin(Step::Save);
     let saved = vm.last("/snapshot", SAVE, steps.progress).await;
     saving.done(false);

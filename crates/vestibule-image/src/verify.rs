@@ -15,7 +15,7 @@ use std::time::Duration;
 use vestibule_api::{
     agent::{DisplayReport, MemoryReport, Report, UnitReport},
     error::Chain,
-    finding::Finding,
+    finding::{Finding, Verdict},
     ids::{ImageDigest, MachineId},
     image::Manifest,
     machine::{MachineView, Phase, VmSpec},
@@ -98,37 +98,9 @@ pub async fn verify(
         progress,
         phases: &Step::VERIFY,
     };
-    let linting = steps.begin(Step::Lint);
-    let verdict = lint(store, digest)?;
-    linting.done(false);
     let size = (manifest.default_memory_mib, manifest.default_vcpus);
+    let mut gate = Gate::open(store, digest, manifest, steps)?;
     let spec = boot::spec(store, digest, size, options)?;
-    let mut looked = look(store, &spec, options, steps).await?;
-    looked.judge(&manifest);
-    if let Some(finding) = verdict.finding {
-        // It may have started by luck: the disk says that it need not.
-        looked.seen.problems.push(format!("lint: {}", finding.why));
-        looked.seen.finding.get_or_insert(finding);
-    }
-    let report = looked.into_report(digest, spec);
-    store.attach(&report)?;
-    Ok(report)
-}
-
-/// What was seen of one boot, and what runner and agent said when asked.
-#[derive(Default)]
-struct Looked {
-    seen: Seen,
-    view: Option<MachineView>,
-    report: Option<Report>,
-}
-
-async fn look(
-    store: &Store,
-    spec: &VmSpec,
-    options: &BootOptions,
-    steps: Steps<'_>,
-) -> Result<Looked, VerifyError> {
     let log_path = store
         .home()
         .join("vms")
@@ -137,21 +109,50 @@ async fn look(
         path: log_path.clone(),
         err,
     })?;
-    let mut looked = Looked::default();
-    let mut vm = Vm::start(options, spec, log, &log_path).await?;
+    let mut vm = Vm::start(options, &spec, log, &log_path).await?;
     if vm.up(steps).await {
-        let asking = steps.begin(Step::Report);
-        looked.ask(&mut vm).await;
+        gate.ask(&mut vm, steps).await;
         vm.stop("verification").await;
-        asking.done(false);
     }
-    looked.seen = vm.ended().await;
+    let seen = vm.ended().await;
     let _ = std::fs::remove_file(&log_path);
-    Ok(looked)
+    let report = gate.report(&seen, &spec);
+    store.attach(&report)?;
+    Ok(report)
 }
 
-impl Looked {
-    async fn ask(&mut self, vm: &mut Vm<'_>) {
+/// What an image must show: its disk before it boots, and then one VM of it, which its caller boots and ends.
+pub(crate) struct Gate {
+    manifest: Manifest,
+    digest: ImageDigest,
+    lint: Verdict,
+    view: Option<MachineView>,
+    report: Option<Report>,
+}
+
+impl Gate {
+    /// Reads the disk.
+    pub(crate) fn open(
+        store: &Store,
+        digest: &ImageDigest,
+        manifest: Manifest,
+        steps: Steps<'_>,
+    ) -> Result<Self, LintError> {
+        let linting = steps.begin(Step::Lint);
+        let lint = lint(store, digest)?;
+        linting.done(false);
+        Ok(Self {
+            manifest,
+            digest: digest.clone(),
+            lint,
+            view: None,
+            report: None,
+        })
+    }
+
+    /// Asks runner and agent of a VM that is up.
+    pub(crate) async fn ask(&mut self, vm: &mut Vm<'_>, steps: Steps<'_>) {
+        let asking = steps.begin(Step::Report);
         match vm.runner.get("/machine").await {
             Ok(view) => self.view = Some(view),
             Err(err) => vm
@@ -168,38 +169,24 @@ impl Looked {
                     .push(format!("ask the agent for its report: {}", Chain(&err))),
             }
         }
+        asking.done(false);
     }
 
-    /// Holds what was seen against what the manifest promises.
-    fn judge(&mut self, manifest: &Manifest) {
-        let mut problems = Vec::new();
-        if !self.seen.reached(Phase::Ready) {
-            problems.push("the VM did not become ready".to_owned());
+    /// What was seen so far, held against what the manifest promises.
+    pub(crate) fn report(&self, seen: &Seen, spec: &VmSpec) -> Verification {
+        let mut problems = seen.problems.clone();
+        problems.extend(self.shortcomings(seen));
+        let mut finding = seen.finding.clone();
+        if let Some(found) = &self.lint.finding {
+            // It may have started by luck: the disk says that it need not.
+            problems.push(format!("lint: {}", found.why));
+            finding.get_or_insert_with(|| found.clone());
         }
-        let build = self
-            .view
-            .as_ref()
-            .and_then(|view| view.health.as_ref())
-            .map(|health| health.build.as_str());
-        if let Some(build) = build.filter(|build| *build != manifest.agent_build) {
-            problems.push(format!(
-                "agent {build} answered, the manifest says {}",
-                manifest.agent_build
-            ));
-        }
-        match &self.report {
-            Some(report) => problems.extend(shortcomings(report, manifest)),
-            None => problems.push("the agent gave no report".to_owned()),
-        }
-        self.seen.problems.extend(problems);
-    }
-
-    fn into_report(self, digest: &ImageDigest, spec: VmSpec) -> Verification {
-        let report = self.report.unwrap_or_default();
+        let report = self.report.clone().unwrap_or_default();
         let health = self.view.as_ref().and_then(|view| view.health.as_ref());
         Verification {
-            digest: digest.clone(),
-            green: self.seen.problems.is_empty() && self.seen.finding.is_none(),
+            digest: self.digest.clone(),
+            green: problems.is_empty() && finding.is_none(),
             at: Timestamp::now(),
             machine_id: spec.machine_id,
             driver: self
@@ -208,15 +195,38 @@ impl Looked {
                 .map_or_else(|| "none".to_owned(), |view| view.driver.clone()),
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,
-            timings: self.seen.timings,
+            timings: seen.timings.clone(),
             units: report.units,
             display: report.display,
             memory: report.memory,
             agent_build: health.map(|health| health.build.clone()),
-            problems: self.seen.problems,
-            finding: self.seen.finding,
-            evidence: spec.evidence_dir.into(),
+            problems,
+            finding,
+            evidence: spec.evidence_dir.clone().into(),
         }
+    }
+
+    fn shortcomings(&self, seen: &Seen) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !seen.reached(Phase::Ready) {
+            problems.push("the VM did not become ready".to_owned());
+        }
+        let build = self
+            .view
+            .as_ref()
+            .and_then(|view| view.health.as_ref())
+            .map(|health| health.build.as_str());
+        if let Some(build) = build.filter(|build| *build != self.manifest.agent_build) {
+            problems.push(format!(
+                "agent {build} answered, the manifest says {}",
+                self.manifest.agent_build
+            ));
+        }
+        match &self.report {
+            Some(report) => problems.extend(shortcomings(report, &self.manifest)),
+            None => problems.push("the agent gave no report".to_owned()),
+        }
+        problems
     }
 }
 

@@ -10,8 +10,11 @@ use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use progress::Bars;
 use std::{process::ExitCode, time::Duration};
-use vestibule_api::{ids::AliasName, image::ImageView};
-use vestibule_image::{BootOptions, BuildOptions, Store};
+use vestibule_api::{
+    ids::{AliasName, ImageDigest},
+    image::ImageView,
+};
+use vestibule_image::{BootOptions, BuildOptions, Store, Verification};
 
 /// Seconds until a VM must be ready: a browser under emulation takes one or two minutes.
 const DEADLINE_S: u64 = 600;
@@ -51,7 +54,8 @@ pub(crate) enum ImageCommand {
         #[arg(long, default_value_t = DEADLINE_S)]
         deadline: u64,
     },
-    /// Point an alias to a verified image, and take a snapshot of it where it has none for VMs of the default size.
+    /// Point an alias to an image, once one boot has verified it and has given it a snapshot for VMs of the default size;
+    /// what the image has already is not made again.
     Publish {
         alias: AliasName,
         image: String,
@@ -122,12 +126,7 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             );
         }
         ImageCommand::Verify { image, deadline } => {
-            let bars = Bars::new(out);
-            let options = boot_options(deadline)?;
-            let digest = store.resolve(&image)?;
-            let verify = vestibule_image::verify(&store, &digest, &options, &bars);
-            let report = crate::runtime()?.block_on(verify)?;
-            bars.finish();
+            let report = verify(&store, &store.resolve(&image)?, deadline, out)?;
             out.print(&report, ToString::to_string)?;
             return Ok(if report.green {
                 ExitCode::SUCCESS
@@ -141,11 +140,7 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             no_snapshot,
         } => {
             let digest = store.resolve(&image)?;
-            store.publish(&digest, &alias)?;
-            output::note(&format!("{alias} is {} now", digest.short()));
-            if !no_snapshot {
-                snapshot::where_none(&store, &digest, &alias, out)?;
-            }
+            return publish(&store, &digest, &alias, !no_snapshot, out);
         }
         ImageCommand::Rollback { alias } => {
             let digest = store.rollback(&alias)?;
@@ -183,6 +178,50 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             out.print(&gone, ToString::to_string)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(
+    store: &Store,
+    digest: &ImageDigest,
+    deadline_s: u64,
+    out: Output,
+) -> anyhow::Result<Verification> {
+    let bars = Bars::new(out);
+    let options = boot_options(deadline_s)?;
+    let verify = vestibule_image::verify(store, digest, &options, &bars);
+    let report = crate::runtime()?.block_on(verify);
+    bars.finish();
+    Ok(report?)
+}
+
+/// Moves the alias when the image is verified, whether or not its VMs have a snapshot to begin from; a missing one is an
+/// error all the same.
+fn publish(
+    store: &Store,
+    digest: &ImageDigest,
+    alias: &AliasName,
+    with_snapshot: bool,
+    out: Output,
+) -> anyhow::Result<ExitCode> {
+    let verified = || anyhow::Ok(store.inspect(digest)?.verification);
+    let taken = match verified()? {
+        Some(report) if !report.green => Ok(()), // the store says why it does not move the alias
+        None if !with_snapshot => verify(store, digest, DEADLINE_S, out).map(drop),
+        Some(_) | None if with_snapshot => snapshot::where_none(store, digest, out),
+        Some(_) | None => Ok(()),
+    };
+    let taken = match taken {
+        Err(err) if verified()?.is_none_or(|report| !report.green) => return Err(err),
+        taken => taken,
+    };
+    store.publish(digest, alias)?;
+    output::note(&format!("{alias} is {} now", digest.short()));
+    taken.with_context(|| {
+        format!(
+            "{alias} has no snapshot: its VMs boot; `vestibule image snapshot {alias}` tries again"
+        )
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

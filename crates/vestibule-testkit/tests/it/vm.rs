@@ -80,13 +80,17 @@ async fn assert_nothing_left(stage: &Stage) -> Result<()> {
         std::future::ready(if left.is_empty() { Ok(()) } else { Err(left) })
     })
     .await?;
-    wait::until("no VM that the controller still tears down", END, || async {
-        match stage.api().get::<Vec<VmView>>("/api/vms").await {
-            Ok(vms) if vms.is_empty() => Ok(()),
-            Ok(vms) => Err(format!("{vms:?}")),
-            Err(err) => Err(format!("{err:#}")),
-        }
-    })
+    wait::until(
+        "no VM that the controller still tears down",
+        END,
+        || async {
+            match stage.api().get::<Vec<VmView>>("/api/vms").await {
+                Ok(vms) if vms.is_empty() => Ok(()),
+                Ok(vms) => Err(format!("{vms:?}")),
+                Err(err) => Err(format!("{err:#}")),
+            }
+        },
+    )
     .await
 }
 

@@ -1,7 +1,6 @@
 //! `vestibule image snapshot`, and what `publish` does of it.
 use super::{DEADLINE_S, boot_options, progress::Bars};
 use crate::output::{self, Output};
-use anyhow::Context as _;
 use vestibule_api::ids::{AliasName, ImageDigest};
 use vestibule_image::{SnapshotOptions, Store, Taken, store::SnapshotView};
 
@@ -30,34 +29,27 @@ pub(super) fn take(store: &Store, args: &SnapshotArgs, out: Output) -> anyhow::R
     out.print(&taken, |taken| taken.snapshot.id.to_string())
 }
 
-/// Takes a snapshot for VMs of the image's default size, if there is none. The alias has moved already.
-pub(super) fn where_none(
-    store: &Store,
-    image: &ImageDigest,
-    alias: &AliasName,
-    out: Output,
-) -> anyhow::Result<()> {
-    let take = || {
-        let manifest = store.manifest(image)?;
-        let (memory, vcpus) = (manifest.default_memory_mib, manifest.default_vcpus);
-        if store.snapshot_for(image, memory, vcpus)?.is_some() {
-            return Ok(());
-        }
-        let options = SnapshotOptions {
-            boot: boot_options(DEADLINE_S)?,
-            memory_mib: None,
-            vcpus: None,
-        };
-        let taken = run(store, image, &options, out)?;
-        output::note(&format!("its VMs begin from {}", described(&taken)));
-        anyhow::Ok(())
+/// Takes a snapshot for VMs of the image's default size, if there is none, and with it the verification, if that is missing.
+pub(super) fn where_none(store: &Store, image: &ImageDigest, out: Output) -> anyhow::Result<()> {
+    let found = store.inspect(image)?;
+    let (memory, vcpus) = (
+        found.manifest.default_memory_mib,
+        found.manifest.default_vcpus,
+    );
+    if found.verification.is_some() && store.snapshot_for(image, memory, vcpus)?.is_some() {
+        return Ok(());
+    }
+    let options = SnapshotOptions {
+        boot: boot_options(DEADLINE_S)?,
+        memory_mib: None,
+        vcpus: None,
     };
-    take().with_context(|| {
-        format!(
-            "{alias} is {} now, without a snapshot (its VMs boot; `vestibule image snapshot {alias}` tries again)",
-            image.short()
-        )
-    })
+    let taken = run(store, image, &options, out)?;
+    if let Some(report) = &taken.verification {
+        output::note(&report.to_string());
+    }
+    output::note(&format!("its VMs begin from {}", described(&taken)));
+    Ok(())
 }
 
 fn run(

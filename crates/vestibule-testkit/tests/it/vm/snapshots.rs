@@ -65,12 +65,13 @@ impl Home {
         self.dir.path().join("snapshots")
     }
 
-    /// Another image that is the same but for its name.
-    fn second_image(&self) -> Result<String> {
+    /// Another image: the same artifacts, another manifest.
+    fn image_with(&self, change: impl FnOnce(&mut Value)) -> Result<String> {
         let from = self.image_dir(&self.image);
         let text = fs::read_to_string(from.join("manifest.json"))?;
-        let manifest = text.replacen("\"tiny\"", "\"other\"", 1);
-        ensure!(manifest != text, "the manifest names its recipe");
+        let mut manifest: Value = serde_json::from_str(&text)?;
+        change(&mut manifest);
+        let manifest = serde_json::to_string_pretty(&manifest)?;
         let digest: String = Sha256::digest(&manifest)
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -78,10 +79,25 @@ impl Home {
         let to = self.image_dir(&digest);
         fs::create_dir(&to)?;
         fs::write(to.join("manifest.json"), manifest)?;
-        for name in ["build.json", "verification.json"] {
-            let text = fs::read_to_string(from.join(name))?;
-            fs::write(to.join(name), text.replace(&self.image, &digest))?;
+        let text = fs::read_to_string(from.join("build.json"))?;
+        fs::write(to.join("build.json"), text.replace(&self.image, &digest))?;
+        for entry in from.read_dir_utf8()? {
+            let entry = entry?;
+            if entry.path().extension() != Some("json") {
+                std::os::unix::fs::symlink(entry.path(), to.join(entry.file_name()))?;
+            }
         }
+        Ok(digest)
+    }
+
+    /// Another image that is the same but for its name, and as well verified.
+    fn second_image(&self) -> Result<String> {
+        let digest = self.image_with(|manifest| manifest["recipe"] = "other".into())?;
+        let report = fs::read_to_string(self.image_dir(&self.image).join("verification.json"))?;
+        fs::write(
+            self.image_dir(&digest).join("verification.json"),
+            report.replace(&self.image, &digest),
+        )?;
         Ok(digest)
     }
 
@@ -200,9 +216,13 @@ async fn a_clone_outlives_what_its_image_was_called() -> Result<()> {
     let _alone = alone().await;
     let (home, place) = (Home::new()?, camino_tempfile::tempdir()?);
     let image = home.image.clone();
+    // Nobody has verified it: the VM that is saved does.
+    fs::remove_file(home.image_dir(&image).join("verification.json"))?;
     let begin = Instant::now();
     home.good(&["publish", "tiny", &image]).await?;
-    took("publish with a snapshot", begin);
+    took("publish with verification and snapshot", begin);
+    let verification = home.good(&["inspect", "tiny"]).await?["verification"].take();
+    ensure!(verification["green"] == true, "{verification}");
     let snapshots = home.snapshots().await?;
     ensure!(snapshots.len() == 1, "{snapshots:?}");
     let id = field(&snapshots[0], "id")?;
@@ -242,6 +262,27 @@ async fn a_clone_outlives_what_its_image_was_called() -> Result<()> {
     home.good(&["rm", &image]).await?;
     ensure!(home.snapshots().await?.is_empty());
     ensure!(fs::read_dir(home.snapshots_dir())?.count() == 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image tiny; script/test snapshots"]
+async fn an_image_that_breaks_its_promise_gets_neither_alias_nor_snapshot() -> Result<()> {
+    let _alone = alone().await;
+    let home = Home::new()?;
+    let promise =
+        |manifest: &mut Value| manifest["requiredUnits"] = vec!["promised.service"].into();
+    let image = home.image_with(promise)?;
+    for _ in 0..2 {
+        let refused = home.refused(&["publish", "tiny", &image]).await?;
+        ensure!(refused.contains("promised.service"), "{refused}");
+    }
+    home.nothing_left()?;
+    let shown = home.good(&["inspect", &image]).await?;
+    ensure!(
+        shown["verification"]["green"] == false && shown["aliases"] == Value::Array(Vec::new()),
+        "{shown}"
+    );
     Ok(())
 }
 
