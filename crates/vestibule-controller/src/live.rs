@@ -3,10 +3,11 @@
 use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::sync::Notify;
 use vestibule_api::{
     ids::{MachineId, SessionId},
     session::Right,
@@ -111,6 +112,9 @@ pub(crate) struct Live {
     codes: Mutex<Once<()>>,
     user_codes: Mutex<HashMap<SessionId, String>>,
     viewers: Arc<Mutex<HashMap<(SessionId, Pane), u32>>>,
+    shown: Mutex<HashSet<SessionId>>,
+    /// A viewer came, or had its first frame.
+    looks: Notify,
     waiting: Mutex<HashMap<SessionId, String>>,
     runner_failures: Mutex<HashMap<MachineId, u32>>,
 }
@@ -168,6 +172,7 @@ impl Live {
     pub(crate) fn forget(&self, session: SessionId) {
         lock(&self.user_codes).remove(&session);
         lock(&self.waiting).remove(&session);
+        lock(&self.shown).remove(&session);
     }
 
     /// Counts how often a runner did not answer though it lives; `None` resets.
@@ -190,10 +195,44 @@ impl Live {
             return None;
         }
         *count += 1;
+        self.looks.notify_waiters();
         Some(Viewer {
             viewers: Arc::clone(&self.viewers),
             key: (session, pane),
         })
+    }
+
+    /// A viewer of the session had its first frame.
+    pub(crate) fn shown(&self, session: SessionId) {
+        lock(&self.shown).insert(session);
+        self.looks.notify_waiters();
+    }
+
+    /// Waits until somebody who looks at the session's screen has something to see: for at most `come` until somebody looks
+    /// at all, and then for at most `see`.
+    pub(crate) async fn first_look(&self, session: SessionId, come: Duration, see: Duration) {
+        let looks =
+            || lock(&self.viewers).contains_key(&(session, Pane::Screen)) || self.has_seen(session);
+        if tokio::time::timeout(come, self.until(looks)).await.is_ok() {
+            let sees = self.until(|| self.has_seen(session));
+            let _ = tokio::time::timeout(see, sees).await;
+        }
+    }
+
+    fn has_seen(&self, session: SessionId) -> bool {
+        lock(&self.shown).contains(&session)
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        loop {
+            // Before the condition is read, so that no news falls between the two.
+            let mut news = std::pin::pin!(self.looks.notified());
+            news.as_mut().enable();
+            if condition() {
+                return;
+            }
+            news.await;
+        }
     }
 
     /// Viewers of all sessions.
@@ -274,6 +313,41 @@ mod tests {
         }
         assert_eq!(live.take_ticket(&first, ticket.session, now), None);
         assert_eq!(lock(&live.tickets).open.len(), OPEN_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn a_login_waits_for_who_looks_and_for_nobody_else() {
+        const SOON: Duration = Duration::from_millis(10);
+        const NEVER: Duration = Duration::from_secs(3600);
+        let live = Live::default();
+        let session = SessionId::generate();
+
+        // Nobody looks: what a frame may take is not waited for.
+        live.first_look(session, SOON, NEVER).await;
+
+        // Somebody comes, and sees after a while.
+        let viewer = async {
+            tokio::task::yield_now().await;
+            let viewer = live.viewer(session, Pane::Screen, 1);
+            tokio::time::sleep(SOON).await;
+            live.shown(session);
+            viewer
+        };
+        let look = async {
+            live.first_look(session, NEVER, NEVER).await;
+            assert!(live.has_seen(session), "it was waited for");
+        };
+        let (_viewer, ()) = tokio::join!(viewer, look);
+        // Who has seen something already is not waited for.
+        live.first_look(session, NEVER, NEVER).await;
+
+        // Somebody looks and never sees anything.
+        let blind = SessionId::generate();
+        let _viewer = live.viewer(blind, Pane::Screen, 1);
+        live.first_look(blind, NEVER, SOON).await;
+        assert!(!live.has_seen(blind));
+        live.forget(session);
+        assert!(lock(&live.shown).is_empty());
     }
 
     #[test]

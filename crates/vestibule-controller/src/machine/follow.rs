@@ -124,6 +124,9 @@ async fn take_in(
         .ingest(machine.id, event.seq, &reported, now)
         .await?;
     core.metrics.ingested(told.as_ref(), &reported.events, now);
+    if let (RunnerEventKind::FirstFrame, Some(session)) = (&event.event, machine.session_id) {
+        core.live.shown(session);
+    }
     Ok(matches!(event.event, RunnerEventKind::Ended { .. }))
 }
 

@@ -23,6 +23,11 @@ use vestibule_api::{
 /// A runner answers a claim within this time: it lets the CPUs run and sets the clock.
 const CLAIM_TIME: Duration = Duration::from_secs(15);
 
+/// Who clicked *Connect* asks for the screen within this time after *ready*, or does not look at it.
+const VIEWER_COMES: Duration = Duration::from_millis(400);
+/// A viewer's first frame goes out within this time, or is not waited for.
+const VIEWER_SEES: Duration = Duration::from_millis(1500);
+
 /// Carries [`crate::state::Effect::StartLogin`] out.
 pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), EffectError> {
     let Some(machine) = machine_of(core, session).await? else {
@@ -33,7 +38,14 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
     }
     let event = match request(core, session) {
         Ok(request) => match claim(core, machine.id, &request).await? {
-            Ok(_) => ask(core, machine.id, &request).await?,
+            Ok(_) => {
+                // The tool's start takes every CPU of the VM: a person who looks would wait three times as long for the
+                // first frame as the tool is now late.
+                core.live
+                    .first_look(session.id, VIEWER_COMES, VIEWER_SEES)
+                    .await;
+                ask(core, machine.id, &request).await?
+            }
             Err(finding) => Err(finding),
         },
         Err(finding) => Err(*finding),
