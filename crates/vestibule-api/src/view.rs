@@ -37,7 +37,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest, ReadBuf},
     net::{TcpStream, UnixStream},
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval_at, timeout},
 };
 
@@ -318,10 +318,28 @@ pub async fn take_over(
     let (tell, told) = oneshot::channel();
     let (queue, controls) = mpsc::channel(CONTROLS);
     let sent = AtomicU64::new(0);
-    let mut first = FirstFrame::new(shown);
+    let begun = Notify::new();
+    let (start, last) = (Instant::now(), AtomicU64::new(0));
+    let now = || u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let mut first = FirstFrame::new(|| begun.notify_one());
     let count = |payload: &[u8]| {
         sent.fetch_add(payload.len() as u64, Ordering::Relaxed);
+        last.store(now(), Ordering::Relaxed);
         first.take(payload);
+    };
+    // A frame does not say how long it is before it has been decoded; the server is silent after it, for the viewer asks
+    // for the next one.
+    let showing = async {
+        begun.notified().await;
+        loop {
+            let silent = Duration::from_millis(now().saturating_sub(last.load(Ordering::Relaxed)));
+            match SILENCE.checked_sub(silent) {
+                Some(rest) if !rest.is_zero() => tokio::time::sleep(rest).await,
+                Some(_) | None => break,
+            }
+        }
+        shown();
+        std::future::pending::<()>().await;
     };
     let upload = async {
         tokio::select! {
@@ -345,6 +363,7 @@ pub async fn take_over(
         end = pump(from_guest, viewer, controls, told, count) => end,
         () = upload => End::Told,
         () = counting => End::Told,
+        () = showing => End::Told,
     };
     let rest = sent.load(Ordering::Relaxed);
     // A controller that is gone does not hear it, and nothing is left to do for it.
@@ -357,10 +376,12 @@ pub async fn take_over(
 struct FirstFrame<F> {
     /// What the server has said so far; at most [`GREETING`].
     said: Vec<u8>,
-    /// None: it was told, or what the server says is not understood.
+    /// Told of its beginning. None: it was told, or what the server says is not understood.
     shown: Option<F>,
 }
 
+/// A server that says nothing for so long has said its frame.
+const SILENCE: Duration = Duration::from_millis(60);
 /// Before its first frame, a server says less.
 const GREETING: usize = 8 << 10;
 
@@ -388,8 +409,8 @@ impl<F: FnOnce()> FirstFrame<F> {
     }
 }
 
-/// Whether a frame has begun after version, security `None`, its result and `ServerInit`. `None`: not yet to be told;
-/// `false`: it never will be.
+/// Whether a frame with pixels has begun after version, security `None`, its result and `ServerInit`. `None`: not yet to be
+/// told; `false`: it never will be.
 fn first_frame(said: &[u8]) -> Option<bool> {
     const UPDATE: u8 = 0;
     const BELL: u8 = 2;
@@ -407,13 +428,55 @@ fn first_frame(said: &[u8]) -> Option<bool> {
     let mut at = init.checked_add(24)?.checked_add(length(init + 20)?)?;
     loop {
         at = match *said.get(at)? {
-            UPDATE => return Some(true),
+            UPDATE => match without_pixels(said, at)? {
+                Some(end) => end,
+                None => return Some(true),
+            },
             BELL | END_OF_CONTINUOUS_UPDATES => at + 1,
             CUT_TEXT => at.checked_add(8)?.checked_add(length(at + 4)?)?,
             FENCE => at + 9 + usize::from(*said.get(at + 8)?),
             _ => return Some(false),
         };
     }
+}
+
+/// Where the `FramebufferUpdate` at `at` ends, if all its rectangles are pseudo-encodings (RFC 6143 section 7.8 and the wiki of
+/// rfbproto): the screen's size, a cursor, and the like. The outer `None`: not yet to be told.
+#[expect(
+    clippy::option_option,
+    reason = "two different things may not be known"
+)]
+fn without_pixels(said: &[u8], at: usize) -> Option<Option<usize>> {
+    const LAST_RECT: i32 = -224;
+    let short = |at: usize| {
+        let bytes: [u8; 2] = said.get(at..at + 2)?.try_into().ok()?;
+        Some(usize::from(u16::from_be_bytes(bytes)))
+    };
+    let long = |at: usize| {
+        let bytes: [u8; 4] = said.get(at..at + 4)?.try_into().ok()?;
+        Some(i32::from_be_bytes(bytes))
+    };
+    let rectangles = short(at + 2)?;
+    let mut at = at + 4;
+    for _ in 0..rectangles {
+        let (width, height, encoding) = (short(at + 4)?, short(at + 6)?, long(at + 8)?);
+        at += 12;
+        at += match encoding {
+            LAST_RECT => break,
+            // Cursor: pixels of four bytes, and a mask of a bit each.
+            -239 => width * height * 4 + width.div_ceil(8) * height,
+            // DesktopSize; that the server understands extended key events and mouse buttons.
+            -223 | -258 | -316 => 0,
+            // LED state.
+            -261 => 1,
+            // DesktopName.
+            -307 => 4 + usize::try_from(long(at)?).ok()?,
+            // ExtendedDesktopSize: screens of 16 bytes.
+            -308 => 4 + 16 * usize::from(*said.get(at)?),
+            _ => return Some(None),
+        };
+    }
+    Some(Some(at))
 }
 
 async fn report(
@@ -465,9 +528,21 @@ mod tests {
         for byte in &said {
             first.take(&[*byte]);
         }
+        // An update that only says the size, with one screen, and a cursor of 2 by 2.
+        let mut update = b"\0\0\0\x02".to_vec();
+        update.extend(b"\0\0\0\0\x05\0\x03\0\xff\xff\xfe\xcc\x01\0\0\0");
+        update.extend([0; 16]);
+        update.extend(b"\0\0\0\0\0\x02\0\x02\xff\xff\xff\x11");
+        update.extend([9; 18]);
+        for byte in &update {
+            first.take(&[*byte]);
+        }
         assert_eq!(shown.get(), 0);
-        first.take(&[0, 0, 0, 1]);
-        first.take(&[0, 0, 0, 1]);
+        // One with pixels: Tight.
+        let frame = b"\0\0\0\x01\0\0\0\0\x05\0\x03\0\0\0\0\x07";
+        for _ in 0..2 {
+            first.take(frame);
+        }
         assert_eq!(shown.get(), 1);
 
         let mut other = FirstFrame::new(|| shown.set(9));

@@ -21,7 +21,7 @@ use vestibule_api::{
 };
 
 const IMAGE: &str = "browser";
-const TURNS: usize = 3;
+const TURNS: usize = 10;
 /// Copies that are kept in stock at once.
 const AT_ONCE: u32 = 8;
 const LIMIT: Duration = Duration::from_secs(600);
