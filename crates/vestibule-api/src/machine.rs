@@ -62,6 +62,10 @@ pub struct VmSpec {
     /// killed runner leaves is whoever's who chose the name. Not together with `restore` or `session_id`.
     #[serde(default)]
     pub save_to: Option<String>,
+    /// A directory of this host in which runners keep what they found out about its VMMs, which costs as much as a tenth of a
+    /// restore. What is in it is used only while the program is the same file. None: each runner asks again.
+    #[serde(default)]
+    pub cache_dir: Option<String>,
 }
 
 /// A snapshot to begin from.

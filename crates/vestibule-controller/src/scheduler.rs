@@ -270,6 +270,7 @@ mod tests {
             idle_deadline_s: None,
             restore: None,
             save_to: None,
+            cache_dir: None,
         }
     }
 

@@ -132,6 +132,7 @@ pub(crate) fn spec(
         idle_deadline_s: Some(IDLE_S),
         restore: None,
         save_to: None,
+        cache_dir: Some(store.home().join("cache").into_string()),
     })
 }
 

@@ -39,7 +39,7 @@ pub enum SnapshotError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// The report is beside the image.
-    #[error("image {} is not what its manifest promises: {}", .0.digest.short(), .0.problems.join("; "))]
+    #[error("image {} is not what its manifest promises: {}; the VM's evidence is in `{}`", .0.digest.short(), .0.shortcomings(), .0.evidence)]
     NotGreen(Box<Verification>),
     #[error("take a snapshot of image {}: {why}; the VM's evidence is in `{evidence}`", digest.short())]
     NotTaken {
@@ -107,7 +107,8 @@ pub async fn snapshot(
     let mut vm = Vm::start(&options.boot, &spec, unfinished.stderr()?, unfinished.log()).await?;
     let up = vm.up(steps).await;
     let mut verification = None;
-    if let Some(gate) = &mut gate {
+    // A VM that the host could not start says nothing of the image.
+    if let Some(gate) = gate.as_mut().filter(|_| vm.seen.reached(Phase::VmmStarted)) {
         if up {
             gate.ask(&mut vm, steps).await;
         }

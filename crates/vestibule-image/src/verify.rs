@@ -60,6 +60,16 @@ pub struct Verification {
     pub evidence: Utf8PathBuf,
 }
 
+impl Verification {
+    /// What was not as it should be, the cause first, on one line.
+    pub fn shortcomings(&self) -> String {
+        let finding = self.finding.as_ref();
+        let cause = finding.map(|finding| format!("{}: {}", finding.cause, finding.why));
+        let problems: Vec<_> = cause.into_iter().chain(self.problems.clone()).collect();
+        problems.join("; ")
+    }
+}
+
 impl std::fmt::Display for Verification {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let verdict = if self.green { "green" } else { "not green" };

@@ -45,7 +45,7 @@ async fn main() -> Result<()> {
     let snapshot = Snapshot::open(&spec)?;
     let image = Utf8PathBuf::from(image);
     let manifest: Manifest = serde_json::from_slice(&std::fs::read(image.join("manifest.json"))?)?;
-    let driver = QemuDriver::find().context("find QEMU")?;
+    let driver = QemuDriver::find(None).context("find QEMU")?;
     let capabilities = driver.probe().await?;
     let home = camino_tempfile::tempdir()?;
 

@@ -52,16 +52,17 @@ const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct QemuDriver {
     program: Utf8PathBuf,
+    cache_dir: Option<Utf8PathBuf>,
 }
 
 impl QemuDriver {
-    /// Finds QEMU in `PATH`.
+    /// Finds QEMU in `PATH`. What it says of itself is kept in `cache_dir`, if that is given.
     ///
     /// # Errors
     /// [`ProbeError::Missing`] with the directories that were searched.
-    pub fn find() -> Result<Self, ProbeError> {
+    pub fn find(cache_dir: Option<Utf8PathBuf>) -> Result<Self, ProbeError> {
         let program = crate::doctor::find_program(PROGRAM)?;
-        Ok(Self { program })
+        Ok(Self { program, cache_dir })
     }
 
     /// Where QEMU is.
@@ -73,8 +74,8 @@ impl QemuDriver {
 impl Driver for QemuDriver {
     fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>> {
         async {
-            let program = self.program.clone();
-            let look = move || (probe::probe(&program), kvm::probe());
+            let (program, cache_dir) = (self.program.clone(), self.cache_dir.clone());
+            let look = move || (probe::probe(&program, cache_dir.as_deref()), kvm::probe());
             let (probed, verdict) = match tokio::task::spawn_blocking(look).await {
                 Ok((probed, verdict)) => (probed?, verdict),
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),

@@ -185,6 +185,7 @@ fn spec(
         idle_deadline_s: machine.pooled.then_some(deadlines.pool_s),
         restore,
         save_to: None,
+        cache_dir: Some(core.cache_dir().into_string()),
     }
 }
 

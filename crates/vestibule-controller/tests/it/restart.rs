@@ -35,6 +35,7 @@ fn spec(home: &Home, session_id: Option<SessionId>) -> VmSpec {
         idle_deadline_s: None,
         restore: None,
         save_to: None,
+        cache_dir: None,
     }
 }
 

@@ -1,9 +1,12 @@
-//! What an installed QEMU can do, asked of it: one that runs no guest is started, questioned and ended.
+//! What an installed QEMU can do, asked of it: one that runs no guest is started, questioned and ended. The answer is kept for
+//! as long as the program is the same file.
 use crate::driver::ProbeError;
 use camino::Utf8Path;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
-    io::Write,
+    io::{self, Write},
+    os::unix::fs::MetadataExt as _,
     process::{Command, Stdio},
 };
 
@@ -11,7 +14,7 @@ use std::{
 const FAMILY: &str = "q35";
 
 /// What it said.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Probed {
     pub(super) version: String,
     /// The versioned machine type that `q35` stands for: `pc-q35-7.2`. A snapshot taken with one version of it cannot be
@@ -23,8 +26,76 @@ pub(super) struct Probed {
     pub(super) read_only_memory: bool,
 }
 
-/// Starts `program`. Blocks for as long as that takes, about 50 ms.
-pub(super) fn probe(program: &Utf8Path) -> Result<Probed, ProbeError> {
+/// In the directory for such things.
+const KEPT: &str = "qemu.json";
+
+/// What is kept, and of which file it is true.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    program: Identity,
+    probed: Probed,
+}
+
+/// A program that was replaced or changed is another one: its content cannot change without `ctime` (inode(7)).
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    path: String,
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    ctime: (i64, i64),
+}
+
+impl Identity {
+    fn of(program: &Utf8Path) -> io::Result<Self> {
+        let meta = std::fs::metadata(program)?;
+        Ok(Self {
+            path: program.to_string(),
+            device: meta.dev(),
+            inode: meta.ino(),
+            bytes: meta.len(),
+            ctime: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+/// What `program` can do: what it said before and is kept in `cache_dir`, or else says now. Blocks, for about 50 ms where the
+/// program is started.
+pub(super) fn probe(
+    program: &Utf8Path,
+    cache_dir: Option<&Utf8Path>,
+) -> Result<Probed, ProbeError> {
+    let (Some(directory), Ok(identity)) = (cache_dir, Identity::of(program)) else {
+        return probe_now(program);
+    };
+    let kept = std::fs::read(directory.join(KEPT))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
+    if let Some(kept) = kept.filter(|kept| kept.program == identity) {
+        return Ok(kept.probed);
+    }
+    let probed = probe_now(program)?;
+    let keeping = Kept {
+        program: identity,
+        probed: probed.clone(),
+    };
+    if let Err(err) = keep(directory, &keeping) {
+        // The next one asks again, that is all.
+        tracing::debug!(error = %err, %directory, "what QEMU said is not kept");
+    }
+    Ok(probed)
+}
+
+/// By rename: others read and write at the same time.
+fn keep(directory: &Utf8Path, kept: &Kept) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    let new = directory.join(format!("{KEPT}.{}", std::process::id()));
+    std::fs::write(&new, serde_json::to_vec(kept)?)?;
+    std::fs::rename(&new, directory.join(KEPT))
+}
+
+/// Starts `program`.
+fn probe_now(program: &Utf8Path) -> Result<Probed, ProbeError> {
     match ask(program).and_then(|said| understand(&said)) {
         Some(probed) => Ok(probed),
         // What it says of its version is then all that is known, or why it does not run.
@@ -90,13 +161,52 @@ fn understand(said: &str) -> Option<Probed> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_answer_is_understood_and_nonsense_is_not() {
-        let said = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}}}
+    const SAID: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}}}
 {"return": {}}
 {"return": [{"name": "pc-q35-9.2"}, {"name": "pc-q35-10.0", "alias": "q35"}], "id": "machines"}
 {"return": [{"state": false, "capability": "x-ignore-shared"}], "id": "migrate"}
 {"return": [{"name": "share"}, {"name": "rom"}], "id": "memory"}"#;
+
+    /// A program that says what a QEMU of version `10.0.<micro>` says, and counts its starts.
+    fn install(at: &Utf8Path, micro: u32) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let starts = at.with_extension("starts");
+        let text = format!(
+            "#!/bin/sh\necho start >> {starts}\ncat <<'END'\n{}\nEND\n",
+            SAID.replace("\"micro\": 2", &format!("\"micro\": {micro}"))
+        );
+        // A new file, as a package manager installs one.
+        let new = at.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(&new, at).unwrap();
+    }
+
+    #[test]
+    fn an_answer_is_kept_for_as_long_as_the_program_is_the_same() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let (program, cache) = (dir.path().join("qemu"), dir.path().join("home/cache"));
+        let version = |expected: &str, starts: usize| {
+            let probed = probe(&program, Some(&cache)).unwrap();
+            assert_eq!(probed.version, expected);
+            let said = std::fs::read_to_string(program.with_extension("starts")).unwrap();
+            assert_eq!(said.lines().count(), starts);
+        };
+        install(&program, 2);
+        version("10.0.2", 1);
+        version("10.0.2", 1);
+        install(&program, 3);
+        version("10.0.3", 2);
+        std::fs::write(cache.join(KEPT), "nonsense").unwrap();
+        version("10.0.3", 3);
+        version("10.0.3", 3);
+        let left: Vec<_> = std::fs::read_dir(&cache).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn an_answer_is_understood_and_nonsense_is_not() {
+        let said = SAID;
         let probed = understand(said).unwrap();
         assert_eq!(
             (probed.version.as_str(), probed.machine.as_str()),

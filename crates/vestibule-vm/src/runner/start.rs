@@ -98,7 +98,7 @@ fn files(spec: &VmSpec) -> Result<Files, Box<Finding>> {
 
 pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     let spec = shared.spec.clone();
-    let driver = driver(shared.spec.driver).map_err(|finding| *finding)?;
+    let driver = driver(&shared.spec).map_err(|finding| *finding)?;
     let files = tokio::task::spawn_blocking(move || files(&spec));
     let (files, capabilities) = tokio::join!(files, driver.probe());
     let Files {
@@ -162,10 +162,11 @@ async fn not_launched(err: &LaunchError, shared: &Shared) -> NotStarted {
     not
 }
 
-fn driver(choice: DriverChoice) -> Result<Box<dyn Driver>, Box<Finding>> {
-    match choice {
+fn driver(spec: &VmSpec) -> Result<Box<dyn Driver>, Box<Finding>> {
+    match spec.driver {
         DriverChoice::Auto | DriverChoice::Qemu => {
-            let qemu = QemuDriver::find().map_err(|err| Box::new(findings::no_driver(&err)))?;
+            let qemu = QemuDriver::find(spec.cache_dir.clone().map(Into::into))
+                .map_err(|err| Box::new(findings::no_driver(&err)))?;
             Ok(Box::new(qemu))
         }
         DriverChoice::Firecracker => Err(Box::new(findings::driver_absent("firecracker"))),

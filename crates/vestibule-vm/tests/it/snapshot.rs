@@ -296,7 +296,7 @@ async fn other_key(from: &RestoreSpec) {
         console: BoundedLog::create(&directory.join("serial.log"), 4096).unwrap(),
         vmm_log: BoundedLog::create(&directory.join("vmm.log"), 4096).unwrap(),
     };
-    let driver = QemuDriver::find().unwrap();
+    let driver = QemuDriver::find(None).unwrap();
     let capabilities = driver.probe().await.unwrap();
     assert!(capabilities.snapshot && capabilities.machine.starts_with("pc-q35-"));
     let machine = driver.launch(&capabilities, launch).await.unwrap();

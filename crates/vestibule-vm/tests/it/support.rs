@@ -89,6 +89,7 @@ impl Place {
             idle_deadline_s: None,
             restore: None,
             save_to: None,
+            cache_dir: None,
         };
         Self { home, spec }
     }

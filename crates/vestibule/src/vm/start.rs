@@ -83,6 +83,7 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
         idle_deadline_s: None,
         restore: None,
         save_to: None,
+        cache_dir: Some(home.path().join("cache").into_string()),
     })
 }
 

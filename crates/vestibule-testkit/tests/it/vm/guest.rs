@@ -62,6 +62,7 @@ impl Guest {
             idle_deadline_s: None,
             restore: None,
             save_to: None,
+            cache_dir: None,
         })
     }
 

@@ -406,6 +406,16 @@ async fn a_full_disk_is_said_and_does_not_undo_a_publish() -> Result<()> {
         home.nothing_left()?;
         drop(small);
     }
+    // Neither is it the image's fault where nobody had verified that.
+    let small = Small::new(home.snapshots_dir(), 128 << 20)?;
+    let report = home.image_dir(&image).join("verification.json");
+    let kept = fs::read(&report)?;
+    fs::remove_file(&report)?;
+    let refused = home.refused(&["publish", "other", &image]).await?;
+    ensure!(refused.contains("host-disk-full"), "{refused}");
+    ensure!(!report.exists(), "it has a verification: {refused}");
+    fs::write(&report, kept)?;
+    drop(small);
     let images = home.good(&["list"]).await?;
     ensure!(images[0]["aliases"][0] == "tiny" && images[0]["snapshot"].is_null());
     Ok(())
