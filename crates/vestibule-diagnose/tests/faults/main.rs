@@ -9,6 +9,8 @@
     reason = "the table of cases, and why they were skipped"
 )]
 
+mod healthy;
+mod oracle;
 mod tree;
 mod variants;
 

@@ -107,10 +107,7 @@ impl Base {
     /// A view of the base, changed by a few lines of shell with the variables of a `mutate.sh`.
     pub(crate) fn script(&self, lines: &str) -> Result<Mutated> {
         let mutated = self.view()?;
-        let script = format!("{PRELUDE}{lines}");
-        run(Command::new("bash")
-            .args(["-c", &script, "mutate"])
-            .arg(&mutated.dir))?;
+        mutated.change(lines)?;
         Ok(mutated)
     }
 
@@ -157,6 +154,16 @@ R=$(cd "${1:?}" && pwd); SVC=vm-browser-agent.service; U=$R/etc/systemd/system/$
 W=$R/etc/systemd/system/multi-user.target.wants; S=$R/etc/systemd/system; A=$R/opt/vm-browser-agent
 dropin() { mkdir -p "$U.d"; cat > "$U.d/$1.conf"; }
 "#;
+
+impl Mutated {
+    /// Changes the tree further, as [`Base::script`] does.
+    pub(crate) fn change(&self, lines: &str) -> Result<()> {
+        let script = format!("{PRELUDE}{lines}");
+        run(Command::new("bash")
+            .args(["-c", &script, "mutate"])
+            .arg(&self.dir))
+    }
+}
 
 impl Drop for Base {
     fn drop(&mut self) {

@@ -11,7 +11,7 @@ use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
 /// What happens to the tree, and the cause that must be named; `healthy` for traps.
 struct Variant(&'static str, &'static str);
 
-const AGENT: &str = "vm-browser-agent.service";
+pub(crate) const AGENT: &str = "vm-browser-agent.service";
 
 #[rustfmt::skip]
 const VARIANTS: &[Variant] = &[
@@ -154,6 +154,12 @@ const VARIANTS: &[Variant] = &[
     Variant("rm $R/usr/sbin/init", "init-missing"),
     Variant("printf '/dev/vda / ext4 ro 0 1\\n' > $R/etc/fstab", "root-read-only"),
 ];
+
+/// The scripts of those that are healthy.
+pub(crate) fn healthy() -> impl Iterator<Item = &'static str> {
+    let healthy = VARIANTS.iter().filter(|variant| variant.1 == "healthy");
+    healthy.map(|variant| variant.0)
+}
 
 #[test]
 fn variants_of_the_failures_are_named() -> Result<()> {
