@@ -6,6 +6,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use vestibule_api::{
+    finding::Verdict,
     machine::Phase,
     session::{SessionEventKind, SessionState, StartKind},
     time::Timestamp,
@@ -129,6 +130,12 @@ struct CauseLabel {
     cause: &'static str,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabel {
+    stage: &'static str,
+    cause: &'static str,
+}
+
 /// Aliases are few and the operator's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabel {
@@ -153,6 +160,7 @@ pub(crate) struct Metrics {
     phases: Family<PhaseLabel, Histogram, fn() -> Histogram>,
     starts: Family<StartLabel, Counter>,
     fallbacks: Family<CauseLabel, Counter>,
+    failures: Family<FailureLabel, Counter>,
     claims: Family<ResultLabel, Counter>,
     pool: Family<PoolLabel, Gauge>,
     sessions: Family<StateLabel, Gauge>,
@@ -172,6 +180,7 @@ impl Default for Metrics {
         let phases: Family<PhaseLabel, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(PHASE_BUCKETS));
         let (starts, fallbacks) = (Family::default(), Family::default());
+        let failures = Family::default();
         let (claims, pool) = (Family::default(), Family::default());
         r.register_with_unit(
             "phase",
@@ -188,6 +197,11 @@ impl Default for Metrics {
             "fallbacks",
             "Starts from a snapshot that failed, by cause; the session got another VM",
             Family::clone(&fallbacks),
+        );
+        r.register(
+            "failures",
+            "Sign-ins that failed, by stage and cause of the verdict; counted when what they left is torn down",
+            Family::clone(&failures),
         );
         r.register(
             "pool_claims",
@@ -256,6 +270,7 @@ impl Default for Metrics {
             phases,
             starts,
             fallbacks,
+            failures,
             claims,
             pool,
             sessions,
@@ -317,6 +332,16 @@ impl Metrics {
             let cause = CauseLabel { cause: cause.id() };
             self.fallbacks.get_or_create(&cause).inc();
         }
+    }
+
+    /// A session failed for this, or for nothing that could be named.
+    pub(crate) fn failed(&self, verdict: &Verdict) {
+        let found = verdict.finding.as_ref();
+        let label = FailureLabel {
+            stage: found.map_or("unknown", |finding| finding.stage.id()),
+            cause: found.map_or("unknown", |finding| finding.cause.id()),
+        };
+        self.failures.get_or_create(&label).inc();
     }
 
     /// A session that asked at `asked_at` was given a VM; `pool`: whether one of the pool could have been it.

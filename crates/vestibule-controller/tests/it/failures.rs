@@ -1,6 +1,7 @@
 //! VMs that die at each step, hosts that refuse, people who leave: each ends in its own cause and leaves nothing.
 use crate::{
     lifecycle::{FILE, SECRET, nothing_left, signing_in},
+    pool::metrics,
     support::{
         api::{Api, bytes},
         home::Home,
@@ -107,6 +108,12 @@ async fn a_runner_that_dies_at_each_step() {
             .all(|vm| vm["state"] == "lost"),
         "{vms}"
     );
+    let stage = Cause::RunnerLost.stage().id();
+    let line = format!("vestibule_failures_total{{stage=\"{stage}\",cause=\"runner-lost\"}} 3");
+    wait_for(&line, || async {
+        metrics(api).await.contains(&line).then_some(())
+    })
+    .await;
     controller.stop().await;
 }
 
