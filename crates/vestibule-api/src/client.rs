@@ -1,4 +1,5 @@
 //! HTTP/1.1 over any byte stream: the runner's Unix socket, a multiplexed stream to the agent.
+use crate::session::SessionEvent;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
@@ -11,6 +12,8 @@ use tokio::{
 
 /// A reply's body of more bytes than this is refused.
 pub const BODY_LIMIT: usize = 16 << 20;
+/// One event is shorter.
+const EVENT_LIMIT: usize = 1 << 20;
 
 /// Why a call did not give the reply that was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +144,87 @@ pub async fn body(what: &str, reply: Response<Incoming>) -> Result<Bytes, CallEr
     })
 }
 
+/// A session's events as the controller sends them: server-sent events (HTML Living Standard section 9.2.6), each with its
+/// `seq` as the id by which a stream resumes.
+#[derive(Debug)]
+pub struct SessionEvents {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl SessionEvents {
+    const WHAT: &str = "the event stream";
+
+    /// Those in this reply.
+    pub fn of(reply: Response<Incoming>) -> Self {
+        Self {
+            body: reply.into_body(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The next event; none where the stream ends. May be dropped at any time: nothing is lost.
+    ///
+    /// # Errors
+    /// When the stream breaks off, or says what no event is.
+    pub async fn next(&mut self) -> Result<Option<SessionEvent>, CallError> {
+        loop {
+            while let Some(end) = self.buffer.windows(2).position(|two| two == b"\n\n") {
+                let block: Vec<u8> = self.buffer.drain(..end + 2).collect();
+                if let Some(event) = event_of(&String::from_utf8_lossy(&block))? {
+                    return Ok(Some(event));
+                }
+            }
+            if self.buffer.len() > EVENT_LIMIT {
+                return Err(not_an_event(format!(
+                    "an event of more than {EVENT_LIMIT} bytes"
+                )));
+            }
+            let Some(frame) = self.body.frame().await else {
+                return Ok(None);
+            };
+            let frame = frame.map_err(|err| CallError::Http {
+                what: Self::WHAT.to_owned(),
+                err,
+            })?;
+            if let Some(data) = frame.data_ref() {
+                self.buffer.extend_from_slice(data);
+            }
+        }
+    }
+}
+
+fn not_an_event(why: String) -> CallError {
+    CallError::Body {
+        what: SessionEvents::WHAT.to_owned(),
+        err: why.into(),
+    }
+}
+
+/// The event of a block; `None` for a comment.
+fn event_of(block: &str) -> Result<Option<SessionEvent>, CallError> {
+    let field = |name: &str| {
+        let mut lines = block.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.map(str::trim_start)
+    };
+    let Some(data) = field("data") else {
+        return Ok(None);
+    };
+    let event: SessionEvent = serde_json::from_str(data).map_err(|err| CallError::Decode {
+        what: SessionEvents::WHAT.to_owned(),
+        err,
+    })?;
+    let id = field("id").unwrap_or_default();
+    if id != event.seq.to_string() {
+        return Err(not_an_event(format!(
+            "event {} has the id `{id}`",
+            event.seq
+        )));
+    }
+    Ok(Some(event))
+}
+
 /// A runner, by its socket. Every call opens a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Runner {
@@ -211,5 +295,22 @@ impl Runner {
     /// As [`Runner::call`].
     pub async fn get<R: serde::de::DeserializeOwned>(&self, path: &str) -> Result<R, CallError> {
         self.call(Method::GET, path, None::<&()>).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_needs_its_id_and_a_comment_is_none() {
+        let data = r#"{"seq":3,"at":"2026-11-23T09:00:00Z","event":{"type":"browser-restarted"}}"#;
+        let event = event_of(&format!(
+            "id: 3\nevent: browser-restarted\ndata: {data}\n\n"
+        ));
+        assert_eq!(event.unwrap().unwrap().seq, 3);
+        assert!(event_of(&format!("id: 4\ndata: {data}\n\n")).is_err());
+        assert!(event_of("id: 4\ndata: nonsense\n\n").is_err());
+        assert!(event_of(": heartbeat\n\n").unwrap().is_none());
     }
 }

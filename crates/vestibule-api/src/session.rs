@@ -192,6 +192,93 @@ pub struct SessionEvent {
     pub event: SessionEventKind,
 }
 
+/// What a sign-in passes on its way to a view that can be used, in this order; each is timed from the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Milestone {
+    /// It has its VM.
+    Claimed,
+    /// The rest up to *painted* are those of [`Phase`].
+    Restored,
+    Resumed,
+    StreamUp,
+    Identity,
+    AgentUp,
+    Painted,
+    /// The VM is ready.
+    Ready,
+    /// The tool runs.
+    LoginStarted,
+    BrowserNavigated,
+    /// The first frame went to a viewer.
+    FirstFrame,
+}
+
+impl Milestone {
+    /// Its id, in kebab case.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Claimed => "claimed",
+            Self::Restored => "restored",
+            Self::Resumed => "resumed",
+            Self::StreamUp => "stream-up",
+            Self::Identity => "identity",
+            Self::AgentUp => "agent-up",
+            Self::Painted => "painted",
+            Self::Ready => "ready",
+            Self::LoginStarted => "login-started",
+            Self::BrowserNavigated => "browser-navigated",
+            Self::FirstFrame => "first-frame",
+        }
+    }
+
+    /// The one that a session passes when it comes into this state.
+    pub const fn of_state(state: SessionState) -> Option<Self> {
+        match state {
+            SessionState::Ready => Some(Self::Ready),
+            SessionState::AwaitingUser => Some(Self::LoginStarted),
+            SessionState::Requested
+            | SessionState::Placing
+            | SessionState::Starting
+            | SessionState::Capturing
+            | SessionState::Completed
+            | SessionState::Failed
+            | SessionState::Cancelled
+            | SessionState::Expired => None,
+        }
+    }
+
+    /// The one that an event says was passed.
+    pub const fn of(event: &SessionEventKind) -> Option<Self> {
+        match event {
+            SessionEventKind::Claimed { .. } => Some(Self::Claimed),
+            SessionEventKind::State { state } => Self::of_state(*state),
+            SessionEventKind::Phase { phase } => match phase {
+                Phase::Restored => Some(Self::Restored),
+                Phase::Resumed => Some(Self::Resumed),
+                Phase::StreamUp => Some(Self::StreamUp),
+                Phase::Identity => Some(Self::Identity),
+                Phase::AgentUp => Some(Self::AgentUp),
+                Phase::Painted => Some(Self::Painted),
+                // The session's own state says the last.
+                Phase::VmmStarted | Phase::KernelOutput | Phase::Ready => None,
+            },
+            SessionEventKind::BrowserNavigated => Some(Self::BrowserNavigated),
+            SessionEventKind::FirstFrame => Some(Self::FirstFrame),
+            SessionEventKind::Waiting { .. }
+            | SessionEventKind::FellBack { .. }
+            | SessionEventKind::UrlOpened { .. }
+            | SessionEventKind::UrlRefused { .. }
+            | SessionEventKind::UserCode { .. }
+            | SessionEventKind::CredentialPartial { .. }
+            | SessionEventKind::EgressRefused { .. }
+            | SessionEventKind::Viewers { .. }
+            | SessionEventKind::BrowserRestarted
+            | SessionEventKind::Captured { .. }
+            | SessionEventKind::Failure { .. } => None,
+        }
+    }
+}
+
 /// What happened in a session, in the words that the timeline shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(

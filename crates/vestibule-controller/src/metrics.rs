@@ -7,8 +7,7 @@ use prometheus_client::{
 };
 use vestibule_api::{
     finding::Verdict,
-    machine::Phase,
-    session::{SessionEventKind, SessionState, StartKind},
+    session::{Milestone, SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
@@ -38,75 +37,6 @@ struct StatusLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
     state: &'static str,
-}
-
-/// What a session passes on its way to a view that can be used; each is timed from the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TimedPhase {
-    /// It has its VM.
-    Claimed,
-    Restored,
-    Resumed,
-    StreamUp,
-    Identity,
-    AgentUp,
-    Painted,
-    /// The VM is ready.
-    Ready,
-    /// The tool runs.
-    LoginStarted,
-    BrowserNavigated,
-    /// The first frame went to a viewer.
-    FirstFrame,
-}
-
-impl TimedPhase {
-    const fn id(self) -> &'static str {
-        match self {
-            Self::Claimed => "claimed",
-            Self::Restored => "restored",
-            Self::Resumed => "resumed",
-            Self::StreamUp => "stream-up",
-            Self::Identity => "identity",
-            Self::AgentUp => "agent-up",
-            Self::Painted => "painted",
-            Self::Ready => "ready",
-            Self::LoginStarted => "login-started",
-            Self::BrowserNavigated => "browser-navigated",
-            Self::FirstFrame => "first-frame",
-        }
-    }
-
-    /// The phase that an event is the end of. The others are phases of their own or none.
-    fn of(event: &SessionEventKind) -> Option<Self> {
-        match event {
-            SessionEventKind::Phase { phase } => match phase {
-                Phase::Restored => Some(Self::Restored),
-                Phase::Resumed => Some(Self::Resumed),
-                Phase::StreamUp => Some(Self::StreamUp),
-                Phase::Identity => Some(Self::Identity),
-                Phase::AgentUp => Some(Self::AgentUp),
-                Phase::Painted => Some(Self::Painted),
-                // The session's own state says the last.
-                Phase::VmmStarted | Phase::KernelOutput | Phase::Ready => None,
-            },
-            SessionEventKind::BrowserNavigated => Some(Self::BrowserNavigated),
-            SessionEventKind::FirstFrame => Some(Self::FirstFrame),
-            SessionEventKind::State { .. }
-            | SessionEventKind::Waiting { .. }
-            | SessionEventKind::Claimed { .. }
-            | SessionEventKind::FellBack { .. }
-            | SessionEventKind::UrlOpened { .. }
-            | SessionEventKind::UrlRefused { .. }
-            | SessionEventKind::UserCode { .. }
-            | SessionEventKind::CredentialPartial { .. }
-            | SessionEventKind::EgressRefused { .. }
-            | SessionEventKind::Viewers { .. }
-            | SessionEventKind::BrowserRestarted
-            | SessionEventKind::Captured { .. }
-            | SessionEventKind::Failure { .. } => None,
-        }
-    }
 }
 
 /// Seconds: from a claim out of the pool to a boot under software emulation.
@@ -295,7 +225,7 @@ impl Metrics {
     /// A session reached `phase` now.
     pub(crate) fn phase(
         &self,
-        phase: TimedPhase,
+        phase: Milestone,
         start: StartKind,
         asked_at: Timestamp,
         now: Timestamp,
@@ -320,12 +250,8 @@ impl Metrics {
         let Some(told) = told else {
             return;
         };
-        let state = match told.moved {
-            Some(SessionState::Ready) => Some(TimedPhase::Ready),
-            Some(SessionState::AwaitingUser) => Some(TimedPhase::LoginStarted),
-            Some(_) | None => None,
-        };
-        for phase in events.iter().filter_map(TimedPhase::of).chain(state) {
+        let state = told.moved.and_then(Milestone::of_state);
+        for phase in events.iter().filter_map(Milestone::of).chain(state) {
             self.phase(phase, told.start, told.asked_at, now);
         }
         if let Some(cause) = told.fell_back {
@@ -346,7 +272,7 @@ impl Metrics {
 
     /// A session that asked at `asked_at` was given a VM; `pool`: whether one of the pool could have been it.
     pub(crate) fn given(&self, start: StartKind, pool: bool, asked_at: Timestamp, now: Timestamp) {
-        self.phase(TimedPhase::Claimed, start, asked_at, now);
+        self.phase(Milestone::Claimed, start, asked_at, now);
         self.starts
             .get_or_create(&StartLabel { start: start.id() })
             .inc();

@@ -1,6 +1,5 @@
 //! A client of the controller's API, as a program of an operator's would be: JSON, server-sent events, tickets, and the
 //! WebSockets that tickets open.
-mod events;
 mod socket;
 
 pub use socket::{Closed, Socket};
@@ -18,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{net::SocketAddr, time::Duration};
 use tokio::net::TcpStream;
 use vestibule_api::{
-    client::{self, CallError},
+    client::{self, CallError, SessionEvents},
     ids::{ProviderId, SessionId},
     session::{
         Right, SessionEvent, SessionView, StartReply, StartRequest, TicketReply, TicketRequest,
@@ -186,7 +185,7 @@ impl Api {
         id: SessionId,
         after: u64,
         limit: Duration,
-        enough: impl FnMut(&SessionEvent) -> bool,
+        mut enough: impl FnMut(&SessionEvent) -> bool,
     ) -> Result<Vec<SessionEvent>> {
         let mut request = client::json_request(
             Method::GET,
@@ -203,7 +202,19 @@ impl Api {
         if reply.status() == StatusCode::NO_CONTENT {
             return Ok(Vec::new());
         }
-        tokio::time::timeout(limit, events::read(reply.into_body(), enough))
+        let mut stream = SessionEvents::of(reply);
+        let read = async {
+            let mut events = Vec::new();
+            while let Some(event) = stream.next().await? {
+                let last = enough(&event);
+                events.push(event);
+                if last {
+                    break;
+                }
+            }
+            Ok(events)
+        };
+        tokio::time::timeout(limit, read)
             .await
             .context("wait for events")?
     }

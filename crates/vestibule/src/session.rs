@@ -6,10 +6,10 @@ use crate::{
     home::Home,
     output::{self, Output},
 };
-use http_body_util::BodyExt as _;
 use hyper::Method;
 use std::process::ExitCode;
 use vestibule_api::{
+    client::SessionEvents,
     ids::{ProviderId, SessionId},
     session::{
         SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest,
@@ -151,47 +151,24 @@ async fn follow(
     out: Output,
 ) -> anyhow::Result<ExitCode> {
     let path = format!("/api/auth/session/{session}/events");
-    let mut body = controller
-        .open(Method::GET, &path, None::<&()>)
-        .await?
-        .into_body();
-    let mut buffer = String::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else {
-            continue;
-        };
-        buffer.push_str(&String::from_utf8_lossy(&data));
-        while let Some(end) = buffer.find("\n\n") {
-            let block: String = buffer.drain(..end + 2).collect();
-            let Some(event) = parse_sse(&block) else {
-                continue;
-            };
-            out.print(&event, describe)?;
-            if let SessionEventKind::State { state } = event.event
-                && state.is_terminal()
-            {
-                let done = state == SessionState::Completed;
-                return Ok(if done {
-                    ExitCode::SUCCESS
-                } else {
-                    ExitCode::FAILURE
-                });
-            }
+    let reply = controller.open(Method::GET, &path, None::<&()>).await?;
+    let mut events = SessionEvents::of(reply);
+    while let Some(event) = events.next().await? {
+        out.print(&event, describe)?;
+        if let SessionEventKind::State { state } = event.event
+            && state.is_terminal()
+        {
+            let done = state == SessionState::Completed;
+            return Ok(if done {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
     }
     anyhow::bail!(
         "the controller ended the event stream before session {session} ended; follow it again"
     )
-}
-
-/// One block of an event stream (HTML Living Standard section 9.2.6).
-fn parse_sse(block: &str) -> Option<SessionEvent> {
-    let data: String = block
-        .lines()
-        .filter_map(|line| line.strip_prefix("data:"))
-        .map(str::trim_start)
-        .collect();
-    serde_json::from_str(&data).ok()
 }
 
 fn describe(event: &SessionEvent) -> String {
@@ -238,22 +215,4 @@ fn describe(event: &SessionEvent) -> String {
         SessionEventKind::Failure { finding } => output::finding(finding),
     };
     format!("{}  {what}", event.at)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn event_blocks_parse() {
-        let block = "id: 3\nevent: state\ndata: {\"seq\":3,\"at\":\"2026-11-23T08:00:00Z\",\"event\":{\"type\":\"state\",\"state\":\"ready\"}}\n\n";
-        let event = parse_sse(block).unwrap();
-        assert_eq!(
-            event.event,
-            SessionEventKind::State {
-                state: SessionState::Ready
-            }
-        );
-        assert!(parse_sse(": keep-alive\n\n").is_none());
-    }
 }

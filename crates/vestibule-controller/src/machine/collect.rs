@@ -46,10 +46,7 @@ pub(crate) async fn collect(core: &Shared, session: &SessionRow) -> Result<(), E
 }
 
 async fn failed(core: &Shared, session: &SessionRow, finding: Finding) -> Result<(), EffectError> {
-    let facts = Facts {
-        finding: Some(finding),
-        ..Facts::default()
-    };
+    let facts = Facts::from(finding);
     core.store
         .apply(session.id, Event::CollectFailed, &facts, Timestamp::now())
         .await?;

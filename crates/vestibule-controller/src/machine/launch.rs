@@ -3,7 +3,6 @@ use super::{EffectError, login};
 use crate::{
     core::{Shared, off_runtime},
     images::{self, Image},
-    metrics::TimedPhase,
     scheduler::LaunchError,
     state::Event,
     store::{Applied, Facts, MachineRow, SessionRow},
@@ -16,7 +15,7 @@ use vestibule_api::{
     error::Chain,
     finding::{Finding, Quote},
     machine::{MachineState, RestoreSpec, VmSpec},
-    session::SessionState,
+    session::{Milestone, SessionState},
     time::Timestamp,
 };
 
@@ -38,20 +37,10 @@ pub(crate) async fn launch(core: &Shared, session: &SessionRow) -> Result<(), Ef
         Ok(()) => Ok(()),
         Err(finding) => {
             tracing::error!(session.id = %session.id, machine.id = %machine.id, cause = %finding.cause, "no runner was started");
-            fail(core, session, finding).await
+            core.store.session_failed(session.id, finding).await?;
+            Ok(())
         }
     }
-}
-
-async fn fail(core: &Shared, session: &SessionRow, finding: Finding) -> Result<(), EffectError> {
-    let facts = Facts {
-        finding: Some(finding),
-        ..Facts::default()
-    };
-    core.store
-        .apply(session.id, Event::MachineFailed, &facts, Timestamp::now())
-        .await?;
-    Ok(())
 }
 
 /// Gives a VM of the pool to its session, which lets it run again. Done twice it is done once. A VM that can't be had is
@@ -63,7 +52,10 @@ async fn claim(
 ) -> Result<(), EffectError> {
     let request = match login::request(core, session) {
         Ok(request) => request,
-        Err(finding) => return fail(core, session, *finding).await,
+        Err(finding) => {
+            core.store.session_failed(session.id, *finding).await?;
+            return Ok(());
+        }
     };
     match login::claim(core, machine.id, &request).await {
         Ok(Ok(view)) => {
@@ -76,12 +68,15 @@ async fn claim(
                     .apply(session.id, Event::MachineReady, &facts, now);
                 if matches!(ready.await?, Applied::Moved(_)) {
                     core.metrics
-                        .phase(TimedPhase::Ready, machine.start(), session.created_at, now);
+                        .phase(Milestone::Ready, machine.start(), session.created_at, now);
                 }
             }
             Ok(())
         }
-        Ok(Err(finding)) => fail(core, session, finding).await,
+        Ok(Err(finding)) => {
+            core.store.session_failed(session.id, finding).await?;
+            Ok(())
+        }
         Err(err) if is_hopeless(&err) => {
             let quote = Quote {
                 source: "runner".to_owned(),

@@ -2,7 +2,6 @@
 use super::{EffectError, launch::machine_of, refused};
 use crate::{
     core::Shared,
-    metrics::TimedPhase,
     state::Event,
     store::{Applied, Facts, SessionRow},
 };
@@ -16,7 +15,7 @@ use vestibule_api::{
     ids::MachineId,
     machine::{Claim, MachineView},
     pack::ProviderPack,
-    session::SessionState,
+    session::{Milestone, SessionState},
     time::Timestamp,
 };
 
@@ -52,19 +51,13 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
     };
     let (event, facts) = match event {
         Ok(()) => (Event::LoginStarted, Facts::default()),
-        Err(finding) => (
-            Event::LoginFailed,
-            Facts {
-                finding: Some(finding),
-                ..Facts::default()
-            },
-        ),
+        Err(finding) => (Event::LoginFailed, Facts::from(finding)),
     };
     let now = Timestamp::now();
     let applied = core.store.apply(session.id, event, &facts, now).await?;
     if applied == Applied::Moved(SessionState::AwaitingUser) {
         core.metrics.phase(
-            TimedPhase::LoginStarted,
+            Milestone::LoginStarted,
             machine.start(),
             session.created_at,
             now,

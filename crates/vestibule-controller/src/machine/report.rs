@@ -75,10 +75,7 @@ pub(super) fn unwatched(reported: &mut Reported) {
 }
 
 fn failed(finding: Finding) -> Facts {
-    Facts {
-        finding: Some(finding),
-        ..Facts::default()
-    }
+    Facts::from(finding)
 }
 
 fn agent(event: &AgentEvent, reported: &mut Reported) -> Option<String> {

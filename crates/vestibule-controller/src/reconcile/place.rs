@@ -97,7 +97,9 @@ impl Host {
         let plan = match warm::plan(core, &session.image_alias).await {
             Ok(plan) => plan,
             Err(PlanError::Image { alias, err }) => {
-                return fail(core, session, images::missing(&alias, &err)).await;
+                let finding = images::missing(&alias, &err);
+                core.store.session_failed(session.id, finding).await?;
+                return Ok(Served::Over);
             }
             Err(err) => return Err(err.into()),
         };
@@ -119,7 +121,8 @@ impl Host {
         let needed = core.config.limits.min_free_mib;
         if let Some(free) = free.filter(|free| *free < needed) {
             let finding = disk_full(&core.config.home, free, needed);
-            return fail(core, session, finding).await;
+            core.store.session_failed(session.id, finding).await?;
+            return Ok(Served::Over);
         }
         let mut machine = plan.machine(session.start_at_most);
         machine.session_id = Some(session.id);
@@ -164,21 +167,6 @@ fn given(core: &Shared, session: &SessionRow, plan: &Plan, start: StartKind, now
     let kept = core.config.pool().get(&plan.alias).copied().unwrap_or(0) > 0;
     let pool = kept && session.start_at_most == StartKind::Pool && plan.usable().is_some();
     core.metrics.given(start, pool, session.created_at, now);
-}
-
-async fn fail(
-    core: &Shared,
-    session: &SessionRow,
-    finding: Finding,
-) -> Result<Served, ReconcileError> {
-    let facts = Facts {
-        finding: Some(finding),
-        ..Facts::default()
-    };
-    core.store
-        .apply(session.id, Event::MachineFailed, &facts, Timestamp::now())
-        .await?;
-    Ok(Served::Over)
 }
 
 /// MiB that an unprivileged process may still write to the file system of `path`.

@@ -403,10 +403,7 @@ impl Store {
         if lost {
             machine.state = MachineState::Lost;
         }
-        let facts = Facts {
-            finding: Some(finding.clone()),
-            ..Facts::default()
-        };
+        let facts = Facts::from(finding.clone());
         let reported = Reported {
             failure: machine.failure.is_none().then_some(finding),
             event: Some((Event::MachineFailed, facts)),

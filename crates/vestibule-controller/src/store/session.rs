@@ -76,6 +76,15 @@ pub(crate) struct Facts {
     pub(crate) finding: Option<Finding>,
 }
 
+impl From<Finding> for Facts {
+    fn from(finding: Finding) -> Self {
+        Self {
+            finding: Some(finding),
+            ..Self::default()
+        }
+    }
+}
+
 /// What came of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Applied {
@@ -225,6 +234,21 @@ impl Store {
             .iter()
             .map(SessionRow::read)
             .collect()
+    }
+
+    /// Ends a session whose VM, or what that needs, failed for this.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub(crate) async fn session_failed(
+        &self,
+        id: SessionId,
+        finding: Finding,
+    ) -> Result<(), StoreError> {
+        let facts = Facts::from(finding);
+        self.apply(id, Event::MachineFailed, &facts, Timestamp::now())
+            .await
+            .map(drop)
     }
 
     /// Lets `event` happen to a session: state, facts, events and effects in one transaction.

@@ -175,10 +175,7 @@ mod bodies {
     pub(super) async fn transitions_write_events_and_effects(store: &Store) {
         let (id, machine) = placed(store).await;
         assert_eq!(due(store).await, [(id, Effect::Launch)]);
-        let facts = Facts {
-            finding: Some(finding()),
-            ..Facts::default()
-        };
+        let facts = Facts::from(finding());
         let applied = store
             .apply(id, Event::MachineFailed, &facts, Timestamp::now())
             .await
@@ -419,10 +416,7 @@ mod bodies {
             store.session(id).await.unwrap().unwrap().failure.is_none(),
             "it did not fail"
         );
-        let facts = Facts {
-            finding: Some(finding()),
-            ..Facts::default()
-        };
+        let facts = Facts::from(finding());
         store
             .apply(id, Event::MachineFailed, &facts, Timestamp::now())
             .await

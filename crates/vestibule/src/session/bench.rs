@@ -1,12 +1,10 @@
 //! `vestibule session bench`: starts and ends sign-ins against a running controller, and says how long each phase took.
-use super::parse_sse;
 use crate::{
     api::Controller,
     output::{self, Output},
 };
 use anyhow::{Context as _, bail, ensure};
 use futures_util::{SinkExt as _, StreamExt as _};
-use http_body_util::BodyExt as _;
 use hyper::Method;
 use serde::Serialize;
 use std::{
@@ -18,12 +16,12 @@ use std::{
 use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::{
     cause::Cause,
+    client::SessionEvents,
     control::VmView,
     ids::{MachineId, ProviderId, SessionId},
-    machine::Phase,
     session::{
-        Right, SessionEvent, SessionEventKind, SessionState, SessionView, StartKind, StartReply,
-        StartRequest, TicketReply, TicketRequest,
+        Milestone, Right, SessionEvent, SessionEventKind, SessionState, SessionView, StartKind,
+        StartReply, StartRequest, TicketReply, TicketRequest,
     },
     time::Timestamp,
 };
@@ -187,13 +185,13 @@ async fn watch(
 ) -> anyhow::Result<()> {
     let path = format!("/api/auth/session/{session}/events");
     let reply = controller.open(Method::GET, &path, None::<&()>).await?;
-    let mut body = reply.into_body();
-    let (mut buffer, mut asked_at) = (String::new(), None);
+    let mut events = SessionEvents::of(reply);
+    let mut asked_at = None;
     let mut views = tokio::task::JoinSet::new();
     let (mut seen, mut started) = (false, false);
     while !(seen && started) {
-        let frame = tokio::select! {
-            frame = body.frame() => frame.context("the controller ended the event stream")??,
+        let event = tokio::select! {
+            event = events.next() => event?.context("the controller ended the event stream")?,
             Some(shown) = views.join_next() => {
                 seen = true;
                 // An image without a screen has no view; the sign-in goes on.
@@ -207,35 +205,25 @@ async fn watch(
                 continue;
             }
         };
-        let Ok(data) = frame.into_data() else {
+        let asked_at = *asked_at.get_or_insert(event.at);
+        take(turn, &event, asked_at);
+        let SessionEventKind::State { state } = event.event else {
             continue;
         };
-        buffer.push_str(&String::from_utf8_lossy(&data));
-        while let Some(end) = buffer.find("\n\n") {
-            let block: String = buffer.drain(..end + 2).collect();
-            let Some(event) = parse_sse(&block) else {
-                continue;
-            };
-            let asked_at = *asked_at.get_or_insert(event.at);
-            take(turn, &event, asked_at);
-            let SessionEventKind::State { state } = event.event else {
-                continue;
-            };
-            if state == SessionState::Ready {
-                turn.machine = view(controller, session).await?.machine_id;
-                let controller = controller.clone();
-                views.spawn(async move {
-                    let shown = tokio::time::timeout(VIEW, view_of(&controller, session, begun));
-                    shown.await.context("nothing was shown in a minute")?
-                });
-            }
-            started |= state == SessionState::AwaitingUser;
-            if state.is_terminal() {
-                let view = view(controller, session).await?;
-                turn.machine = view.machine_id;
-                let cause = view.failure.and_then(|v| v.finding).map(|f| f.cause.id());
-                bail!("it ended: {} ({})", state.id(), cause.unwrap_or("no cause"));
-            }
+        if state == SessionState::Ready {
+            turn.machine = view(controller, session).await?.machine_id;
+            let controller = controller.clone();
+            views.spawn(async move {
+                let shown = tokio::time::timeout(VIEW, view_of(&controller, session, begun));
+                shown.await.context("nothing was shown in a minute")?
+            });
+        }
+        started |= state == SessionState::AwaitingUser;
+        if state.is_terminal() {
+            let view = view(controller, session).await?;
+            turn.machine = view.machine_id;
+            let cause = view.failure.and_then(|v| v.finding).map(|f| f.cause.id());
+            bail!("it ended: {} ({})", state.id(), cause.unwrap_or("no cause"));
         }
     }
     Ok(())
@@ -249,53 +237,16 @@ async fn view(controller: &Controller, session: SessionId) -> anyhow::Result<Ses
 
 /// What an event tells of a sign-in.
 fn take(turn: &mut Turn, event: &SessionEvent, asked_at: Timestamp) {
-    let phase = match &event.event {
-        SessionEventKind::Claimed { start, .. } => {
-            turn.start = Some(*start);
-            Some("claimed")
-        }
-        SessionEventKind::FellBack { finding, .. } => {
-            turn.fallbacks.push(finding.cause);
-            None
-        }
-        SessionEventKind::Phase { phase } => match phase {
-            Phase::Restored => Some("restored"),
-            Phase::Resumed => Some("resumed"),
-            Phase::StreamUp => Some("stream-up"),
-            Phase::Identity => Some("identity"),
-            Phase::AgentUp => Some("agent-up"),
-            Phase::Painted => Some("painted"),
-            Phase::VmmStarted | Phase::KernelOutput | Phase::Ready => None,
-        },
-        SessionEventKind::State { state } => match state {
-            SessionState::Ready => Some("ready"),
-            SessionState::AwaitingUser => Some("login-started"),
-            SessionState::Requested
-            | SessionState::Placing
-            | SessionState::Starting
-            | SessionState::Capturing
-            | SessionState::Completed
-            | SessionState::Failed
-            | SessionState::Cancelled
-            | SessionState::Expired => None,
-        },
-        SessionEventKind::BrowserNavigated => Some("browser-navigated"),
-        SessionEventKind::FirstFrame => Some("first-frame"),
-        SessionEventKind::Waiting { .. }
-        | SessionEventKind::UrlOpened { .. }
-        | SessionEventKind::UrlRefused { .. }
-        | SessionEventKind::UserCode { .. }
-        | SessionEventKind::CredentialPartial { .. }
-        | SessionEventKind::EgressRefused { .. }
-        | SessionEventKind::Viewers { .. }
-        | SessionEventKind::BrowserRestarted
-        | SessionEventKind::Captured { .. }
-        | SessionEventKind::Failure { .. } => None,
-    };
-    if let Some(phase) = phase {
+    if let SessionEventKind::Claimed { start, .. } = &event.event {
+        turn.start = Some(*start);
+    }
+    if let SessionEventKind::FellBack { finding, .. } = &event.event {
+        turn.fallbacks.push(finding.cause);
+    }
+    if let Some(milestone) = Milestone::of(&event.event) {
         let elapsed = Duration::from_micros(event.at.micros_since(asked_at));
         // After a fallback, the last time counts.
-        turn.phases.insert(phase, ms(elapsed));
+        turn.phases.insert(milestone.id(), ms(elapsed));
     }
 }
 
@@ -492,7 +443,7 @@ mod tests {
                 snapshot_id: None,
             },
             SessionEventKind::Phase {
-                phase: Phase::Resumed,
+                phase: vestibule_api::machine::Phase::Resumed,
             },
             SessionEventKind::State {
                 state: SessionState::Ready,
