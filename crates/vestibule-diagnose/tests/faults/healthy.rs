@@ -3,7 +3,7 @@
 //!
 //! `VESTIBULE_HEALTHY=300` says how many; in CI there are fewer. A run is told by its number, and comes again with it:
 //! `VESTIBULE_HEALTHY_RUN=17` runs that one alone.
-use crate::{expect, tree::Base, variants};
+use crate::{expect, variants};
 use anyhow::{Context, Result};
 use proptest::{
     prelude::*,
@@ -81,10 +81,7 @@ fn recorded(faults: &Path) -> Result<Vec<Ground>> {
 
 #[test]
 fn healthy_trees_have_no_cause() -> Result<()> {
-    let checkout = crate::checkout()?;
-    let faults = std::env::var_os("VESTIBULE_FAULTS")
-        .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
-    let Some(base) = Base::find("healthy", &checkout, &faults)? else {
+    let Some((faults, base)) = crate::faults("healthy")? else {
         return Ok(());
     };
     let number = |name| {

@@ -36,6 +36,15 @@ fn checkout() -> Result<PathBuf> {
     fs::canonicalize(&relative).with_context(|| relative.display().to_string())
 }
 
+/// The folder of faults, and its base tree with room for `test`'s changes; none, with a printed reason, where that is not
+/// possible here.
+fn faults(test: &str) -> Result<Option<(PathBuf, Base)>> {
+    let checkout = checkout()?;
+    let faults = std::env::var_os("VESTIBULE_FAULTS")
+        .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
+    Ok(Base::find(test, &checkout, &faults)?.map(|base| (faults, base)))
+}
+
 /// `expect.toml`, as far as it is compared.
 struct Expect {
     id: String,
@@ -133,10 +142,7 @@ const NOT_ON_DISK: [&str; 15] = [
 
 #[test]
 fn every_recorded_failure_is_named() -> Result<()> {
-    let checkout = checkout()?;
-    let faults = std::env::var_os("VESTIBULE_FAULTS")
-        .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
-    let Some(base) = Base::find("cases", &checkout, &faults)? else {
+    let Some((faults, base)) = faults("cases")? else {
         return Ok(());
     };
     let only = std::env::var("VESTIBULE_FAULT").unwrap_or_default();

@@ -1,6 +1,6 @@
 //! What `systemd-analyze --root verify` says of every recorded case, beside what we say of its disk: the table of
 //! `reference/systemd.md`, made anew. It fails where we see less than systemd does.
-use crate::{agrees, expect, static_evidence, tree::Base};
+use crate::{agrees, expect, static_evidence};
 use anyhow::{Context, Result};
 use std::{
     collections::BTreeMap,
@@ -44,10 +44,7 @@ struct Row {
 #[test]
 #[ignore = "takes two minutes: cargo test -p vestibule-diagnose --test faults oracle -- --ignored --nocapture"]
 fn we_see_what_systemd_analyze_sees_and_more() -> Result<()> {
-    let checkout = crate::checkout()?;
-    let faults = std::env::var_os("VESTIBULE_FAULTS")
-        .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
-    let Some(base) = Base::find("oracle", &checkout, &faults)? else {
+    let Some((faults, base)) = crate::faults("oracle")? else {
         return Ok(());
     };
     let mut cases: Vec<PathBuf> = fs::read_dir(&faults)?

@@ -2,9 +2,7 @@
 //! disk alone decides. What is expected follows `reference/systemd.md` and systemd's manual pages; unlike the recorded
 //! failures, these trees were not booted (the refusals to load were checked with
 //! `systemd-analyze --root verify` of systemd 252).
-use crate::tree::Base;
 use anyhow::Result;
-use std::path::PathBuf;
 use vestibule_api::finding::VerdictKind;
 use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
 
@@ -163,10 +161,7 @@ pub(crate) fn healthy() -> impl Iterator<Item = &'static str> {
 
 #[test]
 fn variants_of_the_failures_are_named() -> Result<()> {
-    let checkout = crate::checkout()?;
-    let faults = std::env::var_os("VESTIBULE_FAULTS")
-        .map_or_else(|| checkout.join("../shared/faults"), PathBuf::from);
-    let Some(base) = Base::find("variants", &checkout, &faults)? else {
+    let Some((_, base)) = crate::faults("variants")? else {
         return Ok(());
     };
     let only = std::env::var("VESTIBULE_VARIANT").unwrap_or_default();
