@@ -205,11 +205,11 @@ fn publish(
     out: Output,
 ) -> anyhow::Result<ExitCode> {
     let verified = || anyhow::Ok(store.inspect(digest)?.verification);
-    let taken = match verified()? {
-        Some(report) if !report.green => Ok(()), // the store says why it does not move the alias
-        None if !with_snapshot => verify(store, digest, DEADLINE_S, out).map(drop),
-        Some(_) | None if with_snapshot => snapshot::where_none(store, digest, out),
-        Some(_) | None => Ok(()),
+    let taken = match (verified()?, with_snapshot) {
+        (Some(report), _) if !report.green => Ok(()), // the store says why it does not move the alias
+        (_, true) => snapshot::where_none(store, digest, out),
+        (None, false) => verify(store, digest, DEADLINE_S, out).map(drop),
+        (Some(_), false) => Ok(()),
     };
     let taken = match taken {
         Err(err) if verified()?.is_none_or(|report| !report.green) => return Err(err),
