@@ -17,6 +17,7 @@ pub mod driver;
 pub mod egress;
 pub mod events;
 pub mod evidence;
+mod file;
 pub mod image;
 pub mod kvm;
 pub mod log;

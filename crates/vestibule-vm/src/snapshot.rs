@@ -7,6 +7,7 @@
 //! unseen, and only root can do either. What a disk loses or a crash leaves unwritten shows after a boot, when the page
 //! cache is gone too and the file is read again. Whoever could forge the note could as well forge the runner: both belong
 //! to the same user.
+use crate::file::FileIdentity;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::{
     fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek},
@@ -131,11 +132,8 @@ fn manifest_bytes(path: &Utf8Path) -> Result<(File, Vec<u8>), SnapshotError> {
 /// What a file was when it was found whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    mtime: (i64, i64),
-    ctime: (i64, i64),
+    #[serde(flatten)]
+    file: FileIdentity,
     sha256: String,
 }
 
@@ -148,13 +146,8 @@ struct Verified {
 }
 
 fn stamp(file: &File, sha256: &str) -> io::Result<Stamp> {
-    let meta = file.metadata()?;
     Ok(Stamp {
-        device: meta.dev(),
-        inode: meta.ino(),
-        bytes: meta.len(),
-        mtime: (meta.mtime(), meta.mtime_nsec()),
-        ctime: (meta.ctime(), meta.ctime_nsec()),
+        file: file.metadata()?.into(),
         sha256: sha256.to_owned(),
     })
 }
@@ -173,12 +166,12 @@ fn verify(directory: &Utf8Path, manifest: &SnapshotManifest) -> Result<(), Snaps
             Ok((file, stamp))
         };
         let (file, stamp) = read(&path).map_err(|err| SnapshotError::Read { path, err })?;
-        if stamp.bytes == saved.bytes {
+        if stamp.file.bytes == saved.bytes {
             Ok((file, stamp))
         } else {
             Err(SnapshotError::Length {
                 name,
-                found: stamp.bytes,
+                found: stamp.file.bytes,
                 expected: saved.bytes,
             })
         }

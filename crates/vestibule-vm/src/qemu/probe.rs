@@ -1,12 +1,11 @@
 //! What an installed QEMU can do, asked of it: one that runs no guest is started, questioned and ended. The answer is kept for
 //! as long as the program is the same file.
-use crate::driver::ProbeError;
-use camino::Utf8Path;
+use crate::{driver::ProbeError, file::FileIdentity};
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     io::{self, Write},
-    os::unix::fs::MetadataExt as _,
     process::{Command, Stdio},
 };
 
@@ -32,31 +31,9 @@ const KEPT: &str = "qemu.json";
 /// What is kept, and of which file it is true.
 #[derive(Serialize, Deserialize)]
 struct Kept {
-    program: Identity,
+    path: Utf8PathBuf,
+    program: FileIdentity,
     probed: Probed,
-}
-
-/// A program that was replaced or changed is another one: its content cannot change without `ctime` (inode(7)).
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
-    path: String,
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    ctime: (i64, i64),
-}
-
-impl Identity {
-    fn of(program: &Utf8Path) -> io::Result<Self> {
-        let meta = std::fs::metadata(program)?;
-        Ok(Self {
-            path: program.to_string(),
-            device: meta.dev(),
-            inode: meta.ino(),
-            bytes: meta.len(),
-            ctime: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
 }
 
 /// What `program` can do: what it said before and is kept in `cache_dir`, or else says now. Blocks, for about 50 ms where the
@@ -65,17 +42,19 @@ pub(super) fn probe(
     program: &Utf8Path,
     cache_dir: Option<&Utf8Path>,
 ) -> Result<Probed, ProbeError> {
-    let (Some(directory), Ok(identity)) = (cache_dir, Identity::of(program)) else {
+    let (Some(directory), Ok(meta)) = (cache_dir, std::fs::metadata(program)) else {
         return probe_now(program);
     };
+    let identity = FileIdentity::from(meta);
     let kept = std::fs::read(directory.join(KEPT))
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
-    if let Some(kept) = kept.filter(|kept| kept.program == identity) {
+    if let Some(kept) = kept.filter(|kept| kept.path == program && kept.program == identity) {
         return Ok(kept.probed);
     }
     let probed = probe_now(program)?;
     let keeping = Kept {
+        path: program.to_owned(),
         program: identity,
         probed: probed.clone(),
     };
