@@ -27,6 +27,14 @@ need_packages() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
+# need_disk GIB: says so where a clean checkout has less room than that to grow by; what fails then is for want of disk.
+need_disk() {
+  local free
+  free=$(df --output=avail -BG . | tail -n 1 | tr -dc 0-9)
+  [ "$free" -ge "$1" ] || [ -d target/debug ] ||
+    printf 'warning: %s GiB are free below %s; from a clean checkout this needs %s\n' "$free" "$root" "$1" >&2
+}
+
 # The Rust toolchain is the one thing that Debian 12 cannot give: its own is too old.
 need_rust() {
   [ -d "$HOME/.cargo/bin" ] && PATH="$HOME/.cargo/bin:$PATH"

@@ -23,7 +23,7 @@ pub async fn run() -> Result<Report> {
         .collect();
     ensure!(
         !built.is_empty(),
-        "no image is built: `script/test images` builds them"
+        "no image is built: `script/test images browser` builds them"
     );
     for image in built {
         let mut phases: BTreeMap<Phase, Vec<f64>> = BTreeMap::new();

@@ -25,7 +25,7 @@ pub async fn run() -> Result<Report> {
         .join("aliases")
         .join(IMAGE)
         .canonicalize_utf8()
-        .with_context(|| format!("no image `{IMAGE}`: `script/test images` builds it"))?;
+        .with_context(|| format!("no image `{IMAGE}`: `script/test images browser` builds it"))?;
     let root = image.join("root.ext4");
     let home = camino_tempfile::tempdir()?;
     let (mut ours, mut by_hand, mut peaks) = (Vec::new(), Vec::new(), Vec::new());

@@ -166,7 +166,9 @@ async fn newest() -> Result<Snapshot> {
     all.into_iter()
         .filter(|snapshot| snapshot.aliases.iter().any(|alias| alias == IMAGE))
         .max_by_key(|snapshot| snapshot.taken_at)
-        .with_context(|| format!("`{IMAGE}` has no snapshot: `script/test images` takes it"))
+        .with_context(|| {
+            format!("`{IMAGE}` has no snapshot: `script/test images browser` takes it")
+        })
 }
 
 /// The example that cargo builds beside this program.
