@@ -6,14 +6,21 @@ use super::{
     source::{ByteSource, Window},
 };
 use crate::text::shorten;
-use ext4_view::{Ext4, Ext4Error, Ext4Read, FileType, Metadata};
-use std::{cell::RefCell, collections::HashMap, error::Error, rc::Rc};
+use ext4_view::{DirEntry, Ext4, Ext4Error, Ext4Read, FileType, Metadata};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    error::Error,
+    rc::Rc,
+};
 
 /// Descriptions of damage kept.
 const DAMAGE_LIMIT: usize = 16;
 /// Blocks kept in memory: 16 MiB of 4 KiB blocks.
 const CACHE_CHUNKS: usize = 256;
 const CHUNK: u64 = 65_536;
+/// Directory entries kept in memory, of all directories together: 20 MiB.
+const KEPT_LIMIT: usize = 65_536;
 
 /// Why a disk cannot be read as a guest's root.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +41,19 @@ pub enum OpenDiskError {
 pub struct Ext4Tree {
     fs: Ext4,
     superblock: Superblock,
+    /// What the directories that were asked about hold; `None` for one that is too large to keep. `ext4-view` begins
+    /// every lookup at the root and verifies each block on the way again, which was half of a diagnosis.
+    directories: RefCell<HashMap<String, Option<Rc<Directory>>>>,
+    kept: Cell<usize>,
     damage: RefCell<Vec<String>>,
+}
+
+/// The entries of a directory by name.
+#[derive(Default)]
+struct Directory {
+    entries: BTreeMap<String, DirEntry>,
+    /// Whether a name that is not there does not exist: all of it was read, and every name is UTF-8.
+    whole: bool,
 }
 
 impl std::fmt::Debug for Ext4Tree {
@@ -64,6 +83,8 @@ impl Ext4Tree {
                     let tree = Self {
                         fs,
                         superblock,
+                        directories: RefCell::default(),
+                        kept: Cell::new(0),
                         damage: RefCell::default(),
                     };
                     if tree.looks_like_root() {
@@ -124,31 +145,83 @@ impl Ext4Tree {
         Ok(out)
     }
 
-    fn try_list(&self, path: &str, limit: usize) -> Result<Vec<Entry>, Ext4Error> {
-        let mut entries = Vec::new();
+    /// Reads at most `limit` entries of the directory at `path`.
+    fn read_directory(&self, path: &str, limit: usize) -> Result<Directory, Ext4Error> {
+        let mut read = Directory {
+            whole: true,
+            ..Directory::default()
+        };
         for entry in self.fs.read_dir(path)? {
             let entry = match entry {
-                Ok(entry) => entry,
+                Ok(entry) if read.entries.len() < limit => entry,
+                Ok(_) => {
+                    read.whole = false;
+                    break;
+                }
                 Err(e) => {
                     self.note("list", path, &e);
+                    read.whole = false;
                     break;
                 }
             };
-            let Ok(name) = entry.file_name().as_str().map(str::to_owned) else {
-                continue;
-            };
-            if name == "." || name == ".." {
-                continue;
+            match entry.file_name().as_str().map(str::to_owned) {
+                Ok(name) if name == "." || name == ".." => {}
+                Ok(name) => {
+                    read.entries.insert(name, entry);
+                }
+                Err(_) => read.whole = false,
             }
+        }
+        Ok(read)
+    }
+
+    /// The directory at `path`, read the first time; `None` where it is too large to keep.
+    fn directory(&self, path: &str) -> Result<Option<Rc<Directory>>, Ext4Error> {
+        if let Some(known) = self.directories.borrow().get(path) {
+            return Ok(known.clone());
+        }
+        let kept = self.kept.get();
+        // One more than there is room for tells that it is too large.
+        let room = KEPT_LIMIT.saturating_sub(kept);
+        let read = self.read_directory(path, room.saturating_add(1))?;
+        let total = kept.saturating_add(read.entries.len());
+        let read = (total <= KEPT_LIMIT).then(|| Rc::new(read));
+        if read.is_some() {
+            self.kept.set(total);
+        }
+        self.directories
+            .borrow_mut()
+            .insert(path.to_owned(), read.clone());
+        Ok(read)
+    }
+
+    fn try_stat(&self, path: &str) -> Result<Metadata, Ext4Error> {
+        if let Some((parent, name)) = path.rsplit_once('/').filter(|(_, name)| !name.is_empty())
+            && let Ok(Some(parent)) = self.directory(if parent.is_empty() { "/" } else { parent })
+        {
+            if let Some(entry) = parent.entries.get(name) {
+                return entry.metadata();
+            }
+            if parent.whole {
+                return Err(Ext4Error::NotFound);
+            }
+        }
+        self.fs.symlink_metadata(path)
+    }
+
+    fn try_list(&self, path: &str, limit: usize) -> Result<Vec<Entry>, Ext4Error> {
+        let directory = match self.directory(path)? {
+            Some(known) => known,
+            None => Rc::new(self.read_directory(path, limit)?),
+        };
+        let mut entries = Vec::new();
+        for (name, entry) in directory.entries.iter().take(limit) {
             match entry.metadata() {
                 Ok(meta) => entries.push(Entry {
-                    name,
+                    name: name.clone(),
                     meta: convert(&meta),
                 }),
                 Err(e) => self.note("read the inode of", path, &e),
-            }
-            if entries.len() >= limit {
-                break;
             }
         }
         Ok(entries)
@@ -161,7 +234,7 @@ impl Ext4Tree {
 
 impl Tree for Ext4Tree {
     fn lstat(&self, path: &str) -> Option<Meta> {
-        let meta = self.ok("stat", path, self.fs.symlink_metadata(path));
+        let meta = self.ok("stat", path, self.try_stat(path));
         meta.as_ref().map(convert)
     }
 

@@ -76,6 +76,11 @@ const LIST_LIMIT: usize = 65_536;
 const LINK_LIMIT: u32 = 40;
 /// No path of a Linux system call is longer.
 const PATH_LIMIT: usize = 4096;
+/// Files are read in blocks of so many bytes where less is asked for: one library is asked for a hundred times, and each
+/// time the file system would be walked from its root.
+const BLOCK: usize = 16_384;
+/// Bytes of blocks kept; then they are forgotten.
+const BLOCKS_LIMIT: usize = 8 << 20;
 /// Lookups for one diagnosis. A tree made to be slow ends here rather than in minutes.
 const LOOKUP_BUDGET: u32 = 400_000;
 
@@ -95,7 +100,16 @@ pub struct Root {
     tree: Box<dyn Tree>,
     metas: RefCell<HashMap<String, Option<Meta>>>,
     listings: RefCell<HashMap<String, Rc<Vec<Entry>>>>,
+    links: RefCell<HashMap<String, Option<Rc<str>>>>,
+    blocks: RefCell<Blocks>,
     budget: Cell<u32>,
+}
+
+/// Blocks of files by path and number; `None` for one that could not be read.
+#[derive(Default)]
+struct Blocks {
+    kept: HashMap<(String, u64), Option<Rc<[u8]>>>,
+    bytes: usize,
 }
 
 impl std::fmt::Debug for Root {
@@ -111,6 +125,8 @@ impl Root {
             tree: Box::new(tree),
             metas: RefCell::default(),
             listings: RefCell::default(),
+            links: RefCell::default(),
+            blocks: RefCell::default(),
             budget: Cell::new(LOOKUP_BUDGET),
         }
     }
@@ -195,7 +211,7 @@ impl Root {
             };
             if found.kind == Kind::Symlink && (follow_last || !todo.is_empty()) {
                 links = links.saturating_add(1);
-                let Some(target) = self.tree.link(&next).filter(|_| links <= LINK_LIMIT) else {
+                let Some(target) = self.link_real(&next).filter(|_| links <= LINK_LIMIT) else {
                     return Resolved::Broken(next);
                 };
                 if target.starts_with('/') {
@@ -239,7 +255,20 @@ impl Root {
     /// The target of the symbolic link at `path` itself.
     pub fn link(&self, path: &str) -> Option<String> {
         let (real, meta) = self.resolve_parent(path)?;
-        (meta.kind == Kind::Symlink).then(|| self.tree.link(&real))?
+        let target = (meta.kind == Kind::Symlink).then(|| self.link_real(&real))?;
+        target.map(|target| target.to_string())
+    }
+
+    /// The target of the symbolic link at an already resolved path.
+    fn link_real(&self, path: &str) -> Option<Rc<str>> {
+        if let Some(known) = self.links.borrow().get(path) {
+            return known.clone();
+        }
+        let target: Option<Rc<str>> = self.tree.link(path).map(Into::into);
+        self.links
+            .borrow_mut()
+            .insert(path.to_owned(), target.clone());
+        target
     }
 
     /// The content of a regular file, cut at 1 MiB.
@@ -249,12 +278,53 @@ impl Root {
 
     /// At most `len` bytes of a regular file from `offset` on.
     pub fn read_at(&self, path: &str, offset: u64, len: usize) -> Option<Vec<u8>> {
-        match self.resolve(path) {
-            Resolved::Found(real, meta) if meta.kind == Kind::File && self.spend() => {
-                self.tree.read_at(&real, offset, len)
-            }
-            Resolved::Found(..) | Resolved::Missing(_) | Resolved::Broken(_) => None,
+        let Resolved::Found(real, meta) = self.resolve(path) else {
+            return None;
+        };
+        if meta.kind != Kind::File {
+            return None;
         }
+        let rest = meta.size.saturating_sub(offset);
+        let want = usize::try_from(rest).unwrap_or(usize::MAX).min(len);
+        if want > BLOCK {
+            return self
+                .spend()
+                .then(|| self.tree.read_at(&real, offset, len))?;
+        }
+        let mut found = Vec::with_capacity(want);
+        while found.len() < want {
+            let at = offset.saturating_add(found.len() as u64);
+            let number = at.checked_div(BLOCK as u64)?;
+            let skip = usize::try_from(at.checked_rem(BLOCK as u64)?).ok()?;
+            let block = self.block(&real, number)?;
+            let left = want.saturating_sub(found.len());
+            let part = block.get(skip..).unwrap_or_default();
+            if part.is_empty() {
+                break; // the file is shorter than its inode says
+            }
+            found.extend_from_slice(part.get(..left).unwrap_or(part));
+        }
+        Some(found)
+    }
+
+    /// A block of the file at an already resolved path; the last one is shorter.
+    fn block(&self, path: &str, number: u64) -> Option<Rc<[u8]>> {
+        let key = (path.to_owned(), number);
+        if let Some(known) = self.blocks.borrow().kept.get(&key) {
+            return known.clone();
+        }
+        if !self.spend() {
+            return None;
+        }
+        let start = number.saturating_mul(BLOCK as u64);
+        let read: Option<Rc<[u8]>> = self.tree.read_at(path, start, BLOCK).map(Into::into);
+        let mut blocks = self.blocks.borrow_mut();
+        if blocks.bytes > BLOCKS_LIMIT {
+            *blocks = Blocks::default();
+        }
+        blocks.bytes = blocks.bytes.saturating_add(BLOCK);
+        blocks.kept.insert(key, read.clone());
+        read
     }
 
     /// A text file; bytes that are not UTF-8 are replaced.
