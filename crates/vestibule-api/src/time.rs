@@ -31,6 +31,11 @@ impl Timestamp {
         u64::try_from(self.as_micros().saturating_sub(earlier.as_micros())).unwrap_or(0)
     }
 
+    /// This moment to the second, as in RFC 3339: for words, where a fraction is noise.
+    pub fn to_second(self) -> String {
+        Self::from_micros(self.as_micros() - self.as_micros().rem_euclid(1_000_000)).to_string()
+    }
+
     /// This moment plus `duration`, saturating.
     #[must_use]
     pub fn plus(self, duration: std::time::Duration) -> Self {

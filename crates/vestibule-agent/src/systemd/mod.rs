@@ -1,6 +1,7 @@
 //! What PID 1 says of its units and jobs (org.freedesktop.systemd1(5)), over its private socket: no D-Bus daemon is needed,
 //! and it sends every change unasked.
 mod bus;
+mod waits;
 mod wire;
 
 pub(crate) use bus::BusError;
@@ -12,7 +13,9 @@ use tracing::warn;
 use vestibule_api::{
     agent::{AgentEvent, JobReport, UnitReport},
     error::Chain,
+    time::Timestamp,
 };
+use waits::Waits;
 use wire::{Malformed, Reader, Value, Writer};
 
 const SOCKET: &str = "/run/systemd/private";
@@ -262,12 +265,18 @@ impl Systemd {
 
     /// The job queue, each job with the units that it waits for.
     pub(crate) async fn jobs(&mut self) -> Result<Vec<JobReport>, BusError> {
+        self.jobs_of(|_| true).await
+    }
+
+    /// The jobs of the units that are meant, each with the units that it waits for: a question to PID 1 for each.
+    async fn jobs_of(&mut self, meant: impl Fn(&str) -> bool) -> Result<Vec<JobReport>, BusError> {
         let mut jobs = self
             .0
             .call(LIST_JOBS, MANAGER, &Writer::default(), |reader| {
                 reader.structs(job_row)
             })
             .await?;
+        jobs.retain(|job| meant(&job.unit));
         for job in &mut jobs {
             let mut arguments = Writer::default();
             arguments.u32(job.id);
@@ -309,12 +318,20 @@ impl Agent {
         required: &[String],
     ) -> Result<std::convert::Infallible, BusError> {
         let mut systemd = Systemd::connect().await?;
-        let mut last = BTreeMap::new();
+        let (mut last, mut waits) = (BTreeMap::new(), Waits::default());
         loop {
             let units = systemd.named(required).await?;
-            let waiting = units.iter().filter(|unit| unit.active != "active");
-            self.readiness
-                .set(Condition::Units, waiting.map(describe).collect());
+            let inactive = |name: &str| {
+                let mut units = units.iter();
+                units.any(|unit| unit.name == name && unit.active != "active")
+            };
+            let jobs = if units.iter().any(|unit| unit.active != "active") {
+                systemd.jobs_of(inactive).await?
+            } else {
+                Vec::new()
+            };
+            let words = waits.words(&units, &jobs, Timestamp::now());
+            self.readiness.set(Condition::Units, words);
             for unit in units {
                 let before = last.insert(unit.name.clone(), unit.active.clone());
                 let lost = before.as_deref() == Some("active") && unit.active != "active";
@@ -326,21 +343,6 @@ impl Agent {
             systemd.0.signal().await?;
             tokio::time::sleep(SETTLE).await;
         }
-    }
-}
-
-fn describe(unit: &UnitReport) -> String {
-    let UnitReport {
-        name,
-        load,
-        active,
-        sub,
-        ..
-    } = unit;
-    if load == "loaded" {
-        format!("{name} is {active} ({sub})")
-    } else {
-        format!("{name} is {load}")
     }
 }
 
