@@ -123,7 +123,7 @@ async function checkOidc(stage, id) {
 
 /** The tool itself accepts the restored file, in a fresh VM that belongs to no session. */
 async function toolAccepts(stage, bytes) {
-  const id = (await stage.vestibule('vm', 'run', 'browser')).match(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/)?.[0];
+  const id = (await stage.vestibule('vm', 'run', 'browser-test')).match(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/)?.[0];
   assert.ok(id, 'vm run prints the id');
   try {
     const script = 'mkdir -p ~/.config/.wrangler/config && echo "$1" | base64 -d > ~/.config/.wrangler/config/default.toml'
@@ -148,7 +148,7 @@ async function nothingLeft(stage) {
 }
 
 async function main(providers) {
-  const stage = await Stage.start('browser');
+  const stage = await Stage.start('browser-test');
   const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: ['--no-sandbox'] });
   let passed = 0, failed = 0;
   try {

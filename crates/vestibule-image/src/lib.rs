@@ -52,7 +52,7 @@ pub use progress::{Event, Phase, Progress, Silent};
 pub use snapshot::{SnapshotError, SnapshotOptions, Taken, snapshot};
 pub use sparse::clone_image;
 pub use store::{Store, StoreError};
-pub use verify::{Verification, VerifyError, verify};
+pub use verify::{SignIn, Verification, VerifyError, verify};
 
 /// The latest time that an image shows: 2026-01-01T00:00:00Z, in seconds. Files that packages date earlier keep theirs.
 pub(crate) const EPOCH: u64 = 1_767_225_600;

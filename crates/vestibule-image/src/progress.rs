@@ -26,6 +26,8 @@ pub enum Phase {
     Save,
     /// The VM ends, and what it saved is put into the store.
     Keep,
+    /// Each claimed pack signs in at a test identity provider.
+    SignIns,
 }
 
 impl Phase {
@@ -73,6 +75,7 @@ impl Phase {
             Self::Report => "report",
             Self::Save => "save",
             Self::Keep => "keep",
+            Self::SignIns => "sign-ins",
         }
     }
 }

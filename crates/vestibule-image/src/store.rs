@@ -486,7 +486,10 @@ impl Store {
     }
 
     /// Writes an image's verification beside it, by rename.
-    pub(crate) fn attach(&self, report: &Verification) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn attach(&self, report: &Verification) -> Result<(), StoreError> {
         let path = self.dir(&report.digest).join("verification.json");
         let new = path.with_extension("json.new");
         write_json(&new, report)?;

@@ -16,9 +16,10 @@ use vestibule_api::{
     agent::{DisplayReport, MemoryReport, Report, UnitReport},
     error::Chain,
     finding::{Finding, Verdict},
-    ids::{ImageDigest, MachineId},
+    ids::{ImageDigest, MachineId, ProviderId},
     image::Manifest,
     machine::{MachineView, Phase, VmSpec},
+    session::SessionState,
     time::Timestamp,
 };
 
@@ -58,9 +59,59 @@ pub struct Verification {
     pub finding: Option<Finding>,
     /// Where the evidence of this boot is.
     pub evidence: Utf8PathBuf,
+    /// A complete sign-in with each pack that the image claims; empty where none was tried.
+    #[serde(default)]
+    pub sign_ins: Vec<SignIn>,
+}
+
+/// How a sign-in at a test identity provider ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SignIn {
+    pub provider: ProviderId,
+    pub state: SessionState,
+    /// From the request to the end.
+    pub took_ms: u64,
+    pub finding: Option<Finding>,
+}
+
+impl SignIn {
+    /// Whether the credential was sealed.
+    pub fn completed(&self) -> bool {
+        self.state == SessionState::Completed
+    }
+
+    /// Why it was not completed, on one line.
+    fn shortcoming(&self) -> Option<String> {
+        let why = self.finding.as_ref().map_or_else(
+            || self.state.id().to_owned(),
+            |finding| format!("{}: {}", finding.cause, finding.why),
+        );
+        (!self.completed()).then(|| format!("sign-in with `{}`: {why}", self.provider))
+    }
+}
+
+impl std::fmt::Display for SignIn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:<14} {:>7.1} s  {}",
+            self.provider.as_str(),
+            Duration::from_millis(self.took_ms).as_secs_f64(),
+            self.state.id()
+        )
+    }
 }
 
 impl Verification {
+    /// Adds sign-ins: one that was not completed is a problem like any other.
+    pub fn add_sign_ins(&mut self, sign_ins: Vec<SignIn>) {
+        let failed = sign_ins.iter().filter_map(SignIn::shortcoming);
+        self.problems.extend(failed);
+        self.green &= sign_ins.iter().all(SignIn::completed);
+        self.sign_ins = sign_ins;
+    }
+
     /// What was not as it should be, the cause first, on one line.
     pub fn shortcomings(&self) -> String {
         let finding = self.finding.as_ref();
@@ -81,6 +132,9 @@ impl std::fmt::Display for Verification {
                 timing.phase,
                 Duration::from_millis(timing.after_ms).as_secs_f64()
             )?;
+        }
+        for sign_in in &self.sign_ins {
+            write!(f, "\n  {sign_in}")?;
         }
         for problem in &self.problems {
             write!(f, "\n  problem: {problem}")?;
@@ -213,6 +267,7 @@ impl Gate {
             problems,
             finding,
             evidence: spec.evidence_dir.clone().into(),
+            sign_ins: Vec::new(),
         }
     }
 
@@ -264,4 +319,48 @@ fn shortcomings(report: &Report, manifest: &Manifest) -> Vec<String> {
         }
     }
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Verification {
+        let json = serde_json::json!({
+            "digest": "a".repeat(64), "green": true, "at": "2026-11-26T00:00:00Z", "driver": "qemu/tcg",
+            "machineId": MachineId::generate(), "memoryMib": 2048, "vcpus": 2, "timings": [], "units": [],
+            "display": null, "memory": {}, "agentBuild": null, "problems": [], "finding": null, "evidence": "/e",
+        });
+        // One that was written before there were sign-ins has none.
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn sign_in(state: SessionState) -> SignIn {
+        SignIn {
+            provider: "codex".parse().unwrap(),
+            state,
+            took_ms: 12_300,
+            finding: None,
+        }
+    }
+
+    #[test]
+    fn one_sign_in_that_does_not_complete_makes_the_image_not_green() {
+        let mut all = report();
+        all.add_sign_ins(vec![sign_in(SessionState::Completed)]);
+        assert!(all.green && all.problems.is_empty());
+        let mut one = report();
+        one.add_sign_ins(vec![
+            sign_in(SessionState::Completed),
+            sign_in(SessionState::Failed),
+        ]);
+        assert!(!one.green);
+        assert_eq!(one.problems, ["sign-in with `codex`: failed"]);
+        assert!(one.to_string().contains("12.3 s  failed"), "{one}");
+        // Green is what the boot showed, too.
+        let mut red = report();
+        red.green = false;
+        red.add_sign_ins(vec![sign_in(SessionState::Completed)]);
+        assert!(!red.green);
+    }
 }

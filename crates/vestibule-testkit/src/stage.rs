@@ -6,8 +6,10 @@ pub use residue::residue;
 
 use crate::{
     api::Api,
+    ca::TestCa,
     idp::{self, Idp},
     process::{self, Process, workspace},
+    vendor::{self, Vendor},
     wait,
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +21,15 @@ use vestibule_api::session::SessionView;
 
 /// How long the controller may take until it listens.
 const LISTEN: Duration = Duration::from_secs(60);
+/// Where the image `browser-test` has the test's authority.
+const CA_IN_GUEST: &str = "/usr/local/share/ca-certificates/vestibule-test-ca.crt";
+/// Tools that bring roots of their own, and what adds one; the others trust what the system trusts.
+const TRUST_VARIABLES: [(&str, &str); 4] = [
+    ("claude", "NODE_EXTRA_CA_CERTS"),
+    ("codex", "CODEX_CA_CERTIFICATE"),
+    ("gemini", "NODE_EXTRA_CA_CERTS"),
+    ("wrangler", "NODE_EXTRA_CA_CERTS"),
+];
 /// How long the VMs of ended sessions may take to be gone.
 const VMS_END: Duration = Duration::from_secs(60);
 
@@ -93,6 +104,22 @@ impl Setting {
         ))
     }
 
+    /// Guests reach the fake vendor under the names of all vendors; the tools in them trust the authority `ca`, which the
+    /// image `browser-test` has.
+    #[must_use]
+    pub fn vendor(mut self, vendor: &Vendor, ca: &TestCa) -> Self {
+        for host in vendor::HOSTS {
+            self = self.pin(host, Some(443), vendor.https());
+        }
+        self = self.trust(ca.path());
+        for (provider, variable) in TRUST_VARIABLES {
+            self = self.with(&format!(
+                "[providers.{provider}.env]\n{variable} = \"{CA_IN_GUEST}\""
+            ));
+        }
+        self
+    }
+
     /// Further TOML: tables only.
     #[must_use]
     pub fn with(mut self, toml: &str) -> Self {
@@ -101,7 +128,8 @@ impl Setting {
         self
     }
 
-    fn toml(&self) -> String {
+    /// The configuration of a controller.
+    pub fn toml(&self) -> String {
         let mut text = format!(
             // Software emulation on a busy machine: the limit is for hangs, not for slowness.
             "listen = \"127.0.0.1:0\"\nimage = \"{}\"\n[deadlines]\nboot_s = 540\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",

@@ -1,10 +1,11 @@
-//! Fake vendors: the sign-in servers of OpenAI, Anthropic, Google and GitHub, shaped to what their unmodified tools
+//! Fake vendors: the sign-in servers of OpenAI, Anthropic, Google, GitHub and Cloudflare, shaped to what their unmodified tools
 //! accept (measured: `reference/providers.md` section 2). One server plays all of them, told apart by the `Host` header;
 //! a test maps the vendors' names to it.
 //!
 //! Grants are real: codes are random, good once, bound to redirect URI and PKCE challenge (RFC 7636). What a person
 //! would see is a page with a large *Allow* and a *Deny*, which mouse and keyboard can reach.
 mod anthropic;
+mod cloudflare;
 mod exchange;
 mod github;
 mod google;
@@ -30,7 +31,10 @@ use hyper_util::{
 use reply::Call;
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -39,7 +43,7 @@ use tokio::{
 };
 
 /// Every name that the server has a certificate for and answers to.
-pub const HOSTS: [&str; 12] = [
+pub const HOSTS: [&str; 13] = [
     "auth.openai.com",
     "chatgpt.com",
     "claude.com",
@@ -52,6 +56,7 @@ pub const HOSTS: [&str; 12] = [
     "cloudcode-pa.googleapis.com",
     "github.com",
     "api.github.com",
+    "dash.cloudflare.com",
 ];
 
 /// What all connections share.
@@ -59,11 +64,17 @@ pub const HOSTS: [&str; 12] = [
 pub(crate) struct Shared {
     grants: Mutex<Grants>,
     misbehave: Mutex<Misbehave>,
+    /// Consent is given without a page: nobody is there to press *Allow*.
+    unattended: AtomicBool,
 }
 
 impl Shared {
     fn grants(&self) -> MutexGuard<'_, Grants> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_unattended(&self) -> bool {
+        self.unattended.load(Ordering::Relaxed)
     }
 
     fn misbehave(&self) -> Misbehave {
@@ -145,6 +156,11 @@ impl Vendor {
         self.http
     }
 
+    /// From now on consent is given without a page, and a device's code counts as typed where its page is opened.
+    pub fn grant_unattended(&self) {
+        self.shared.unattended.store(true, Ordering::Relaxed);
+    }
+
     /// Changes how it behaves from the next request on.
     pub fn misbehave(&self, how: Misbehave) {
         *self
@@ -192,6 +208,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Re
         host if host.ends_with("google.com") || host.ends_with("googleapis.com") => {
             google::answer(&shared, &call).await
         }
+        "dash.cloudflare.com" => cloudflare::answer(&shared, &call).await,
         "github.com" | "api.github.com" => github::answer(&shared, &call).await,
         _ => reply::not_found(&call),
     };

@@ -31,6 +31,11 @@ fn default_home() -> anyhow::Result<Utf8PathBuf> {
 }
 
 impl Home {
+    /// An absolute directory.
+    pub(crate) fn at(dir: &Utf8Path) -> Self {
+        Self(dir.to_owned())
+    }
+
     pub(crate) fn path(&self) -> &Utf8Path {
         &self.0
     }

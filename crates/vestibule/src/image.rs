@@ -1,5 +1,6 @@
 //! `vestibule image`: golden images and their snapshots, in the store below `$VESTIBULE_HOME`.
 mod progress;
+mod sign_in;
 mod snapshot;
 
 use crate::{
@@ -53,6 +54,8 @@ pub(crate) enum ImageCommand {
         /// Seconds until it must be ready.
         #[arg(long, default_value_t = DEADLINE_S)]
         deadline: u64,
+        #[command(flatten)]
+        sign_in: SignInArgs,
     },
     /// Point an alias to an image, once one boot has verified it and has given it a snapshot for VMs of the default size;
     /// what the image has already is not made again.
@@ -62,6 +65,8 @@ pub(crate) enum ImageCommand {
         /// Take none.
         #[arg(long)]
         no_snapshot: bool,
+        #[command(flatten)]
+        sign_in: SignInArgs,
     },
     /// Point an alias back to the image before.
     Rollback { alias: AliasName },
@@ -82,6 +87,14 @@ pub(crate) enum ImageCommand {
         #[arg(long)]
         all: bool,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SignInArgs {
+    /// Sign in, too, with every pack that the image claims, under this configuration of a controller: it leads the packs to
+    /// a test identity provider that grants by itself (`vestibule-testkit vendor --config FILE` runs one and writes it).
+    #[arg(long = "sign-in", value_name = "FILE")]
+    config: Option<Utf8PathBuf>,
 }
 
 fn parse_input(text: &str) -> Result<(String, Utf8PathBuf), String> {
@@ -125,8 +138,13 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
                 out,
             );
         }
-        ImageCommand::Verify { image, deadline } => {
-            let report = verify(&store, &store.resolve(&image)?, deadline, out)?;
+        ImageCommand::Verify {
+            image,
+            deadline,
+            sign_in,
+        } => {
+            let mut report = verify(&store, &store.resolve(&image)?, deadline, out)?;
+            sign_ins(&store, &mut report, &sign_in, out)?;
             out.print(&report, ToString::to_string)?;
             return Ok(if report.green {
                 ExitCode::SUCCESS
@@ -138,9 +156,10 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             alias,
             image,
             no_snapshot,
+            sign_in,
         } => {
             let digest = store.resolve(&image)?;
-            return publish(&store, &digest, &alias, !no_snapshot, out);
+            return publish(&store, &digest, &alias, !no_snapshot, &sign_in, out);
         }
         ImageCommand::Rollback { alias } => {
             let digest = store.rollback(&alias)?;
@@ -195,6 +214,27 @@ fn verify(
     Ok(report?)
 }
 
+/// Adds the sign-ins that are asked for to the report of an image that is green so far, unless it has them.
+fn sign_ins(
+    store: &Store,
+    report: &mut Verification,
+    args: &SignInArgs,
+    out: Output,
+) -> anyhow::Result<()> {
+    let Some(config) = args
+        .config
+        .as_deref()
+        .filter(|_| report.green && report.sign_ins.is_empty())
+    else {
+        return Ok(());
+    };
+    let bars = Bars::new(out);
+    let ended = crate::runtime()?.block_on(sign_in::all(store, &report.digest, config, &bars));
+    bars.finish();
+    report.add_sign_ins(ended?);
+    Ok(store.attach(report)?)
+}
+
 /// Moves the alias when the image is verified, whether or not its VMs have a snapshot to begin from; a missing one is an
 /// error all the same.
 fn publish(
@@ -202,6 +242,7 @@ fn publish(
     digest: &ImageDigest,
     alias: &AliasName,
     with_snapshot: bool,
+    sign_in: &SignInArgs,
     out: Output,
 ) -> anyhow::Result<ExitCode> {
     let verified = || anyhow::Ok(store.inspect(digest)?.verification);
@@ -215,6 +256,12 @@ fn publish(
         Err(err) if verified()?.is_none_or(|report| !report.green) => return Err(err),
         taken => taken,
     };
+    if let Some(mut report) = verified()? {
+        sign_ins(store, &mut report, sign_in, out)?;
+        for line in report.sign_ins.iter().map(ToString::to_string) {
+            output::note(&line);
+        }
+    }
     store.publish(digest, alias)?;
     output::note(&format!("{alias} is {} now", digest.short()));
     taken.with_context(|| {

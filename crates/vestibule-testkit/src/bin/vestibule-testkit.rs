@@ -14,6 +14,7 @@ use vestibule_testkit::{
 
 const USAGE: &str = "vestibule-testkit ca --ca DIR
 vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
+                         [--config FILE]       grants by itself; FILE is what `image verify --sign-in` takes
 vestibule-testkit idp
 vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
 vestibule-testkit residue --home DIR --except PID";
@@ -39,6 +40,12 @@ async fn main() -> Result<()> {
             let https = option("https").unwrap_or_else(any);
             let http = option("http").unwrap_or_else(any);
             let vendor = Vendor::start_on(&ca, &https, &http).await?;
+            if let Some(config) = option("config") {
+                vendor.grant_unattended();
+                let setting = Setting::image("browser-test").vendor(&vendor, &ca);
+                std::fs::write(&config, setting.toml())
+                    .with_context(|| format!("write the configuration `{config}`"))?;
+            }
             say(&serde_json::json!({
                 "https": vendor.https(), "http": vendor.http(), "ca": ca.path(), "hosts": HOSTS,
             }))?;

@@ -35,6 +35,9 @@ pub(super) fn authorize(shared: &Shared, call: &Call, vendor: &str) -> Response 
 }
 
 fn consent(shared: &Shared, vendor: &str, pending: Pending) -> Response {
+    if shared.is_unattended() {
+        return conclude(shared, pending, true);
+    }
     let id = token("");
     let page = pages::consent(vendor, &id, &pending.scope);
     shared.grants().pending.insert(id, pending);
@@ -43,16 +46,22 @@ fn consent(shared: &Shared, vendor: &str, pending: Pending) -> Response {
 
 /// The person pressed a button.
 pub(super) fn decided(shared: &Shared, call: &Call) -> Response {
-    let how = shared.misbehave();
-    let allowed = call.field("decision") == "allow" && how != Misbehave::Denied;
-    let mut grants = shared.grants();
-    let Some(pending) = grants.pending.remove(call.field("id")) else {
+    let pending = shared.grants().pending.remove(call.field("id"));
+    let Some(pending) = pending else {
         return (
             StatusCode::BAD_REQUEST,
             html(pages::message("This page is too old")),
         )
             .into_response();
     };
+    conclude(shared, pending, call.field("decision") == "allow")
+}
+
+/// The end of an authorization, by the person or without one.
+fn conclude(shared: &Shared, pending: Pending, allow: bool) -> Response {
+    let how = shared.misbehave();
+    let allowed = allow && how != Misbehave::Denied;
+    let mut grants = shared.grants();
     if let Some(code) = pending.device {
         let state = if allowed {
             Device::Approved
@@ -157,6 +166,15 @@ pub(super) fn new_device(shared: &Shared) -> (String, String) {
 
 /// The page where the person types the code; with a right one, the consent page.
 pub(super) fn device_page(shared: &Shared, call: &Call, vendor: &str) -> Response {
+    if shared.is_unattended() {
+        let mut grants = shared.grants();
+        for state in grants.devices.values_mut() {
+            if matches!(state, Device::Waiting { .. }) {
+                *state = Device::Approved;
+            }
+        }
+        return html(pages::message("You are signed in"));
+    }
     let typed = call.param("user_code").trim().to_ascii_uppercase();
     if typed.is_empty() {
         return html(pages::device(

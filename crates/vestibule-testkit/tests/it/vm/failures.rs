@@ -22,11 +22,11 @@ use vestibule_testkit::{
 const PRESS_AGAIN: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs the image browser; script/test failures"]
+#[ignore = "needs the image browser-test; script/test failures"]
 async fn failures_are_clear_and_leave_nothing() -> Result<()> {
     let _alone = alone().await;
     let idp = Idp::start().await?;
-    let stage = Stage::start(&Setting::image("browser").idp(&idp)).await?;
+    let stage = Stage::start(&Setting::image("browser-test").idp(&idp)).await?;
     let result = async {
         let begin = Instant::now();
         requests_that_are_wrong(&stage)

@@ -2,7 +2,7 @@
 //! vendor's page in the VM's Chromium and presses *Allow* or *Deny*.
 use super::{END, READY, alone, assert_cause, assert_nothing_left, ended, kept, took};
 use anyhow::{Context, Result, ensure};
-use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, time::Instant};
 use vestibule_api::{
     cause::Cause,
     session::{Right, SessionEvent, SessionEventKind, SessionState, SessionView, StartKind},
@@ -11,12 +11,9 @@ use vestibule_testkit::{
     ca::TestCa,
     person::Person,
     process::workspace,
-    stage::{Setting, Stage},
-    vendor::{HOSTS, Misbehave, Vendor},
+    stage::{Setting, Stage, image_home},
+    vendor::{Misbehave, Vendor},
 };
-
-/// Where the image `browser-test` has the test's authority.
-const CA_IN_GUEST: &str = "/usr/local/share/ca-certificates/vestibule-test-ca.crt";
 
 struct Case {
     provider: &'static str,
@@ -40,16 +37,7 @@ async fn run(name: &str, start: StartKind, cases: &[Case]) -> Result<()> {
     let _alone = alone().await;
     let ca = TestCa::in_dir(&workspace().join("target/test-ca"))?;
     let vendor = Vendor::start(&ca).await?;
-    let mut setting = Setting::image("browser-test")
-        .trust(ca.path())
-        .with(&format!(
-            "[providers.codex.env]\nCODEX_CA_CERTIFICATE = \"{CA_IN_GUEST}\"\n\
-         [providers.claude.env]\nNODE_EXTRA_CA_CERTS = \"{CA_IN_GUEST}\"\n\
-         [providers.gemini.env]\nNODE_EXTRA_CA_CERTS = \"{CA_IN_GUEST}\"\n"
-        ));
-    for host in HOSTS {
-        setting = setting.pin(host, Some(443), vendor.https());
-    }
+    let mut setting = Setting::image("browser-test").vendor(&vendor, &ca);
     if start == StartKind::Cold {
         setting = setting.without_snapshots();
     }
@@ -187,6 +175,36 @@ async fn captured(
             view.account
         );
     }
+    Ok(())
+}
+
+/// `script/test images` publishes the image with `--sign-in`: its verification holds a completed sign-in with each pack that
+/// the manifest claims.
+#[test]
+#[ignore = "needs the image browser-test; script/test vendors"]
+fn the_image_was_published_with_a_sign_in_of_each_pack() -> Result<()> {
+    let image = image_home().join("aliases/browser-test");
+    let read = |name: &str| -> Result<serde_json::Value> {
+        let bytes = fs::read(image.join(name)).with_context(|| format!("read its `{name}`"))?;
+        Ok(serde_json::from_slice(&bytes)?)
+    };
+    let (manifest, report) = (read("manifest.json")?, read("verification.json")?);
+    let providers = |list: &serde_json::Value| -> BTreeSet<String> {
+        let all = list.as_array().into_iter().flatten();
+        all.filter_map(|one| Some(one["provider"].as_str()?.to_owned()))
+            .collect()
+    };
+    let claimed = providers(&manifest["tools"]);
+    ensure!(claimed.len() == 5, "the image claims {claimed:?}");
+    ensure!(
+        providers(&report["signIns"]) == claimed,
+        "signed in: {}",
+        report["signIns"]
+    );
+    for sign_in in report["signIns"].as_array().into_iter().flatten() {
+        ensure!(sign_in["state"] == "completed", "{sign_in}");
+    }
+    ensure!(report["green"] == true, "it is not green");
     Ok(())
 }
 
