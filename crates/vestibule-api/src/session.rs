@@ -214,6 +214,21 @@ pub enum Milestone {
 }
 
 impl Milestone {
+    /// Each, in their order.
+    pub const ALL: [Self; 11] = [
+        Self::Claimed,
+        Self::Restored,
+        Self::Resumed,
+        Self::StreamUp,
+        Self::Identity,
+        Self::AgentUp,
+        Self::Painted,
+        Self::Ready,
+        Self::LoginStarted,
+        Self::BrowserNavigated,
+        Self::FirstFrame,
+    ];
+
     /// Its id, in kebab case.
     pub const fn id(self) -> &'static str {
         match self {

@@ -31,23 +31,18 @@ const VM_END: Duration = Duration::from_secs(120);
 /// A guest whose view is open has shown its screen within this time.
 const VIEW: Duration = Duration::from_secs(60);
 
+/// What is timed here besides a session's milestones: the reply to the request, and what the viewer itself sees.
+const ACCEPTED: &str = "accepted";
+const GREETS: &str = "view-greets";
+const SHOWS: &str = "view-shows";
+
 /// In the order in which a session passes them; those that no session passed are not printed.
-const PHASES: [&str; 14] = [
-    "accepted",
-    "claimed",
-    "restored",
-    "resumed",
-    "stream-up",
-    "identity",
-    "agent-up",
-    "painted",
-    "ready",
-    "login-started",
-    "browser-navigated",
-    "first-frame",
-    "view-greets",
-    "view-shows",
-];
+fn phases() -> impl Iterator<Item = &'static str> {
+    let milestones = Milestone::ALL.into_iter().map(Milestone::id);
+    std::iter::once(ACCEPTED)
+        .chain(milestones)
+        .chain([GREETS, SHOWS])
+}
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BenchArgs {
@@ -162,7 +157,7 @@ async fn turn(controller: &Controller, args: &BenchArgs) -> anyhow::Result<Turn>
         .call(Method::POST, "/api/auth/start", Some(&request))
         .await?;
     let mut turn = Turn::default();
-    turn.phases.insert("accepted", ms(begun.elapsed()));
+    turn.phases.insert(ACCEPTED, ms(begun.elapsed()));
     let watched = watch(controller, reply.session_id, begun, &mut turn).await;
     // However it went, nothing of it stays.
     let path = format!("/api/auth/session/{}/cancel", reply.session_id);
@@ -197,8 +192,8 @@ async fn watch(
                 // An image without a screen has no view; the sign-in goes on.
                 match shown? {
                     Ok((greets, shows)) => {
-                        turn.phases.insert("view-greets", greets);
-                        turn.phases.insert("view-shows", shows);
+                        turn.phases.insert(GREETS, greets);
+                        turn.phases.insert(SHOWS, shows);
                     }
                     Err(err) => output::note(&format!("session {session}: no view: {err:#}")),
                 }
@@ -363,7 +358,7 @@ fn report(turns: &[Turn]) -> Report {
         }
     }
     for start in StartKind::ALL.into_iter().rev() {
-        for phase in PHASES {
+        for phase in phases() {
             let of = turns.iter().filter(|turn| turn.start == Some(start));
             let samples = of.filter_map(|turn| turn.phases.get(phase).copied());
             report.phases.extend(row(phase, start, samples.collect()));
