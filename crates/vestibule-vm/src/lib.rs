@@ -18,6 +18,7 @@ pub mod egress;
 pub mod events;
 pub mod evidence;
 mod file;
+pub mod firecracker;
 pub mod image;
 pub mod kvm;
 pub mod log;

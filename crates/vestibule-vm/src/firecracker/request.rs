@@ -1,0 +1,350 @@
+//! Every request that the driver sends, and their order.
+//!
+//! Bodies are built from [`Features`] and what the VM is to be; what a version does not know is left out. All errors come as
+//! 400 with words, and an unknown field is one (Firecracker fact 1), so `contract.rs` holds each body against Firecracker's
+//! own OpenAPI documents.
+//!
+//! Names of files are relative to the VMM's working directory, which each VM has to itself: a snapshot keeps the names of
+//! drives and of the socket, and there is nothing that could override a drive's (Firecracker fact 13).
+use super::version::{Features, LoadTracking};
+use hyper::Method;
+use serde::Serialize;
+use std::{borrow::Cow, time::Duration};
+
+/// In the VMM's working directory.
+pub const KERNEL: &str = "vmlinux";
+pub const INITRD: &str = "initrd";
+pub const ROOT: &str = "root";
+pub const CONFIG: &str = "config";
+pub const METRICS: &str = "metrics";
+/// The host's end of the vsock device; the VMM makes it.
+pub const VSOCK: &str = "stream.sock";
+/// A snapshot's state, as the VMM writes it.
+pub const STATE: &str = "state";
+
+/// The guest's address on its vsock: 0 to 2 are reserved (vsock(7)), and `PUT /vsock` would take them all the same
+/// (Firecracker fact 2). Each VM has a device of its own, so all have the same.
+const GUEST_CID: u32 = 3;
+
+/// Answered from what Firecracker knows already.
+const QUICK: Duration = Duration::from_secs(20);
+/// A start reads the kernel, a save writes the whole memory.
+const LONG: Duration = Duration::from_secs(300);
+
+/// One request. Each variant is one resource of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Metrics(Metrics),
+    MachineConfig(MachineConfig),
+    BootSource(BootSource),
+    Drive(Drive),
+    Vsock(Vsock),
+    Entropy(Entropy),
+    Action(Action),
+    Vm(Vm),
+    CreateSnapshot(CreateSnapshot),
+    LoadSnapshot(LoadSnapshot),
+}
+
+/// Where counters are written to: every minute, at a flush, and when the VMM ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Metrics {
+    pub metrics_path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MachineConfig {
+    /// 1 to 32; 1 or an even number.
+    pub vcpu_count: u32,
+    pub mem_size_mib: u32,
+    /// Two guest CPUs on one of the host's cores: what one does shows in the other's time.
+    pub smt: bool,
+    pub track_dirty_pages: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BootSource {
+    /// An ELF `vmlinux`. Anything that opens is taken here, and refused at the start (Firecracker fact 2).
+    pub kernel_image_path: String,
+    pub initrd_path: String,
+    /// Replaces Firecracker's own, which turns the serial line and modules off (Firecracker fact 6).
+    pub boot_args: String,
+}
+
+/// A disk. Their order is their names' order in the guest: `vda`, `vdb` (Firecracker fact 20).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Drive {
+    /// Must be the path's last part as well (Firecracker fact 2).
+    pub drive_id: &'static str,
+    pub path_on_host: &'static str,
+    /// The root device would get words of its own on the kernel's command line; the initrd finds the disks itself.
+    pub is_root_device: bool,
+    pub is_read_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Vsock {
+    pub guest_cid: u32,
+    pub uds_path: &'static str,
+}
+
+/// No limit on its rate: it draws from the kernel's generator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Entropy {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Action {
+    pub action_type: ActionType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum ActionType {
+    InstanceStart,
+    FlushMetrics,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Vm {
+    pub state: VmState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum VmState {
+    Paused,
+    Resumed,
+}
+
+/// Always a full one: of diffs Firecracker says that they are a preview (Firecracker fact 15).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CreateSnapshot {
+    pub snapshot_type: SnapshotType,
+    pub snapshot_path: String,
+    pub mem_file_path: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum SnapshotType {
+    Full,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LoadSnapshot {
+    pub snapshot_path: String,
+    pub mem_backend: MemoryBackend,
+    /// Never: who loads must first be able to say that it was loaded.
+    pub resume_vm: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enable_diff_snapshots: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub track_dirty_pages: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_realtime: Option<bool>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VsockOverride {
+    pub uds_path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryBackend {
+    pub backend_type: BackendType,
+    /// The memory's file, or the socket of whoever handles page faults.
+    pub backend_path: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum BackendType {
+    /// Mapped privately: the file must stay as it is for as long as the VM lives (Firecracker fact 12).
+    File,
+    /// Page faults go to a process of the host's. The only way for memory in huge pages (Firecracker fact 18).
+    Uffd,
+}
+
+/// What a VM that boots is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    pub vcpus: u32,
+    pub memory_mib: u32,
+    pub cmdline: String,
+}
+
+/// What a VM that is restored begins from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
+    pub state: String,
+    pub memory: MemoryBackend,
+    /// Whether what is dirtied from now on is known at the next save. Not kept in a snapshot (Firecracker fact 15).
+    pub track_dirty_pages: bool,
+    /// Whether the guest's clock goes on from the host's time instead of the snapshot's. Asked of a version that cannot, it
+    /// is left out: the agent is told the time in any case.
+    pub clock_realtime: bool,
+}
+
+fn metrics() -> Request {
+    Request::Metrics(Metrics {
+        metrics_path: METRICS.to_owned(),
+    })
+}
+
+/// From a fresh process to a VM that runs, in the only order that Firecracker takes: how it observes itself, the machine,
+/// what it boots, its devices; the start, once (Firecracker fact 1).
+pub fn boot(boot: &Boot) -> Vec<Request> {
+    let drive = |name| {
+        Request::Drive(Drive {
+            drive_id: name,
+            path_on_host: name,
+            is_root_device: false,
+            is_read_only: true,
+        })
+    };
+    vec![
+        metrics(),
+        Request::MachineConfig(MachineConfig {
+            vcpu_count: boot.vcpus,
+            mem_size_mib: boot.memory_mib,
+            smt: false,
+            track_dirty_pages: false,
+        }),
+        Request::BootSource(BootSource {
+            kernel_image_path: KERNEL.to_owned(),
+            initrd_path: INITRD.to_owned(),
+            boot_args: boot.cmdline.clone(),
+        }),
+        drive(ROOT),
+        drive(CONFIG),
+        Request::Vsock(Vsock {
+            guest_cid: GUEST_CID,
+            uds_path: VSOCK,
+        }),
+        Request::Entropy(Entropy {}),
+        Request::Action(Action {
+            action_type: ActionType::InstanceStart,
+        }),
+    ]
+}
+
+/// From a fresh process to a VM whose CPUs wait for [`resume`]. Nothing but metrics may be said before the load, and they are
+/// not kept in a snapshot (Firecracker facts 5 and 12).
+pub fn restore(features: Features, restore: &Restore) -> Vec<Request> {
+    let tracking = restore.track_dirty_pages.then_some(true);
+    let (enable_diff_snapshots, track_dirty_pages) = match features.load_tracking {
+        LoadTracking::EnableDiffSnapshots => (tracking, None),
+        LoadTracking::TrackDirtyPages => (None, tracking),
+    };
+    let load = LoadSnapshot {
+        snapshot_path: restore.state.clone(),
+        mem_backend: restore.memory.clone(),
+        resume_vm: false,
+        enable_diff_snapshots,
+        track_dirty_pages,
+        vsock_override: features.vsock_override.then(|| VsockOverride {
+            uds_path: VSOCK.to_owned(),
+        }),
+        clock_realtime: (features.clock_realtime && restore.clock_realtime).then_some(true),
+    };
+    vec![metrics(), Request::LoadSnapshot(load)]
+}
+
+/// Stops the CPUs.
+pub fn pause() -> Request {
+    Request::Vm(Vm {
+        state: VmState::Paused,
+    })
+}
+
+/// Lets them run.
+pub fn resume() -> Request {
+    Request::Vm(Vm {
+        state: VmState::Resumed,
+    })
+}
+
+/// Writes the counters now.
+pub fn flush_metrics() -> Request {
+    Request::Action(Action {
+        action_type: ActionType::FlushMetrics,
+    })
+}
+
+/// From a VM that runs to its files. Of one that is not paused none is taken (Firecracker fact 12).
+pub fn save(memory: &str) -> [Request; 2] {
+    let create = CreateSnapshot {
+        snapshot_type: SnapshotType::Full,
+        snapshot_path: STATE.to_owned(),
+        mem_file_path: memory.to_owned(),
+    };
+    [pause(), Request::CreateSnapshot(create)]
+}
+
+impl Request {
+    pub fn method(&self) -> Method {
+        match self {
+            Self::Vm(_) => Method::PATCH,
+            Self::Metrics(_)
+            | Self::MachineConfig(_)
+            | Self::BootSource(_)
+            | Self::Drive(_)
+            | Self::Vsock(_)
+            | Self::Entropy(_)
+            | Self::Action(_)
+            | Self::CreateSnapshot(_)
+            | Self::LoadSnapshot(_) => Method::PUT,
+        }
+    }
+
+    pub fn path(&self) -> Cow<'static, str> {
+        match self {
+            Self::Metrics(_) => "/metrics".into(),
+            Self::MachineConfig(_) => "/machine-config".into(),
+            Self::BootSource(_) => "/boot-source".into(),
+            Self::Drive(drive) => format!("/drives/{}", drive.drive_id).into(),
+            Self::Vsock(_) => "/vsock".into(),
+            Self::Entropy(_) => "/entropy".into(),
+            Self::Action(_) => "/actions".into(),
+            Self::Vm(_) => "/vm".into(),
+            Self::CreateSnapshot(_) => "/snapshot/create".into(),
+            Self::LoadSnapshot(_) => "/snapshot/load".into(),
+        }
+    }
+
+    /// The body, as JSON.
+    ///
+    /// # Errors
+    /// None that is known: every body is strings, numbers and booleans.
+    pub fn body(&self) -> serde_json::Result<serde_json::Value> {
+        match self {
+            Self::Metrics(body) => serde_json::to_value(body),
+            Self::MachineConfig(body) => serde_json::to_value(body),
+            Self::BootSource(body) => serde_json::to_value(body),
+            Self::Drive(body) => serde_json::to_value(body),
+            Self::Vsock(body) => serde_json::to_value(body),
+            Self::Entropy(body) => serde_json::to_value(body),
+            Self::Action(body) => serde_json::to_value(body),
+            Self::Vm(body) => serde_json::to_value(body),
+            Self::CreateSnapshot(body) => serde_json::to_value(body),
+            Self::LoadSnapshot(body) => serde_json::to_value(body),
+        }
+    }
+
+    /// How long its answer may take.
+    pub fn limit(&self) -> Duration {
+        match self {
+            Self::CreateSnapshot(_)
+            | Self::LoadSnapshot(_)
+            | Self::Action(Action {
+                action_type: ActionType::InstanceStart,
+            }) => LONG,
+            Self::Metrics(_)
+            | Self::MachineConfig(_)
+            | Self::BootSource(_)
+            | Self::Drive(_)
+            | Self::Vsock(_)
+            | Self::Entropy(_)
+            | Self::Action(_)
+            | Self::Vm(_) => QUICK,
+        }
+    }
+}
