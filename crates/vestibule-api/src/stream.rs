@@ -26,6 +26,10 @@ pub const GUEST_LABEL: &[u8] = b"vestibule guest v1";
 pub const RESYNC_LIMIT: usize = 1 << 20;
 /// Name of the virtio-serial port (`/dev/virtio-ports/<name>`, `/sys/class/virtio-ports/*/name`).
 pub const PORT_NAME: &str = "vestibule.stream";
+/// Where there is a vsock instead: the guest's port on which it listens for the host.
+pub const VSOCK_PORT: u32 = 1024;
+/// The host's port to which the guest connects for a moment each time that it begins to listen.
+pub const VSOCK_LISTENS_PORT: u32 = 1025;
 /// An [`Open`] header is one line of JSON of at most so many bytes, newline included.
 pub const OPEN_LIMIT: usize = 4096;
 

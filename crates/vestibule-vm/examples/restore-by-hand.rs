@@ -59,6 +59,7 @@ async fn main() -> Result<()> {
         vm_dir: home.path().to_owned(),
         root: image.join("root.ext4"),
         kernel: image.join("vmlinuz"),
+        vmlinux: None,
         initrd: image.join("initrd"),
         cmdline: manifest.cmdline,
         config: config_drive::make(machine_id, 1, &key)?,

@@ -149,6 +149,22 @@ pub fn program_version(program: &Utf8Path) -> Result<String, ProbeError> {
     } else {
         "--version"
     };
+    let said = ask(program, flag)?;
+    said.split_whitespace()
+        .map(|word| word.trim_end_matches([',', ')']))
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
+        .map(str::to_owned)
+        .ok_or_else(|| ProbeError::NoVersion {
+            program: program.to_owned(),
+            said: crate::log::printable(said.lines().next().unwrap_or_default()),
+        })
+}
+
+/// What `program` says to `flag`, on both of its outputs.
+///
+/// # Errors
+/// When it does not run.
+pub(crate) fn ask(program: &Utf8Path, flag: &str) -> Result<String, ProbeError> {
     let output = std::process::Command::new(program)
         .arg(flag)
         .env_clear()
@@ -160,15 +176,7 @@ pub fn program_version(program: &Utf8Path) -> Result<String, ProbeError> {
             err,
         })?;
     let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    said.split_whitespace()
-        .map(|word| word.trim_end_matches([',', ')']))
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
-        .map(str::to_owned)
-        .ok_or_else(|| ProbeError::NoVersion {
-            program: program.to_owned(),
-            said: crate::log::printable(said.lines().next().unwrap_or_default()),
-        })
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 /// `MemAvailable` of proc(5).

@@ -2,8 +2,8 @@
 //!
 //! What a driver cannot do is absent from its [`Capabilities`], which come from a probe and never from a belief.
 use crate::{
-    config_drive::DriveFd, evidence::Bundle, log::BoundedLog, process::SpawnError,
-    qemu::qmp::QmpError,
+    config_drive::DriveFd, evidence::Bundle, firecracker::api::ApiError, log::BoundedLog,
+    process::SpawnError, qemu::qmp::QmpError,
 };
 use camino::Utf8PathBuf;
 use futures_util::future::BoxFuture;
@@ -69,6 +69,15 @@ pub enum ProbeError {
     },
     #[error("`{program} --version` says `{said}`, which names no version")]
     NoVersion { program: Utf8PathBuf, said: String },
+    #[error("use `{program}`: it is version {found}; {oldest} or newer is needed")]
+    TooOld {
+        program: Utf8PathBuf,
+        found: String,
+        oldest: String,
+    },
+    /// The VMM has no accelerator but KVM.
+    #[error("use `{program}`: it needs KVM, and {why}")]
+    Kvm { program: Utf8PathBuf, why: String },
 }
 
 /// Everything a driver needs to start a VM.
@@ -82,6 +91,8 @@ pub struct Launch {
     /// The shared root image; opened read-only.
     pub root: Utf8PathBuf,
     pub kernel: Utf8PathBuf,
+    /// The same kernel as an ELF file, where the image has it.
+    pub vmlinux: Option<Utf8PathBuf>,
     pub initrd: Utf8PathBuf,
     /// The image's part of the kernel command line.
     pub cmdline: String,
@@ -92,6 +103,15 @@ pub struct Launch {
     pub memory: Memory,
     pub console: Arc<BoundedLog>,
     pub vmm_log: Arc<BoundedLog>,
+}
+
+/// Why the VMM did not do what it was asked on its control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error(transparent)]
+    Qemu(#[from] QmpError),
+    #[error(transparent)]
+    Firecracker(#[from] ApiError),
 }
 
 /// Why no VM came of a [`Launch`].
@@ -112,12 +132,15 @@ pub enum LaunchError {
         command_line: Vec<String>,
     },
     #[error("speak with the VMM")]
-    Control(#[source] QmpError),
+    Control(#[source] ControlError),
+    /// The VMM boots an ELF kernel, and the image has none.
+    #[error("boot the image: it has no `vmlinux`")]
+    NoVmlinux,
     /// The snapshot does not belong to this host, image or VM; in words.
     #[error("restore the snapshot: {0}")]
     Mismatch(String),
     #[error("load the snapshot's state")]
-    Load(#[source] QmpError),
+    Load(#[source] ControlError),
 }
 
 /// Why a running VM did not do as asked.
@@ -127,8 +150,11 @@ pub enum MachineError {
     Control {
         what: &'static str,
         #[source]
-        err: QmpError,
+        err: ControlError,
     },
+    /// The VMM would do it, and the VM would not be what it was.
+    #[error("{what} the VM: {why}")]
+    Unsafe { what: &'static str, why: String },
     #[error("connect to the guest's stream")]
     Dial(#[source] io::Error),
     #[error("write the VM's state")]

@@ -1,6 +1,300 @@
-//! Firecracker's API, typed: 1.12 and newer.
+//! The Firecracker driver: 1.12 and newer, on KVM that really runs guests.
+//!
+//! The machine has two read-only disks (root image and config drive), a serial console, an entropy source and a vsock,
+//! which carries the stream. It has no network card. The serial line is the VMM's standard output (Firecracker fact 6), a
+//! pipe into the bounded log from the first byte on; its own log goes into the pipe that is its standard error. Firecracker
+//! writes to the serial line's pipe without waiting, so that a guest that floods it loses bytes rather than time.
+//!
+//! Every VM is a fresh process in a directory of its own below the runner's, where files have the same names in every VM
+//! (`request.rs` says why). Links there lead to the image. The config drive is in memory, and the link to it names a
+//! descriptor that the VMM inherits.
+//!
+//! ```text
+//! vms/<id>/firecracker/  vmlinux initrd root ─▶ the image     config ─▶ /proc/self/fd/N     metrics
+//!                        api.sock     stream.sock (the VMM's)     stream.sock_1025 (the runner's)
+//! ```
+//! A request that fails ends the attempt: a failed load ends the process by itself, a failed start may leave it alive, and
+//! none is tried again in the same process (Firecracker fact 3). A VM that runs by the API's word may be dead all the same:
+//! whether there is a guest is decided by the stream alone.
 pub mod api;
 #[cfg(test)]
 mod contract;
+mod launch;
 pub mod request;
+mod snapshot;
 pub mod version;
+mod vsock;
+
+use crate::{
+    driver::{
+        Capabilities, ControlError, Driver, Launch, LaunchError, Machine, MachineError, ProbeError,
+        Transport,
+    },
+    evidence::Bundle,
+    kvm::{self, KvmVerdict},
+    log::BoundedLog,
+    process::Child,
+};
+use api::Api;
+use camino::{Utf8Path, Utf8PathBuf};
+use futures_util::{FutureExt, future::BoxFuture};
+use request::Request;
+use std::{fs::File, io, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use version::{Features, OLDEST, Version};
+use vestibule_api::{error::Chain, machine::Exit, snapshot::Binding};
+
+/// The program's name.
+pub const PROGRAM: &str = "firecracker";
+/// Says where the program is, for hosts that have it outside `PATH`.
+pub const PROGRAM_VARIABLE: &str = "VESTIBULE_FIRECRACKER";
+/// In [`Capabilities::driver`].
+pub const NAME: &str = "firecracker";
+/// After a failure, so long for the process to say more and end; and so long for an answer that nothing depends on.
+const END_LIMIT: Duration = Duration::from_secs(3);
+/// Firecracker on this host.
+#[derive(Debug)]
+pub struct FirecrackerDriver {
+    program: Utf8PathBuf,
+}
+
+/// An installed Firecracker, by its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    pub version: Version,
+    /// Format of a snapshot's state: `v6.0.0`. Another one's is refused as a `bitcode error` (Firecracker fact 14).
+    pub snapshot_version: String,
+}
+
+impl FirecrackerDriver {
+    /// Finds Firecracker: what `VESTIBULE_FIRECRACKER` names, else in `PATH`.
+    ///
+    /// # Errors
+    /// [`ProbeError::Missing`] with what was searched.
+    pub fn find() -> Result<Self, ProbeError> {
+        let named = std::env::var(PROGRAM_VARIABLE).ok();
+        match named.filter(|path| !path.is_empty()) {
+            Some(path) => Self::at(Utf8PathBuf::from(path)),
+            None => crate::doctor::find_program(PROGRAM).map(|program| Self { program }),
+        }
+    }
+
+    /// The Firecracker at `program`, which is made absolute: VMs run in directories of their own.
+    ///
+    /// # Errors
+    /// [`ProbeError::Missing`] where there is no such file.
+    pub fn at(program: impl Into<Utf8PathBuf>) -> Result<Self, ProbeError> {
+        let program = program.into();
+        let found = program.canonicalize_utf8().ok().filter(|p| p.is_file());
+        found
+            .map(|program| Self { program })
+            .ok_or_else(|| ProbeError::Missing {
+                program: PROGRAM.to_owned(),
+                searched: format!("`{program}`, which {PROGRAM_VARIABLE} names"),
+            })
+    }
+
+    /// Where Firecracker is.
+    pub fn program(&self) -> &Utf8Path {
+        &self.program
+    }
+
+    /// Asks the program. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// When it does not run, or is older than [`OLDEST`].
+    pub fn installed(&self) -> Result<Installed, ProbeError> {
+        let said = crate::doctor::ask(&self.program, "--version")?;
+        let version = said
+            .split_whitespace()
+            .find_map(|word| word.parse::<Version>().ok())
+            .ok_or_else(|| ProbeError::NoVersion {
+                program: self.program.clone(),
+                said: crate::log::printable(said.lines().next().unwrap_or_default()),
+            })?;
+        if version < OLDEST {
+            return Err(ProbeError::TooOld {
+                program: self.program.clone(),
+                found: version.to_string(),
+                oldest: OLDEST.to_string(),
+            });
+        }
+        let said = crate::doctor::ask(&self.program, "--snapshot-version")?;
+        let first = said.lines().next().unwrap_or_default();
+        Ok(Installed {
+            version,
+            snapshot_version: crate::log::printable(first),
+        })
+    }
+
+    /// What VMs of this Firecracker can do, given that KVM is as `kvm` says.
+    pub fn capabilities(installed: &Installed, kvm: &KvmVerdict) -> Capabilities {
+        Capabilities {
+            driver: NAME.to_owned(),
+            version: installed.version.to_string(),
+            because: kvm.to_string(),
+            machine: format!("mmio, state {}", installed.snapshot_version),
+            // Firecracker fact 10.
+            pause: installed.version.features().pause_keeps_stream,
+            snapshot: true,
+            read_only_memory: true,
+        }
+    }
+}
+
+impl Driver for FirecrackerDriver {
+    fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>> {
+        async {
+            let driver = Self {
+                program: self.program.clone(),
+            };
+            let look = move || (driver.installed(), kvm::probe());
+            let (installed, verdict) = match tokio::task::spawn_blocking(look).await {
+                Ok((installed, verdict)) => (installed?, verdict),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            };
+            if !verdict.usable() {
+                return Err(ProbeError::Kvm {
+                    program: self.program.clone(),
+                    why: verdict.to_string(),
+                });
+            }
+            Ok(Self::capabilities(&installed, &verdict))
+        }
+        .boxed()
+    }
+
+    fn launch(
+        &self,
+        capabilities: &Capabilities,
+        launch: Launch,
+    ) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
+        let capabilities = capabilities.clone();
+        async move {
+            let machine = launch::start(&self.program, &capabilities, launch).await?;
+            Ok(Arc::new(machine) as Arc<dyn Machine>)
+        }
+        .boxed()
+    }
+}
+
+#[derive(Debug)]
+struct FirecrackerMachine {
+    child: Child,
+    api: Api,
+    features: Features,
+    version: Version,
+    command_line: Vec<String>,
+    /// The VMM's working directory.
+    directory: Utf8PathBuf,
+    binding: Option<Binding>,
+    /// Where a save puts the memory, where this VM was made to be saved.
+    memory: Option<Utf8PathBuf>,
+    vmm_log: Arc<BoundedLog>,
+    /// How often the guest has begun to listen for the host.
+    listens: watch::Receiver<u64>,
+}
+
+/// Removes a file that may not be there.
+fn unlink(path: &Utf8Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+impl FirecrackerMachine {
+    async fn command(&self, what: &'static str, request: &Request) -> Result<(), MachineError> {
+        self.api
+            .send(request)
+            .await
+            .map_err(|err| MachineError::Control {
+                what,
+                err: ControlError::Firecracker(err),
+            })
+    }
+
+    /// Ends the VMM. There is no button to ask the guest with (Firecracker fact 22), and nothing of the VM's lasts: its disks
+    /// are read-only, so it is killed, after its counters are written.
+    async fn end(&self) -> Exit {
+        let flush = request::flush_metrics();
+        match tokio::time::timeout(END_LIMIT, self.api.send(&flush)).await {
+            Ok(Ok(())) => {
+                let directory = self.directory.clone();
+                let counters = tokio::task::spawn_blocking(move || snapshot::counters(&directory));
+                if let Ok(Some(line)) = counters.await {
+                    self.vmm_log.append(line.as_bytes());
+                }
+            }
+            Ok(Err(err)) => tracing::debug!(error = %Chain(&err), "the VMM's counters are lost"),
+            Err(_) => tracing::debug!("the VMM's counters are lost: it does not answer"),
+        }
+        self.child.kill();
+        self.child.wait().await
+    }
+}
+
+impl Machine for FirecrackerMachine {
+    fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    fn command_line(&self) -> &[String] {
+        &self.command_line
+    }
+
+    fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>> {
+        async {
+            let dialled = vsock::dial(&self.directory, self.listens.clone()).await;
+            let stream = dialled.map_err(MachineError::Dial)?;
+            Ok(Box::new(stream) as Box<dyn Transport>)
+        }
+        .boxed()
+    }
+
+    fn binding(&self) -> Option<&Binding> {
+        self.binding.as_ref()
+    }
+
+    fn reopened(&self) -> BoxFuture<'static, ()> {
+        let mut listens = self.listens.clone();
+        let before = *listens.borrow_and_update();
+        async move {
+            // An error is the end of the VM: nothing will listen any more.
+            let _ = listens.wait_for(|count| *count > before).await;
+        }
+        .boxed()
+    }
+
+    fn save(&self, state: File) -> BoxFuture<'_, Result<(), MachineError>> {
+        self.save_to(state).boxed()
+    }
+
+    fn pause(&self) -> BoxFuture<'_, Result<(), MachineError>> {
+        async {
+            if !self.features.pause_keeps_stream {
+                return Err(MachineError::Unsafe {
+                    what: "pause",
+                    why: format!(
+                        "Firecracker {} loses the host's way to a guest that was paused; use 1.15, or 1.17 and newer",
+                        self.version
+                    ),
+                });
+            }
+            self.command("pause", &request::pause()).await
+        }
+        .boxed()
+    }
+
+    fn resume(&self) -> BoxFuture<'_, Result<(), MachineError>> {
+        async { self.command("resume", &request::resume()).await }.boxed()
+    }
+
+    fn wait(&self) -> BoxFuture<'static, Exit> {
+        self.child.watch().boxed()
+    }
+
+    fn stop(self: Arc<Self>, evidence: Bundle) -> BoxFuture<'static, (Exit, Bundle)> {
+        async move { (self.end().await, evidence) }.boxed()
+    }
+}

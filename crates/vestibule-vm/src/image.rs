@@ -41,6 +41,8 @@ pub struct Image {
     pub manifest: Manifest,
     pub root: Utf8PathBuf,
     pub kernel: Utf8PathBuf,
+    /// The kernel as an ELF file; images that were built before there was a use for it have none.
+    pub vmlinux: Option<Utf8PathBuf>,
     pub initrd: Utf8PathBuf,
     /// Locked shared (flock(2)); the store locks it exclusively before it removes an image.
     _hold: File,
@@ -80,6 +82,7 @@ impl Image {
         Ok(Self {
             root: artifact(directory, "root.ext4")?,
             kernel: artifact(directory, "vmlinuz")?,
+            vmlinux: artifact(directory, "vmlinux").ok(),
             initrd: artifact(directory, "initrd")?,
             manifest,
             _hold: hold,

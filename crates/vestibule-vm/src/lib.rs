@@ -4,14 +4,15 @@
 //! Entry points: [`run`] (the role `run-vm`) and [`doctor`].
 //!
 //! ```text
-//! VmSpec ─▶ runner::run ─▶ driver (QEMU) ─▶ guest
-//!              │  ▲                            │ one virtio-serial port
+//! VmSpec ─▶ runner::run ─▶ driver ─▶ VMM ─▶ guest
+//!              │  ▲                            │ one virtio-serial port, or a vsock
 //!   runner.sock│  └── link: handshake, yamux ◀─┘
 //!              ▼            │ Open::Proxy
 //!          controller       ▼
 //!                        egress ─▶ the world
 //! ```
 pub mod config_drive;
+mod cpu;
 pub mod doctor;
 pub mod driver;
 pub mod egress;

@@ -35,12 +35,14 @@ pub enum SpawnError {
     },
 }
 
-/// What to start. The environment is empty, standard input and output are `/dev/null`.
+/// What to start. The environment is empty, standard input is `/dev/null`.
 #[derive(Debug)]
 pub struct Program {
     pub path: Utf8PathBuf,
     pub args: Vec<String>,
     pub directory: Utf8PathBuf,
+    /// `/dev/null` where there is none.
+    pub stdout: Option<OwnedFd>,
     pub stderr: OwnedFd,
     /// Descriptors that the child inherits under the numbers they have here; no others are.
     pub inherit: Vec<OwnedFd>,
@@ -109,7 +111,7 @@ impl Program {
             .current_dir(&self.directory)
             .env_clear()
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(self.stdout.map_or_else(Stdio::null, Stdio::from))
             .stderr(self.stderr)
             .process_group(0);
         let runner = rustix::process::getpid();

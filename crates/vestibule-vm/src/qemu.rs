@@ -185,6 +185,7 @@ async fn start(
         path: program.to_owned(),
         args,
         directory: launch.vm_dir.clone(),
+        stdout: None,
         stderr,
         inherit: vec![fds.qmp, fds.stream, fds.serial, fds.config],
     }
@@ -193,14 +194,14 @@ async fn start(
     let (qmp, events) = match greet(ours, &child).await {
         Ok(greeted) => greeted,
         Err(NotGreeted::Died(exit)) => return Err(LaunchError::Died { exit, command_line }),
-        Err(NotGreeted::Control(err)) => return Err(LaunchError::Control(err)),
+        Err(NotGreeted::Control(err)) => return Err(LaunchError::Control(err.into())),
     };
     let binding = match expected {
         None => None,
         Some(binding) => Some(
             memory::complete(&qmp, accel, binding)
                 .await
-                .map_err(LaunchError::Control)?,
+                .map_err(|err| LaunchError::Control(err.into()))?,
         ),
     };
     if let (Memory::Restored(restored), Some(here)) = (launch.memory, &binding) {
@@ -210,7 +211,7 @@ async fn start(
             // A QEMU that cannot read its state says so in its log and ends.
             return match tokio::time::timeout(QUIT_TIMEOUT, child.wait()).await {
                 Ok(exit) => Err(LaunchError::Died { exit, command_line }),
-                Err(_) => Err(LaunchError::Load(err)),
+                Err(_) => Err(LaunchError::Load(err.into())),
             };
         }
     }
@@ -302,7 +303,10 @@ impl QemuMachine {
             .execute(command, serde_json::json!({}))
             .await
             .map(drop)
-            .map_err(|err| MachineError::Control { what, err })
+            .map_err(|err| MachineError::Control {
+                what,
+                err: err.into(),
+            })
     }
 
     /// Asks QEMU to end, and ends it where it does not.

@@ -32,7 +32,7 @@ pub(super) fn expected(
 ) -> Binding {
     let cpu = match accel {
         Accel::Tcg => accel.cpu().to_owned(),
-        Accel::Kvm => format!("{} ({})", accel.cpu(), host_cpu()),
+        Accel::Kvm => format!("{} ({})", accel.cpu(), crate::cpu::model()),
     };
     Binding {
         image_digest: launch.image_digest.clone(),
@@ -77,16 +77,6 @@ pub(super) async fn complete(
     Ok(binding)
 }
 
-fn host_cpu() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown", |rest| {
-            rest.trim_start_matches(|c: char| c == ':' || c.is_whitespace())
-        })
-        .to_owned()
-}
-
 fn pipe() -> io::Result<(File, File)> {
     let (out, into) = pipe_with(PipeFlags::CLOEXEC)?;
     Ok((File::from(out), File::from(into)))
@@ -128,7 +118,10 @@ pub(super) async fn load(qmp: &Qmp, mut state: File) -> Result<(), QmpError> {
 impl QemuMachine {
     /// Stops the CPUs and writes the state; the memory is in its file then.
     pub(super) async fn save_state(&self, mut state: File) -> Result<(), MachineError> {
-        let control = |err| MachineError::Control { what: "save", err };
+        let control = |err: QmpError| MachineError::Control {
+            what: "save",
+            err: err.into(),
+        };
         self.command("pause", "stop").await?;
         ignore_shared(&self.qmp).await.map_err(control)?;
         let (mut out, into) = pipe().map_err(MachineError::Save)?;

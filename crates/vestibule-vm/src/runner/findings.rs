@@ -62,13 +62,13 @@ pub(super) fn no_driver(err: &ProbeError) -> Finding {
     )
 }
 
-/// The specification asks for a driver that this build does not have.
-pub(super) fn driver_absent(name: &str) -> Finding {
+/// The specification asks for Firecracker, and none can be used.
+pub(super) fn no_firecracker(err: &ProbeError) -> Finding {
     Finding::new(
         Cause::VmmMissing,
-        quote("host", format!("driver `{name}`")),
-        "this build of Vestibule has no such driver",
-        "use the driver `auto` or `qemu`",
+        quote("host", Chain(err).to_string()),
+        "the VM is to run under Firecracker, and here none can",
+        "install Firecracker's release where `PATH` or `VESTIBULE_FIRECRACKER` finds it, on a host with KVM; or use the driver `auto` or `qemu`",
     )
 }
 
@@ -115,6 +115,12 @@ pub(super) fn launch(err: &LaunchError, shared: &Shared) -> Finding {
         LaunchError::Died { exit, .. } => vmm_gone(exit, shared),
         LaunchError::Spawn(_) => no_start(err),
         LaunchError::Prepare { .. } => host(err),
+        LaunchError::NoVmlinux => Finding::new(
+            Cause::ImageMissing,
+            quote("host", err.to_string()),
+            "Firecracker boots an ELF kernel; the image was built by a version that made none",
+            "build and publish the image again: `vestibule image build`",
+        ),
         LaunchError::Mismatch(_) => snapshot_refused(err),
         LaunchError::Load(_) => snapshot_not_loaded(err, shared),
         LaunchError::Control(_) => no_start(err).and(last_line("vmm", &shared.vmm_log)),

@@ -3,6 +3,7 @@ use super::{findings, save::Unfinished, shared::Shared};
 use crate::{
     config_drive,
     driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, Restored},
+    firecracker::FirecrackerDriver,
     image::Image,
     qemu::QemuDriver,
     snapshot::{self, Snapshot},
@@ -109,7 +110,10 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     } = files
         .map_err(|err| findings::host(&err))?
         .map_err(|finding| *finding)?;
-    let capabilities = capabilities.map_err(|err| findings::no_driver(&err))?;
+    let capabilities = capabilities.map_err(|err| match shared.spec.driver {
+        DriverChoice::Auto | DriverChoice::Qemu => findings::no_driver(&err),
+        DriverChoice::Firecracker => findings::no_firecracker(&err),
+    })?;
     if !matches!(memory, Memory::Own) && !capabilities.snapshot {
         let words = format!("{} {}", capabilities.driver, capabilities.version);
         return Err(findings::no_snapshots(&words).into());
@@ -124,6 +128,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         vm_dir: shared.spec.vm_dir.clone().into(),
         root: image.root.clone(),
         kernel: image.kernel.clone(),
+        vmlinux: image.vmlinux.clone(),
         initrd: image.initrd.clone(),
         cmdline: image.manifest.cmdline.clone(),
         config,
@@ -169,6 +174,10 @@ fn driver(spec: &VmSpec) -> Result<Box<dyn Driver>, Box<Finding>> {
                 .map_err(|err| Box::new(findings::no_driver(&err)))?;
             Ok(Box::new(qemu))
         }
-        DriverChoice::Firecracker => Err(Box::new(findings::driver_absent("firecracker"))),
+        DriverChoice::Firecracker => {
+            let firecracker = FirecrackerDriver::find()
+                .map_err(|err| Box::new(findings::no_firecracker(&err)))?;
+            Ok(Box::new(firecracker))
+        }
     }
 }

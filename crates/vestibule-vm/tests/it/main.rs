@@ -13,6 +13,7 @@
 mod bare;
 mod copies;
 mod egress;
+mod firecracker;
 mod guest;
 mod qmp;
 mod runner;

@@ -27,6 +27,7 @@ async fn qemu(extra: &[&str]) -> (Child, UnixStream) {
         path: qemu_program(),
         args,
         directory: "/".into(),
+        stdout: None,
         stderr: std::fs::File::options()
             .write(true)
             .open("/dev/null")
@@ -121,6 +122,7 @@ async fn a_program_that_is_not_there_is_named() {
         path: "/no/such/qemu".into(),
         args: Vec::new(),
         directory: "/".into(),
+        stdout: None,
         stderr: std::fs::File::open("/dev/null").unwrap().into(),
         inherit: Vec::new(),
     };

@@ -283,6 +283,7 @@ async fn other_key(from: &RestoreSpec) {
         vm_dir: directory.clone(),
         root: image.join("root.ext4"),
         kernel: image.join("vmlinuz"),
+        vmlinux: None,
         initrd: image.join("initrd"),
         cmdline: manifest(&image).cmdline,
         config: config_drive::make(place.spec.machine_id, 1, &key).unwrap(),

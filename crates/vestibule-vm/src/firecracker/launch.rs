@@ -1,0 +1,267 @@
+//! From a [`Launch`] to a process that runs a VM.
+use super::{
+    END_LIMIT, FirecrackerMachine,
+    api::{Api, ApiError},
+    request::{self, BackendType, Boot, MemoryBackend, Request, Restore},
+    snapshot, unlink,
+    version::Version,
+    vsock,
+};
+use crate::{
+    driver::{Capabilities, Launch, LaunchError, Memory},
+    log::pump,
+    process::{self, Child, Program},
+};
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::{
+    fs::{DirBuilder, File},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
+    },
+    time::Duration,
+};
+
+/// Below the VM's own directory.
+const DIRECTORY: &str = "firecracker";
+const API_SOCKET: &str = "api.sock";
+
+/// From the start of the process to its API there are milliseconds of work.
+const API_LIMIT: Duration = Duration::from_secs(20);
+const API_POLL: Duration = Duration::from_millis(2);
+/// Bytes of serial output between the guest and the log's reader.
+const SERIAL_BUFFER: usize = 1 << 20;
+
+/// What Firecracker adds to the image's command line. `reboot=k` resets through the i8042 keyboard controller, which is how a
+/// guest ends a Firecracker (fact 22: the process exits 0; there is no power button). A serial line must be asked for, and
+/// Firecracker's own default would turn it off (fact 6). `pci=off` it adds itself. Disks have no serial number here, so the
+/// agent is told which is which by their order (fact 20).
+const CMDLINE: &str = "console=ttyS0 reboot=k random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce vestibule.root=vda vestibule.config=vdb vestibule.stream=vsock";
+
+/// The kernel command line: the image's and the machine's.
+pub(super) fn cmdline(launch: &Launch) -> String {
+    format!("{} {CMDLINE}", launch.cmdline)
+}
+
+fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
+    move |err| LaunchError::Prepare { step, err }
+}
+
+/// Makes the VMM's working directory.
+fn make_directory(
+    launch: &Launch,
+    vmlinux: &Utf8PathBuf,
+    config: &OwnedFd,
+) -> io::Result<Utf8PathBuf> {
+    let directory = launch.vm_dir.join(DIRECTORY);
+    match DirBuilder::new().mode(0o700).create(&directory) {
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+        Ok(()) | Err(_) => {}
+    }
+    let config = Utf8PathBuf::from(descriptor(config));
+    for (name, target) in [
+        (request::KERNEL, vmlinux),
+        (request::INITRD, &launch.initrd),
+        (request::ROOT, &launch.root),
+        (request::CONFIG, &config),
+    ] {
+        let link = directory.join(name);
+        unlink(&link)?;
+        symlink(target, link)?;
+    }
+    // Firecracker unlinks no socket: a stale one would end it with "Address already in use" (Firecracker fact 9).
+    for socket in [API_SOCKET, request::VSOCK] {
+        unlink(&directory.join(socket))?;
+    }
+    // Before 1.14 the file must be there (Firecracker fact 5).
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(directory.join(request::METRICS))?;
+    Ok(directory)
+}
+
+/// How a child names a descriptor that it inherits, where a path is asked for.
+fn descriptor(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", process::number(fd))
+}
+
+pub(super) async fn start(
+    program: &Utf8Path,
+    capabilities: &Capabilities,
+    launch: Launch,
+) -> Result<FirecrackerMachine, LaunchError> {
+    let binding = snapshot::binding(capabilities, &launch).await?;
+    if let (Memory::Restored(restored), Some(here)) = (&launch.memory, &binding)
+        && let Some(words) = restored.manifest.binding_mismatch(here)
+    {
+        return Err(LaunchError::Mismatch(words));
+    }
+    let vmlinux = launch.vmlinux.as_ref().ok_or(LaunchError::NoVmlinux)?;
+    let config = launch.config.0.try_clone();
+    let config = config.map_err(prepare("keep the config drive"))?;
+    let directory =
+        make_directory(&launch, vmlinux, &config).map_err(prepare("make the VMM's directory"))?;
+    let listens = vsock::hear(&directory).map_err(prepare("listen for the guest's word"))?;
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
+    let (serial_out, serial) = pipe().map_err(prepare("make a pipe for the console"))?;
+    // Without it the pipe is 64 KiB, and a burst loses sooner what Firecracker does not wait to write.
+    let _ = rustix::pipe::fcntl_setpipe_size(&serial, SERIAL_BUFFER);
+    let (stderr_out, stderr) = pipe().map_err(prepare("make a pipe for the VMM's log"))?;
+    pump("console", File::from(serial_out), launch.console.clone())
+        .and_then(|()| pump("vmm log", File::from(stderr_out), launch.vmm_log.clone()))
+        .map_err(prepare("read the VMM's output"))?;
+    let mut inherit = vec![config];
+    let (requests, memory) = match launch.memory {
+        Memory::Own => (None, None),
+        Memory::Shared(ref path) => (None, Some(path.clone())),
+        Memory::Restored(ref restored) => {
+            let state = restored.state.try_clone();
+            let state = OwnedFd::from(state.map_err(prepare("keep the snapshot's state"))?);
+            let restore = Restore {
+                state: descriptor(&state),
+                memory: MemoryBackend {
+                    backend_type: BackendType::File,
+                    backend_path: restored.memory.to_string(),
+                },
+                track_dirty_pages: false,
+                // The agent is told the time before anything else, whatever the version (Firecracker fact 16).
+                clock_realtime: false,
+            };
+            inherit.push(state);
+            (Some(restore), None)
+        }
+    };
+    let args = vec![
+        "--id".to_owned(),
+        launch.machine_id.to_string(),
+        "--api-sock".to_owned(),
+        API_SOCKET.to_owned(),
+        // From the first line on: what is said before the API could say where to would go to the serial line.
+        "--log-path".to_owned(),
+        "/proc/self/fd/2".to_owned(),
+        "--level".to_owned(),
+        "Info".to_owned(),
+        "--show-level".to_owned(),
+    ];
+    let command_line: Vec<_> = std::iter::once(program.to_string())
+        .chain(args.iter().cloned())
+        .collect();
+    let child = Program {
+        path: program.to_owned(),
+        args,
+        directory: directory.clone(),
+        stdout: Some(serial),
+        stderr,
+        inherit,
+    }
+    .spawn()
+    .await?;
+    let api = Api::new(directory.join(API_SOCKET));
+    let done = async {
+        let version = greet(&api, &child).await?;
+        if version.to_string() != capabilities.version {
+            return Err(Failed::Changed(version));
+        }
+        let requests = match &requests {
+            None => request::boot(&boot_of(&launch)),
+            Some(restore) => request::restore(version.features(), restore),
+        };
+        for request in &requests {
+            api.send(request).await.map_err(|err| Failed::Request {
+                loading: matches!(request, Request::LoadSnapshot(_)),
+                err,
+            })?;
+        }
+        Ok(version)
+    }
+    .await;
+    match done {
+        Ok(version) => Ok(FirecrackerMachine {
+            child,
+            api,
+            features: version.features(),
+            version,
+            command_line,
+            directory,
+            binding,
+            memory,
+            vmm_log: launch.vmm_log,
+            listens,
+        }),
+        Err(failed) => Err(failed.explain(&child, command_line, capabilities).await),
+    }
+}
+
+pub(super) fn boot_of(launch: &Launch) -> Boot {
+    Boot {
+        vcpus: launch.vcpus,
+        memory_mib: launch.memory_mib,
+        cmdline: cmdline(launch),
+    }
+}
+
+/// Why a process that was started became no VM.
+enum Failed {
+    /// It ended, or never opened its API.
+    Api(ApiError),
+    Request {
+        loading: bool,
+        err: ApiError,
+    },
+    /// It is another version than was asked a moment ago.
+    Changed(Version),
+}
+
+impl Failed {
+    /// A process that has ended says more by its end; one that has not is killed when `child` is dropped.
+    async fn explain(
+        self,
+        child: &Child,
+        command_line: Vec<String>,
+        capabilities: &Capabilities,
+    ) -> LaunchError {
+        let (loading, err) = match self {
+            Self::Changed(version) => {
+                return LaunchError::Mismatch(format!(
+                    "VMM version: Firecracker said {} before it was started, and {version} since; try again",
+                    capabilities.version
+                ));
+            }
+            Self::Api(err) => (false, err),
+            Self::Request { loading, err } => (loading, err),
+        };
+        let refused = matches!(err, ApiError::Refused { .. });
+        let ended = tokio::time::timeout(END_LIMIT, child.wait()).await;
+        match ended {
+            Ok(exit) if !refused => LaunchError::Died { exit, command_line },
+            Ok(_) | Err(_) if loading => LaunchError::Load(err.into()),
+            Ok(_) | Err(_) => LaunchError::Control(err.into()),
+        }
+    }
+}
+
+/// Waits for the API and asks for the version.
+async fn greet(api: &Api, child: &Child) -> Result<Version, Failed> {
+    let deadline = tokio::time::Instant::now() + API_LIMIT;
+    let ended = child.watch();
+    tokio::pin!(ended);
+    loop {
+        // Its socket appears when it begins to listen, a moment after it was made.
+        let err = match api.version().await {
+            Ok(version) => return Ok(version),
+            Err(err) => err,
+        };
+        if !matches!(err, ApiError::Connect { .. }) || tokio::time::Instant::now() >= deadline {
+            return Err(Failed::Api(err));
+        }
+        tokio::select! {
+            _ = &mut ended => return Err(Failed::Api(err)),
+            () = tokio::time::sleep(API_POLL) => {}
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Saving a VM and what a snapshot of it belongs to; and the counters that Firecracker kept.
+use super::{
+    FirecrackerMachine,
+    launch::{boot_of, cmdline},
+    request, unlink,
+};
+use crate::driver::{Capabilities, Launch, LaunchError, MachineError, Memory};
+use camino::Utf8Path;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+};
+use vestibule_api::snapshot::Binding;
+
+/// Everything that a snapshot of this VM is bound to; none for one that neither is nor becomes a snapshot. Firecracker's own
+/// check comes late and says `bitcode error` (Firecracker fact 14), so all of it is compared before a process is started:
+/// version, format of the state, CPU, and the host's kernel, of whose KVM the state is made.
+pub(super) async fn binding(
+    capabilities: &Capabilities,
+    launch: &Launch,
+) -> Result<Option<Binding>, LaunchError> {
+    if matches!(launch.memory, Memory::Own) {
+        return Ok(None);
+    }
+    let tsc_khz = tokio::task::spawn_blocking(crate::tsc::khz)
+        .await
+        .map_err(|err| LaunchError::Prepare {
+            step: "measure the counter",
+            err: io::Error::other(err),
+        })?;
+    let kernel = rustix::system::uname();
+    Ok(Some(Binding {
+        image_digest: launch.image_digest.clone(),
+        agent_build: launch.agent_build.clone(),
+        driver: capabilities.driver.clone(),
+        vmm_version: capabilities.version.clone(),
+        machine: format!(
+            "{}, host kernel {}",
+            capabilities.machine,
+            kernel.release().to_string_lossy()
+        ),
+        cpu: format!("host ({})", crate::cpu::model()),
+        cpu_features: crate::cpu::features(),
+        memory_mib: launch.memory_mib,
+        vcpus: launch.vcpus,
+        runner: env!("CARGO_PKG_VERSION").to_owned(),
+        arguments: shape(launch),
+        cmdline: cmdline(launch),
+        tsc_khz,
+    }))
+}
+
+/// SHA-256 of the requests that make the machine. Names in them are the same in every VM.
+fn shape(launch: &Launch) -> String {
+    let mut sha = Sha256::new();
+    for request in request::boot(&boot_of(launch)) {
+        let body = request.body().unwrap_or_default();
+        sha.update(format!("{} {}\0{body}\0", request.method(), request.path()));
+    }
+    crate::snapshot::hex(sha.finalize())
+}
+
+impl FirecrackerMachine {
+    /// Stops the CPUs, has memory and state written, and ends the VMM. The state goes through the VMM's own directory, which
+    /// is all that a jailed one can write to.
+    pub(super) async fn save_to(&self, mut state: File) -> Result<(), MachineError> {
+        let memory = self.memory.as_ref().ok_or_else(|| MachineError::Unsafe {
+            what: "save",
+            why: String::from("it was not made to be saved"),
+        })?;
+        for request in request::save(memory.as_str()) {
+            self.command("save", &request).await?;
+        }
+        let path = self.directory.join(request::STATE);
+        let copied = tokio::task::spawn_blocking(move || {
+            io::copy(&mut File::open(&path)?, &mut state)?;
+            unlink(&path)
+        });
+        match copied.await {
+            Ok(copied) => copied.map_err(MachineError::Save)?,
+            Err(err) => return Err(MachineError::Save(io::Error::other(err))),
+        }
+        self.end().await;
+        Ok(())
+    }
+}
+
+/// The file grows by a line a minute for as long as the VM lives; only its end matters.
+const METRICS_TAIL: u64 = 256 << 10;
+
+/// Which of Firecracker's counters of faults are not zero, as one line for its log; none where all are. Blocks on the disk.
+pub(super) fn counters(directory: &Utf8Path) -> Option<String> {
+    use std::io::{Seek as _, SeekFrom};
+    let mut file = File::open(directory.join(request::METRICS)).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(METRICS_TAIL)))
+        .ok()?;
+    let mut text = String::new();
+    file.take(METRICS_TAIL).read_to_string(&mut text).ok()?;
+    let mut faults = Vec::new();
+    for line in text.lines() {
+        if let Ok(metrics) = serde_json::from_str::<Value>(line) {
+            collect("", &metrics, &mut faults);
+        }
+    }
+    if faults.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "[vestibule: counters of the VMM: {}]\n",
+        faults.join(", ")
+    ))
+}
+
+/// Counters whose names say that something failed. Each line of the file has what was counted since the one before.
+fn collect(name: &str, value: &Value, faults: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                let name = if name.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{name}.{key}")
+                };
+                collect(&name, value, faults);
+            }
+        }
+        Value::Number(count) if count.as_u64().is_some_and(|count| count > 0) => {
+            let fault = ["fail", "fault", "error", "missed", "dropped", "panic"];
+            if fault.iter().any(|word| name.contains(word)) {
+                faults.push(format!("{name} {count}"));
+            }
+        }
+        Value::Number(_) | Value::Null | Value::Bool(_) | Value::String(_) | Value::Array(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_faults_are_told_and_others_not() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        assert_eq!(counters(dir.path()), None);
+        let path = dir.path().join(request::METRICS);
+        let quiet = r#"{"utc_timestamp_ms":1,"vcpu":{"exit_io_out":7,"failures":0},"uart":{"error_count":0}}"#;
+        std::fs::write(&path, format!("{quiet}\n")).unwrap();
+        assert_eq!(counters(dir.path()), None);
+        let loud = r#"{"vcpu":{"exit_io_out":7,"failures":1},"uart":{"missed_write_count":3}}"#;
+        std::fs::write(&path, format!("{quiet}\n{loud}\n{{\"half")).unwrap();
+        let line = counters(dir.path()).unwrap();
+        assert!(
+            line.contains("vcpu.failures 1") && line.contains("uart.missed_write_count 3"),
+            "{line}"
+        );
+        assert!(!line.contains("exit_io_out"), "{line}");
+    }
+}

@@ -1,0 +1,532 @@
+//! The Firecracker driver against a real Firecracker under its own seccomp filters, with guests of a few bytes of 64-bit
+//! machine code. They need a `/dev/kvm` that creates VMs, and not one that can run Linux: an interpreting one (PVM) will do.
+//!
+//! `script/lib.sh` puts the program into `target/tools` (`need_firecracker`); `VESTIBULE_FIRECRACKER` names another one. Where
+//! there is none, or no `/dev/kvm`, a test prints why and does nothing.
+use crate::support::{gone, soon};
+use camino::{Utf8Path, Utf8PathBuf};
+use camino_tempfile::Utf8TempDir;
+use std::{
+    fs::File,
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::FileExt as _, net::UnixListener},
+    },
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use vestibule_api::{
+    ids::MachineId,
+    machine::{Exit, RestoreSpec},
+    mux::StreamKey,
+    snapshot::SnapshotManifest,
+};
+use vestibule_vm::{
+    config_drive,
+    driver::{Capabilities, Driver, Launch, LaunchError, Memory, ProbeError, Restored},
+    firecracker::{
+        FirecrackerDriver, PROGRAM_VARIABLE,
+        api::{Api, ApiError},
+        request::{self, BackendType, MemoryBackend, Restore},
+        version::Version,
+    },
+    kvm,
+    log::BoundedLog,
+    process::{Child, Program},
+    snapshot::{self, Snapshot},
+};
+
+/// What a guest does after its words.
+#[derive(Clone, Copy)]
+enum Then {
+    /// Writes the alphabet again and again, a letter each time that it has counted down.
+    Count,
+    /// Counts down, and resets the machine through the keyboard controller, as `reboot=k` makes Linux do.
+    Reset,
+}
+
+const WORDS: &str = "hello from the guest\n";
+const MEMORY_MIB: u32 = 32;
+/// Where the kernel is loaded; below 1 MiB Firecracker refuses it.
+const BASE: u64 = 0x0100_0000;
+const PAGE: usize = 4096;
+/// What a guest counts down from between two letters: some ms where instructions are interpreted.
+const COUNT: u32 = 300;
+
+/// An ELF kernel with one segment. Firecracker enters it in 64-bit mode with the first GiB mapped onto itself (Linux,
+/// Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+fn kernel(then: Then) -> Vec<u8> {
+    // mov ecx,COUNT; dec ecx; jnz $-2
+    let mut count = vec![0xb9];
+    count.extend(COUNT.to_le_bytes());
+    count.extend([0xff, 0xc9, 0x75, 0xfc]);
+    let mut end = Vec::new();
+    match then {
+        Then::Count => {
+            end.extend([0xb3, b'a']); // mov bl,'a'
+            end.extend(&count);
+            // mov al,bl; mov dx,0x3f8; out dx,al; inc bl; cmp bl,'z'+1
+            end.extend([0x88, 0xd8, 0x66, 0xba, 0xf8, 0x03, 0xee]);
+            end.extend([0xfe, 0xc3, 0x80, 0xfb, b'z' + 1]);
+            end.extend([0x75, back(end.len(), 2)]); // jne to the count
+            end.extend([0xeb, back(end.len(), 0)]); // jmp to the beginning
+        }
+        Then::Reset => {
+            end.extend(&count);
+            end.extend([0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd]); // mov al,0xfe; out 0x64,al; hlt; jmp $-1
+        }
+    }
+    // lodsb; test al,al; jz +7; mov dx,0x3f8; out dx,al; jmp to lodsb
+    let say = [
+        0xac, 0x84, 0xc0, 0x74, 0x07, 0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf4,
+    ];
+    let mut code = vec![0x48, 0x8d, 0x35]; // lea rsi,[rip+…]
+    code.extend(u32::try_from(say.len() + end.len()).unwrap().to_le_bytes());
+    code.extend(say);
+    code.extend(end);
+    code.extend(WORDS.as_bytes());
+    code.push(0);
+    elf(&code)
+}
+
+/// The operand of a short jump at `at` to `to`.
+fn back(at: usize, to: usize) -> u8 {
+    let distance = i8::try_from(to).unwrap() - i8::try_from(at + 2).unwrap();
+    distance.to_le_bytes()[0]
+}
+
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let half = |file: &mut Vec<u8>, values: &[u16]| {
+        file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    };
+    half(&mut file, &[2, 62]); // an executable for x86-64
+    file.extend(1u32.to_le_bytes());
+    for word in [BASE, 64, 0] {
+        file.extend(word.to_le_bytes()); // entry, program headers, section headers
+    }
+    file.extend(0u32.to_le_bytes());
+    half(&mut file, &[64, 56, 1, 0, 0, 0]);
+    file.extend(1u32.to_le_bytes()); // loaded
+    file.extend(5u32.to_le_bytes()); // readable, executable
+    let size = code.len() as u64;
+    for word in [PAGE as u64, BASE, BASE, size, size, PAGE as u64] {
+        file.extend(word.to_le_bytes());
+    }
+    file.resize(PAGE, 0);
+    file.extend(code);
+    file
+}
+
+/// What the tests run; none, with a printed reason, where that is not possible here.
+fn firecracker() -> Option<(FirecrackerDriver, Capabilities)> {
+    let beside = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/firecracker");
+    let installed = beside.join("firecracker");
+    let program = match std::env::var(PROGRAM_VARIABLE) {
+        Ok(program) => Utf8PathBuf::from(program),
+        Err(_) if installed.is_file() => installed,
+        Err(_) => {
+            println!("skipped: there is no `{installed}`, and {PROGRAM_VARIABLE} names none");
+            return None;
+        }
+    };
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    if let Err(err) = kvm {
+        println!("skipped: open /dev/kvm: {err}");
+        return None;
+    }
+    let driver = FirecrackerDriver::at(program).unwrap();
+    // The driver's own probe refuses a KVM that cannot run Linux, which is what these guests do without.
+    let capabilities = FirecrackerDriver::capabilities(&driver.installed().unwrap(), &kvm::probe());
+    println!("{} {}", capabilities.driver, capabilities.version);
+    Some((driver, capabilities))
+}
+
+/// A place for VMs of one kernel.
+struct Place {
+    home: Utf8TempDir,
+}
+
+impl Place {
+    fn new(kernel: &[u8]) -> Self {
+        let home = camino_tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(home.path().join(name), bytes);
+        write("vmlinux", kernel).unwrap();
+        write("initrd", b"none").unwrap();
+        write("root.ext4", &[0; 1 << 20]).unwrap();
+        Self { home }
+    }
+
+    /// In a directory whose path is longer than a socket's may be.
+    fn launch(&self, memory: Memory) -> Launch {
+        let machine_id = MachineId::generate();
+        let vm_dir = self
+            .home
+            .path()
+            .join("d".repeat(120))
+            .join(machine_id.to_string());
+        std::fs::create_dir_all(&vm_dir).unwrap();
+        let log = |name: &str| BoundedLog::create(&vm_dir.join(name), 64 << 10).unwrap();
+        Launch {
+            machine_id,
+            memory_mib: MEMORY_MIB,
+            vcpus: 1,
+            root: self.home.path().join("root.ext4"),
+            kernel: self.home.path().join("vmlinuz"),
+            vmlinux: Some(self.home.path().join("vmlinux")),
+            initrd: self.home.path().join("initrd"),
+            cmdline: String::from("quiet"),
+            config: config_drive::make(machine_id, 1, &StreamKey::generate()).unwrap(),
+            image_digest: "0".repeat(64).parse().unwrap(),
+            agent_build: String::new(),
+            memory,
+            console: log("serial.log"),
+            vmm_log: log("vmm.log"),
+            vm_dir,
+        }
+    }
+}
+
+fn text(log: &BoundedLog) -> String {
+    String::from_utf8(log.render().unwrap()).unwrap()
+}
+
+/// Waits until the console has so many bytes more than `before`; returns all of it.
+async fn more(console: &Arc<BoundedLog>, before: u64, bytes: u64) -> String {
+    let mut progress = console.progress();
+    soon(progress.wait_for(|progress| progress.total >= before + bytes))
+        .await
+        .unwrap();
+    text(console)
+}
+
+/// The letters of a console, in order from `first` on and with none missing.
+fn assert_letters(letters: &str, first: u8) {
+    let mut expected = first;
+    for letter in letters.bytes() {
+        assert_eq!(letter, expected, "{letters}");
+        expected = next(letter);
+    }
+}
+
+fn next(letter: u8) -> u8 {
+    if letter == b'z' { b'a' } else { letter + 1 }
+}
+
+/// `Seccomp: 2` (proc(5)) in every thread.
+fn assert_filtered(pid: u32) {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let filters: Vec<_> = tasks
+        .map(|task| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with("Seccomp:"));
+            line.unwrap().to_owned()
+        })
+        .collect();
+    assert!(filters.len() >= 3, "{filters:?}");
+    assert!(
+        filters.iter().all(|line| line == "Seccomp:\t2"),
+        "{filters:?}"
+    );
+}
+
+#[tokio::test]
+async fn start_pause_save_restore_twice_and_end() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    let begun = Instant::now();
+    let place = Place::new(&kernel(Then::Count));
+    let saved = place.home.path().join("snapshot");
+    std::fs::create_dir(&saved).unwrap();
+    let memory = snapshot::make_memory(&saved, MEMORY_MIB).unwrap();
+    let launch = place.launch(Memory::Shared(memory));
+    let (console, vmm_log) = (Arc::clone(&launch.console), Arc::clone(&launch.vmm_log));
+    let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+    println!("started after {:?}", begun.elapsed());
+    // The console has the guest's words from the first byte, and none of the VMM's.
+    let said = more(&console, 0, WORDS.len() as u64 + 3).await;
+    assert_letters(said.strip_prefix(WORDS).unwrap(), b'a');
+    assert!(text(&vmm_log).contains("Running Firecracker v"));
+    assert_filtered(machine.pid());
+
+    machine.pause().await.unwrap();
+    // What was written before the pause may still be on its way.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let paused = console.progress().borrow().total;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(console.progress().borrow().total, paused);
+    machine.resume().await.unwrap();
+    more(&console, paused, 3).await;
+
+    let binding = machine.binding().unwrap().clone();
+    let state = snapshot::make_state(&saved).unwrap();
+    let begun_save = Instant::now();
+    machine.save(state).await.unwrap();
+    println!("saved after {:?}", begun_save.elapsed());
+    // The VMM ends with the save, and only then is the console whole.
+    gone(machine.pid()).await;
+    soon(console.progress().wait_for(|progress| progress.ended))
+        .await
+        .unwrap();
+    let said = text(&console);
+    let letters = said.strip_prefix(WORDS).unwrap();
+    assert_letters(letters, b'a');
+    let last = letters.bytes().last().unwrap();
+    let sealed = snapshot::seal(&saved, binding).unwrap();
+    let spec = RestoreSpec {
+        id: sealed.id,
+        dir: saved.to_string(),
+    };
+
+    // Two copies at once go on where it was, each in memory of its own.
+    let mut copies = Vec::new();
+    for _ in 0..2 {
+        let launch = place.launch(restored(&spec));
+        let console = Arc::clone(&launch.console);
+        let begun = Instant::now();
+        let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+        println!("loaded after {:?}", begun.elapsed());
+        // Its CPUs wait (Firecracker fact 12: loading is not resuming).
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(console.progress().borrow().total, 0);
+        machine.resume().await.unwrap();
+        let said = more(&console, 0, 5).await;
+        assert_letters(&said, next(last));
+        assert_filtered(machine.pid());
+        copies.push(machine);
+    }
+    drop(copies);
+    // The memory's file is as it was: every byte is read again, since the note of the last time is gone.
+    std::fs::remove_file(saved.join(snapshot::VERIFIED_FILE)).unwrap();
+    Snapshot::open(&spec).unwrap();
+    println!("all of it after {:?}", begun.elapsed());
+}
+
+fn restored(spec: &RestoreSpec) -> Memory {
+    let snapshot = Snapshot::open(spec).unwrap();
+    Memory::Restored(Box::new(Restored {
+        manifest: snapshot.manifest,
+        memory: snapshot.memory,
+        state: snapshot.state,
+    }))
+}
+
+#[tokio::test]
+async fn a_guest_that_resets_ends_the_vmm() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    let place = Place::new(&kernel(Then::Reset));
+    let launch = place.launch(Memory::Own);
+    let console = Arc::clone(&launch.console);
+    let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+    // Firecracker fact 22.
+    let exit = soon(machine.wait()).await;
+    assert_eq!((exit.code, exit.signal), (Some(0), None));
+    soon(console.progress().wait_for(|progress| progress.ended))
+        .await
+        .unwrap();
+    assert_eq!(text(&console), WORDS);
+    assert!(machine.binding().is_none());
+}
+
+#[tokio::test]
+async fn a_vmm_ends_with_its_handle() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    let place = Place::new(&kernel(Then::Count));
+    let launch = place.launch(Memory::Own);
+    // What a VM of the same directory would have left (Firecracker fact 9).
+    let directory = launch.vm_dir.join("firecracker");
+    std::fs::create_dir(&directory).unwrap();
+    let open = File::open(&directory).unwrap();
+    for name in ["api.sock", "stream.sock", "stream.sock_1025"] {
+        let path = format!("/proc/self/fd/{}/{name}", open.as_raw_fd());
+        drop(UnixListener::bind(path).unwrap());
+    }
+    let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+    let ended = machine.wait();
+    drop(machine);
+    let exit: Exit = soon(ended).await;
+    assert_eq!(exit.signal, Some(9));
+}
+
+#[tokio::test]
+async fn what_is_no_kernel_is_refused_in_firecrackers_words() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    // As a bzImage begins.
+    let mut image = b"MZ".to_vec();
+    image.resize(PAGE, 0);
+    let place = Place::new(&image);
+    let launch = place.launch(Memory::Own);
+    let vmm_log = Arc::clone(&launch.vmm_log);
+    let err = soon(driver.launch(&capabilities, launch))
+        .await
+        .map(drop)
+        .unwrap_err();
+    // Firecracker fact 2: not at `PUT /boot-source`.
+    let words = vestibule_api::error::Chain(&err).to_string();
+    assert!(
+        words.contains("PUT /actions") && words.contains("magic number"),
+        "{words}"
+    );
+    // Firecracker fact 3: it may be alive after that, and is ended all the same.
+    soon(vmm_log.progress().wait_for(|progress| progress.ended))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_that_does_not_fit_is_refused_before_and_a_damaged_one_after() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    let place = Place::new(&kernel(Then::Count));
+    let saved = place.home.path().join("snapshot");
+    std::fs::create_dir(&saved).unwrap();
+    let memory = snapshot::make_memory(&saved, MEMORY_MIB).unwrap();
+    let launch = place.launch(Memory::Shared(memory));
+    let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+    let binding = machine.binding().unwrap().clone();
+    machine
+        .save(snapshot::make_state(&saved).unwrap())
+        .await
+        .unwrap();
+    let sealed = snapshot::seal(&saved, binding).unwrap();
+    let spec = RestoreSpec {
+        id: sealed.id,
+        dir: saved.to_string(),
+    };
+    // Firecracker fact 14: said in words, before a process is started.
+    type Change = fn(&mut SnapshotManifest);
+    let changes: [(&str, Change); 3] = [
+        ("VMM version: the snapshot has 1.2.3", |m| {
+            m.binding.vmm_version = "1.2.3".into();
+        }),
+        ("machine type: the snapshot has mmio, state v0.0.0", |m| {
+            m.binding.machine = "mmio, state v0.0.0".into();
+        }),
+        ("kernel command line", |m| m.binding.cmdline = "loud".into()),
+    ];
+    for (words, change) in changes {
+        let Memory::Restored(mut other) = restored(&spec) else {
+            unreachable!("it is restored");
+        };
+        change(&mut other.manifest);
+        let launch = place.launch(Memory::Restored(other));
+        let directory = launch.vm_dir.join("firecracker");
+        let err = soon(driver.launch(&capabilities, launch))
+            .await
+            .map(drop)
+            .unwrap_err();
+        assert!(matches!(err, LaunchError::Mismatch(_)), "{err}");
+        assert!(err.to_string().contains(words), "{err}");
+        assert!(!directory.exists());
+    }
+    // Firecracker fact 3: the process ends by itself.
+    let memory = restored(&spec);
+    let state = File::options()
+        .write(true)
+        .open(saved.join("state"))
+        .unwrap();
+    state.write_all_at(&[0xff; 64], 64).unwrap();
+    let launch = place.launch(memory);
+    let vmm_log = Arc::clone(&launch.vmm_log);
+    let err = soon(driver.launch(&capabilities, launch))
+        .await
+        .map(drop)
+        .unwrap_err();
+    assert!(matches!(err, LaunchError::Load(_)), "{err}");
+    let words = vestibule_api::error::Chain(&err).to_string();
+    assert!(
+        words.contains("PUT /snapshot/load") && words.contains("400"),
+        "{words}"
+    );
+    soon(vmm_log.progress().wait_for(|progress| progress.ended))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn the_probe_trusts_no_kvm_that_runs_no_guest() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    match (kvm::probe().usable(), soon(driver.probe()).await) {
+        (true, probed) => assert_eq!(probed.unwrap().version, capabilities.version),
+        (false, Ok(_)) => panic!("a KVM that cannot run Linux was taken for one that can"),
+        (false, Err(err)) => {
+            assert!(matches!(err, ProbeError::Kvm { .. }), "{err}");
+            println!("{err}");
+        }
+    }
+}
+
+/// A Firecracker without a VM.
+async fn bare(driver: &FirecrackerDriver, directory: &Utf8Path) -> (Child, Api) {
+    let null = || File::options().write(true).open("/dev/null").unwrap();
+    let program = Program {
+        path: driver.program().to_owned(),
+        args: vec!["--api-sock".into(), "api.sock".into()],
+        directory: directory.to_owned(),
+        stdout: Some(null().into()),
+        stderr: null().into(),
+        inherit: Vec::new(),
+    };
+    let child = program.spawn().await.unwrap();
+    let api = Api::new(directory.join("api.sock"));
+    soon(async {
+        while api.version().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    (child, api)
+}
+
+/// The contract test's other half: that Firecracker really denies what its document does not list, and says so.
+#[tokio::test]
+async fn a_field_that_a_version_does_not_know_is_refused_by_it() {
+    let Some((driver, _)) = firecracker() else {
+        return;
+    };
+    let newest = Version::new(1, 16, 1);
+    let dir = camino_tempfile::tempdir().unwrap();
+    let (_child, api) = bare(&driver, dir.path()).await;
+    if api.version().await.unwrap() >= Version::new(1, 16, 0) {
+        println!("skipped: this Firecracker knows every field that the driver does");
+        return;
+    }
+    let restore = Restore {
+        state: "state".into(),
+        memory: MemoryBackend {
+            backend_type: BackendType::File,
+            backend_path: "memory".into(),
+        },
+        track_dirty_pages: false,
+        clock_realtime: false,
+    };
+    let requests = request::restore(newest.features(), &restore);
+    let err = api.send(requests.last().unwrap()).await.unwrap_err();
+    assert!(
+        matches!(&err, ApiError::Refused { fault, .. } if fault.contains("vsock_override")),
+        "{err}"
+    );
+    // Firecracker fact 5: before 1.14 a file for metrics that is not there is an error, so the driver makes it.
+    let metrics = request::boot(&request::Boot {
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        cmdline: String::new(),
+    })
+    .remove(0);
+    let made = dir.path().join(request::METRICS);
+    if api.version().await.unwrap() < Version::new(1, 14, 0) {
+        assert!(!made.exists() && api.send(&metrics).await.is_err());
+    }
+    File::create(&made).unwrap();
+    api.send(&metrics).await.unwrap();
+}
