@@ -30,15 +30,23 @@ pub(crate) enum DriveError {
     Parse(#[source] serde_json::Error),
 }
 
-/// Waits for the disk with `serial` and returns its device node.
+/// Waits for the disk with `serial` and returns its device node. Under a VMM whose disks have no serial numbers of ours the
+/// kernel's command line says which is which by name.
 ///
 /// # Errors
 /// After `limit`, with the names and serials of the disks that are there.
 pub(crate) fn find_disk(serial: &str, limit: Duration) -> Result<PathBuf, DriveError> {
     let sys = Path::new("/sys/block");
+    let options = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let told = told(&options, serial);
     let name = Uevents::subscribe()
         .map_err(DriveError::Subscribe)?
-        .wait_for(limit, || disks(sys).into_iter().find(|(_, s)| s == serial))
+        .wait_for(limit, || {
+            disks(sys).into_iter().find(|(name, its)| match told {
+                Some(told) => name == told,
+                None => its == serial,
+            })
+        })
         .map(|(name, _)| name);
     name.map(|name| Path::new("/dev").join(name))
         .ok_or_else(|| DriveError::Missing {
@@ -46,6 +54,14 @@ pub(crate) fn find_disk(serial: &str, limit: Duration) -> Result<PathBuf, DriveE
             waited_s: limit.as_secs(),
             found: describe(&disks(sys)),
         })
+}
+
+/// The disk's name, where a kernel command line has it: `vestibule.root=vda` for the serial `vestibule-root`.
+fn told<'a>(options: &'a str, serial: &str) -> Option<&'a str> {
+    let key = serial.replacen('-', ".", 1);
+    options
+        .split_ascii_whitespace()
+        .find_map(|word| word.strip_prefix(key.as_str())?.strip_prefix('='))
 }
 
 /// Name and serial of every disk under `sys`; a disk without a serial has an empty one.
@@ -145,5 +161,13 @@ mod tests {
             "loop0 (``), vda (`vestibule-root`), vdb (`vestibule-config`)"
         );
         assert_eq!(describe(&[]), "no disk at all");
+    }
+
+    #[test]
+    fn the_command_line_may_name_the_disks() {
+        let options = "quiet vestibule.rootless=x vestibule.root=vda vestibule.config=vdb\n";
+        assert_eq!(told(options, "vestibule-root"), Some("vda"));
+        assert_eq!(told(options, CONFIG_DRIVE_SERIAL), Some("vdb"));
+        assert_eq!(told("quiet", CONFIG_DRIVE_SERIAL), None);
     }
 }

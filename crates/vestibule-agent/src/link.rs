@@ -6,9 +6,14 @@ use crate::{
     port::{self, Port, PortError},
     readiness::Condition,
     renew::{self, RenewError},
+    vsock::{self, VsockError},
 };
 use std::{io, os::unix::process::CommandExt as _, sync::Arc, time::Duration};
-use tokio::{io::AsyncWriteExt as _, net::UnixStream, task::JoinError};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::UnixStream,
+    task::JoinError,
+};
 use tracing::{info, warn};
 use vestibule_api::{
     error::Chain,
@@ -36,6 +41,8 @@ enum LinkError {
     Key(#[from] BadKey),
     #[error(transparent)]
     Port(#[from] PortError),
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     #[error("authenticate the host")]
     Handshake(#[source] HandshakeError),
     #[error("authenticate the host: no answer within {HANDSHAKE_LIMIT:?}")]
@@ -82,10 +89,7 @@ fn begin_anew() -> io::Error {
 /// Waits for a host, sees who this VM is now, and authenticates. In this order: between the wait for one host and the
 /// coming of the next, the VM may have become another one.
 async fn connect(agent: &Arc<Agent>) -> Result<(Mux, Incoming), LinkError> {
-    let found = tokio::task::spawn_blocking(|| port::find(PORT_NAME, DEVICE_WAIT));
-    let path = found.await.map_err(LinkError::Task)??;
-    let mut port = Port::open(&path)?;
-    port.connected().await?;
+    let mut io = host().await?;
     let guest = agent.guest.clone();
     let known = tokio::task::spawn_blocking(move || {
         let drive = config_drive::read(DEVICE_WAIT)?;
@@ -98,11 +102,29 @@ async fn connect(agent: &Arc<Agent>) -> Result<(Mux, Incoming), LinkError> {
         agent.events.forget();
         tokio::spawn(Arc::clone(agent).wake(hostname));
     }
-    tokio::time::timeout(HANDSHAKE_LIMIT, guest_handshake(&mut port, &key))
+    tokio::time::timeout(HANDSHAKE_LIMIT, guest_handshake(&mut io, &key))
         .await
         .map_err(|_| LinkError::Silent)?
         .map_err(LinkError::Handshake)?;
-    Ok(start(port, Side::Guest))
+    Ok(start(io, Side::Guest))
+}
+
+/// What the stream is to this guest.
+trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Transport for T {}
+
+/// Waits until a host is there, by the way that this machine has.
+async fn host() -> Result<Box<dyn Transport>, LinkError> {
+    // A kernel that does not show its command line is none of ours.
+    let options = tokio::fs::read_to_string("/proc/cmdline").await;
+    if vsock::chosen(&options.unwrap_or_default()) {
+        return Ok(Box::new(vsock::connected().await?));
+    }
+    let found = tokio::task::spawn_blocking(|| port::find(PORT_NAME, DEVICE_WAIT));
+    let path = found.await.map_err(LinkError::Task)??;
+    let port = Port::open(&path)?;
+    port.connected().await?;
+    Ok(Box::new(port))
 }
 
 /// Serves what the host opens until the stream ends.

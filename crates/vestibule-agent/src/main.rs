@@ -41,6 +41,7 @@ mod systemd;
 mod terminal;
 mod tool;
 mod uevent;
+mod vsock;
 
 use std::{path::Path, process::ExitCode};
 use vestibule_api::error::Chain;

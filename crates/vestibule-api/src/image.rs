@@ -17,7 +17,8 @@ pub struct Manifest {
     pub recipe: String,
     /// SHA-256 of the recipe and of every file that it takes in.
     pub recipe_digest: String,
-    /// File name in the image's directory → what it is. `root.ext4`, `vmlinuz`, `initrd`, …
+    /// File name in the image's directory → what it is. `root.ext4`, `initrd`, and the kernel as each driver boots it:
+    /// `vmlinuz` for QEMU, `vmlinux` (ELF) for Firecracker.
     pub artifacts: BTreeMap<String, Artifact>,
     /// Kernel release: the name below `/lib/modules`.
     pub kernel_release: String,

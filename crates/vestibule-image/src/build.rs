@@ -35,7 +35,9 @@ use vestibule_api::{
 };
 
 /// Raised when the same layers would give another image.
-const VERSION: &str = "image 3";
+const VERSION: &str = "image 4";
+/// One kernel, as QEMU boots it and as Firecracker does.
+const KERNELS: [&str; 2] = ["vmlinuz", "vmlinux"];
 /// Where the agent stands in every image.
 pub const AGENT: &str = "/usr/lib/vestibule/vestibule-agent";
 /// The image's facts, for the agent in it.
@@ -471,9 +473,11 @@ impl Run<'_> {
         let initrd = directory.join("initrd");
         let bytes = kernel.initrd(&self.agent).map_err(io("make", &initrd))?;
         std::fs::write(&initrd, bytes).map_err(io("write", &initrd))?;
-        let (from, vmlinuz) = (kernel.directory.join("vmlinuz"), directory.join("vmlinuz"));
-        let bytes = std::fs::read(&from).map_err(io("read", &from))?;
-        std::fs::write(&vmlinuz, bytes).map_err(io("write", &vmlinuz))?;
+        for name in KERNELS {
+            let (from, to) = (kernel.directory.join(name), directory.join(name));
+            let bytes = std::fs::read(&from).map_err(io("read", &from))?;
+            std::fs::write(&to, bytes).map_err(io("write", &to))?;
+        }
         let path = root.directory.join("root.json");
         let bytes = std::fs::read(&path).map_err(io("read", &path))?;
         let mut content: Root = serde_json::from_slice(&bytes).map_err(|err| BuildError::Io {
@@ -487,9 +491,10 @@ impl Run<'_> {
             schema: 1,
             recipe: recipe.name.clone(),
             recipe_digest: self.recipe_digest.clone(),
-            artifacts: ["root.ext4", "vmlinuz", "initrd"]
-                .iter()
-                .map(|name| Ok(((*name).to_owned(), artifact(&directory.join(name))?)))
+            artifacts: ["root.ext4", "initrd"]
+                .into_iter()
+                .chain(KERNELS)
+                .map(|name| Ok((name.to_owned(), artifact(&directory.join(name))?)))
                 .collect::<Result<_, BuildError>>()?,
             kernel_release: kernel.release.clone(),
             cmdline: recipe.kernel.cmdline.clone(),

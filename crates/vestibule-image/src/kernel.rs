@@ -5,6 +5,7 @@ use crate::{
     cpio, digest,
     host::{Host, HostError},
     recipe::Recipe,
+    vmlinux::{self, VmlinuxError},
 };
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 /// Raised when the same package would give another layer.
-const VERSION: &str = "kernel 1";
+const VERSION: &str = "kernel 2";
 /// A kernel package, unpacked, is far smaller.
 const UNPACKED: u64 = 1 << 30;
 
@@ -39,6 +40,12 @@ pub enum KernelError {
     },
     #[error("`{package}` has no kernel in /boot")]
     NoKernel { package: Utf8PathBuf },
+    #[error("unpack the kernel of `{package}`")]
+    Vmlinux {
+        package: Utf8PathBuf,
+        #[source]
+        err: VmlinuxError,
+    },
     #[error("kernel {release} has no module `{module}`, neither as a file nor built in")]
     NoModule { release: String, module: String },
     #[error("write `{path}`")]
@@ -56,7 +63,7 @@ fn write(path: &Utf8Path, bytes: &[u8]) -> Result<(), KernelError> {
     })
 }
 
-/// The kernel, as its layer's directory holds it: `vmlinuz`, `release`, `modules/NNN-name.ko`.
+/// The kernel, as its layer's directory holds it: `vmlinuz`, the same as `vmlinux`, `release`, `modules/NNN-name.ko`.
 pub(crate) struct Kernel {
     pub(crate) directory: Utf8PathBuf,
     pub(crate) release: String,
@@ -147,6 +154,8 @@ struct Package {
     file: Utf8PathBuf,
     release: String,
     image: Vec<u8>,
+    /// The ELF file inside `image`.
+    vmlinux: Vec<u8>,
     /// Name → bytes of each module.
     modules: BTreeMap<String, Vec<u8>>,
     built_in: BTreeSet<String>,
@@ -195,10 +204,15 @@ impl Package {
         let (release, image) = image.ok_or_else(|| KernelError::NoKernel {
             package: file.to_owned(),
         })?;
+        let vmlinux = vmlinux::extract(&image).map_err(|err| KernelError::Vmlinux {
+            package: file.to_owned(),
+            err,
+        })?;
         Ok(Self {
             file: file.to_owned(),
             release,
             image,
+            vmlinux,
             modules,
             built_in,
         })
@@ -211,6 +225,7 @@ impl Package {
             self.order(&normal(module), &mut order)?;
         }
         write(&directory.join("vmlinuz"), &self.image)?;
+        write(&directory.join("vmlinux"), &self.vmlinux)?;
         write(&directory.join("release"), self.release.as_bytes())?;
         let modules = directory.join("modules");
         std::fs::create_dir(&modules).map_err(|err| KernelError::Write {
@@ -295,6 +310,7 @@ mod tests {
             file: "/k.deb".into(),
             release: "6.1".into(),
             image: b"image".to_vec(),
+            vmlinux: b"unpacked".to_vec(),
             modules: modules
                 .into_iter()
                 .map(|(name, depends)| (name.to_owned(), module(depends)))

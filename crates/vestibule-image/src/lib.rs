@@ -6,7 +6,7 @@
 //! | `bootstrap`, `apt`, `kernel`, `npm` | where layers come from: Debian packages, kernel, provider tools |
 //! | `tree`, `layers`, `archive` | a root in memory: layers laid over each other, written once as sorted tar |
 //! | `units`, `accounts`, `authority`, `checks` | what is done to a root, and what is refused |
-//! | `ext4`, `cpio` | the root image and the initrd; nothing is mounted |
+//! | `ext4`, `cpio`, `vmlinux` | the root image, the initrd, the kernel as Firecracker boots it; nothing is mounted |
 //! | [`build`](mod@build), `cache`, `host` | the order of it all, what is kept between builds, commands of the host |
 //! | [`store`] | images by digest, aliases, history, snapshots |
 //! | [`verify`](mod@verify), [`lint`](mod@lint) | what an image must prove before an alias may point to it |
@@ -43,6 +43,7 @@ pub mod store;
 mod tree;
 mod units;
 pub mod verify;
+mod vmlinux;
 
 pub use boot::{BootError, BootOptions, Timing};
 pub use build::{BuildError, BuildOptions, Built, build};

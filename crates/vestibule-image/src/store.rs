@@ -1,7 +1,7 @@
 //! The store: images by digest, aliases that point to them, and what the aliases have pointed to.
 //!
 //! ```text
-//! $VESTIBULE_HOME/images/<digest>/   manifest.json (its SHA-256 is the digest), root.ext4, vmlinuz, initrd, build.json,
+//! $VESTIBULE_HOME/images/<digest>/   manifest.json (its SHA-256 is the digest), root.ext4, vmlinuz, vmlinux, initrd, build.json,
 //!                                    build.log, verification.json once verified
 //! $VESTIBULE_HOME/aliases/<name>     symbolic link to ../images/<digest>, moved by rename
 //! $VESTIBULE_HOME/aliases/.history/<name>   one line of JSON for each move
