@@ -13,6 +13,9 @@
 //! vms/<id>/firecracker/  vmlinux initrd root ─▶ the image     config ─▶ /proc/self/fd/N     metrics
 //!                        api.sock     stream.sock (the VMM's)     stream.sock_1025 (the runner's)
 //! ```
+//! The process is the runner's child and never its own daemon, which would have no standard output (Firecracker fact 7). It runs
+//! under its own seccomp filters and is not jailed yet: a jail's root (Firecracker fact 23) can be the same directory.
+//!
 //! A request that fails ends the attempt: a failed load ends the process by itself, a failed start may leave it alive, and
 //! none is tried again in the same process (Firecracker fact 3). A VM that runs by the API's word may be dead all the same:
 //! whether there is a guest is decided by the stream alone.

@@ -52,6 +52,8 @@ pub struct Metrics {
     pub metrics_path: String,
 }
 
+/// No CPU template: the static ones are deprecated, and any is taken here, of whatever vendor (Firecracker fact 21). A snapshot
+/// belongs to the host's own CPU instead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MachineConfig {
     /// 1 to 32; 1 or an even number.
@@ -71,7 +73,9 @@ pub struct BootSource {
     pub boot_args: String,
 }
 
-/// A disk. Their order is their names' order in the guest: `vda`, `vdb` (Firecracker fact 20).
+/// A disk. Their order is their names' order in the guest: `vda`, `vdb` (Firecracker fact 20). None is exchanged while the guest
+/// runs: what it had not written of one would go into the next (Firecracker fact 19). All are read-only, so there is nothing to
+/// write, and no flush to wait for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Drive {
     /// Must be the path's last part as well (Firecracker fact 2).

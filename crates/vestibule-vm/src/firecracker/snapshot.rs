@@ -1,4 +1,7 @@
 //! Saving a VM and what a snapshot of it belongs to; and the counters that Firecracker kept.
+//!
+//! Every Firecracker tells a restored guest that it is another one (VMGenID, Firecracker fact 17), and Debian 12's cloud kernel has
+//! no driver that would hear it. So a copy's entropy, like its clock and its name, comes from the config drive.
 use super::{
     FirecrackerMachine,
     launch::{boot_of, cmdline},
