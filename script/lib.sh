@@ -90,6 +90,30 @@ need_firecracker() {
   }
 }
 
+# need_nested: a kernel and an initrd whose KVM runs real guests under emulation, into target/tools/nested; the test kit says
+# what they do (nested.rs). The kernel is Debian's own for clouds, of which images are made too.
+need_nested() {
+  local directory="$root/target/tools/nested" work package number=10 module
+  [ -f "$directory/initrd" ] && return 0
+  say "making the nested machine's kernel and initrd"
+  work=$(mktemp -d)
+  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
+  (cd "$work" && apt-get download -qq "$package" busybox-static >/dev/null 2>&1) || die "cannot download $package and busybox-static"
+  for package in "$work"/*.deb; do dpkg -x "$package" "$work/root"; done
+  mkdir -p "$work/initrd"/{bin,dev,proc,sys,tmp,data,modules} "$directory"
+  cp "$work/root/bin/busybox" "$work/initrd/bin/"
+  # In load order.
+  for module in virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio virtio_pci virtio_blk irqbypass kvm kvm-amd; do
+    cp "$(find "$work/root/lib/modules" -name "$module.ko")" "$work/initrd/modules/$number-$module.ko"
+    number=$((number + 1))
+  done
+  install -m 0755 crates/vestibule-testkit/src/nested/init "$work/initrd/init"
+  (cd "$work/initrd" && find . | "$work/root/bin/busybox" cpio -o -H newc 2>/dev/null | gzip -1) >"$directory/initrd.new"
+  cp "$work"/root/boot/vmlinuz-* "$directory/vmlinuz"
+  mv "$directory/initrd.new" "$directory/initrd"
+  rm -rf "$work"
+}
+
 packages_build=(build-essential ca-certificates pkg-config)
 packages_image=(mmdebstrap uidmap e2fsprogs fontconfig)
 packages_run=(qemu-system-x86)

@@ -6,6 +6,7 @@
 //! | [`ca`] | a certificate authority of a test's own |
 //! | [`vendor`] | the servers of OpenAI, Anthropic, Google and GitHub, as far as their tools need them to sign in |
 //! | [`idp`] | starts the real identity provider (`tests/idp`, npm `oidc-provider`) |
+//! | [`nested`] | a machine whose KVM runs Linux, on a host that has none |
 //! | [`rfb`] | an RFB client (RFC 6143) that sees and types like a person |
 //! | [`person`] | what a person does in front of a screen |
 //! | [`api`] | a client of the controller's API |
@@ -16,6 +17,7 @@ pub mod api;
 pub mod bench;
 pub mod ca;
 pub mod idp;
+pub mod nested;
 pub mod person;
 pub mod process;
 pub mod rfb;

@@ -36,15 +36,21 @@ pub(crate) fn qemu_program() -> Utf8PathBuf {
     vestibule_vm::doctor::find_program(vestibule_vm::qemu::PROGRAM).unwrap()
 }
 
-/// The example `run-vm`, which cargo builds beside the tests.
+/// The example `run-vm`.
 fn runner_program() -> Utf8PathBuf {
+    example("run-vm")
+}
+
+/// An example, which cargo builds beside the tests.
+pub(crate) fn example(name: &str) -> Utf8PathBuf {
     let test = Utf8PathBuf::from_path_buf(std::env::current_exe().unwrap()).unwrap();
     let program = test
         .parent()
         .unwrap()
         .parent()
         .unwrap()
-        .join("examples/run-vm");
+        .join("examples")
+        .join(name);
     assert!(
         program.exists(),
         "`{program}` is not built; run the tests with `cargo test -p vestibule-vm`"
