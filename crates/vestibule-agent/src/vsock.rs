@@ -27,14 +27,15 @@ pub(crate) fn chosen(options: &str) -> bool {
     options.split_ascii_whitespace().any(|word| word == OPTION)
 }
 
-/// Listens, says so, and waits for the host.
+/// Says that it is about to listen, listens, and waits for the host.
 ///
 /// # Errors
 /// When this kernel has no vsock, or somebody else has the port.
 pub(crate) async fn connected() -> Result<VsockStream, VsockError> {
+    // First the word: a host that has a connection takes it for the end of that one.
+    tell().await;
     let any = VsockAddr::new(VMADDR_CID_ANY, VSOCK_PORT);
     let listener = VsockListener::bind(any).map_err(VsockError::Listen)?;
-    tokio::spawn(tell());
     loop {
         let (stream, peer) = listener.accept().await.map_err(VsockError::Accept)?;
         // A program in the guest could come by its own address.

@@ -37,6 +37,7 @@ use crate::{
     kvm::{self, KvmVerdict},
     log::BoundedLog,
     process::Child,
+    until::UntilClosed,
 };
 use api::Api;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -250,7 +251,10 @@ impl Machine for FirecrackerMachine {
         async {
             let dialled = vsock::dial(&self.directory, self.listens.clone()).await;
             let stream = dialled.map_err(MachineError::Dial)?;
-            Ok(Box::new(stream) as Box<dyn Transport>)
+            // Right after a restore a connection may be accepted and stay silent for ever: the guest has lost its end, and the
+            // VMM has not noticed (Firecracker fact 11). An agent that listens again is on no connection.
+            let reopened = self.reopened();
+            Ok(Box::new(UntilClosed::new(stream, reopened)) as Box<dyn Transport>)
         }
         .boxed()
     }

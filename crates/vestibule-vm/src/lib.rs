@@ -29,6 +29,7 @@ mod runner;
 pub mod snapshot;
 mod socket;
 pub mod tsc;
+mod until;
 
 pub use doctor::doctor;
 pub use runner::{RunError, SOCKET, run};

@@ -21,6 +21,7 @@ use crate::{
     kvm,
     log::pump,
     process::{Child, Program},
+    until::UntilClosed,
 };
 use argv::{Accel, Descriptors};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -31,13 +32,10 @@ use std::{
     fs::File,
     io,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
     sync::{broadcast, watch},
 };
@@ -346,11 +344,9 @@ impl Machine for QemuMachine {
                 // An error is the end of QEMU, and of this connection.
                 let _ = port.wait_for(|port| port.closed > before).await;
             };
-            Ok(Box::new(UntilClosed {
-                socket,
-                closed: until.boxed(),
-                ended: false,
-            }) as Box<dyn Transport>)
+            // QEMU keeps its socket open when the guest closes its end, as a serial line has no end; the event on the control
+            // socket is all that tells.
+            Ok(Box::new(UntilClosed::new(socket, until)) as Box<dyn Transport>)
         }
         .boxed()
     }
@@ -394,45 +390,5 @@ impl Machine for QemuMachine {
 
     fn stop(self: Arc<Self>, evidence: Bundle) -> BoxFuture<'static, (Exit, Bundle)> {
         async move { (self.quit().await, evidence) }.boxed()
-    }
-}
-
-/// A connection to the virtio-serial port that ends when the guest closes its end. QEMU keeps its socket open then, as
-/// a serial line has no end; the event on the control socket is all that tells.
-struct UntilClosed {
-    socket: UnixStream,
-    closed: BoxFuture<'static, ()>,
-    ended: bool,
-}
-
-impl AsyncRead for UntilClosed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.ended || self.closed.poll_unpin(cx).is_ready() {
-            self.ended = true;
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.socket).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for UntilClosed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
