@@ -97,6 +97,7 @@ need_nested() {
   [ -f "$directory/initrd" ] && return 0
   say "making the nested machine's kernel and initrd"
   work=$(mktemp -d)
+  apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || as_root apt-get update -qq
   package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
   (cd "$work" && apt-get download -qq "$package" busybox-static >/dev/null 2>&1) || die "cannot download $package and busybox-static"
   for package in "$work"/*.deb; do dpkg -x "$package" "$work/root"; done
