@@ -251,13 +251,17 @@ async fn gemini_signs_in() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the image browser-test; script/test vendors"]
-async fn gh_signs_in_and_names_each_cause() -> Result<()> {
-    let cases = [
-        case("gh", Misbehave::Not, None),
-        Case {
-            deny: true,
-            ..case("gh", Misbehave::Not, Some(Cause::ConsentDenied))
-        },
-    ];
-    run("gh", StartKind::Cold, &cases).await
+async fn gh_signs_in_after_a_boot() -> Result<()> {
+    let cases = [case("gh", Misbehave::Not, None)];
+    run("gh-cold", StartKind::Cold, &cases).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image browser-test; script/test vendors"]
+async fn gh_names_a_denied_consent() -> Result<()> {
+    let cases = [Case {
+        deny: true,
+        ..case("gh", Misbehave::Not, Some(Cause::ConsentDenied))
+    }];
+    run("gh", StartKind::Restore, &cases).await
 }
