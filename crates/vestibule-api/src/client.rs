@@ -124,15 +124,7 @@ pub fn json_request<B: serde::Serialize>(
 /// # Errors
 /// [`CallError::Status`] for any status outside 2xx, with the beginning of the body as text.
 pub async fn body(what: &str, reply: Response<Incoming>) -> Result<Bytes, CallError> {
-    let status = reply.status();
-    let bytes = Limited::new(reply.into_body(), BODY_LIMIT)
-        .collect()
-        .await
-        .map_err(|err| CallError::Body {
-            what: what.to_owned(),
-            err,
-        })?
-        .to_bytes();
+    let (status, bytes) = whole(what, reply, BODY_LIMIT).await?;
     if status.is_success() {
         return Ok(bytes);
     }
@@ -142,6 +134,24 @@ pub async fn body(what: &str, reply: Response<Incoming>) -> Result<Bytes, CallEr
         status,
         text,
     })
+}
+
+/// Status and whole body of a reply, at most `limit` bytes.
+///
+/// # Errors
+/// When the body is longer, or the peer goes away.
+pub async fn whole(
+    what: &str,
+    reply: Response<Incoming>,
+    limit: usize,
+) -> Result<(StatusCode, Bytes), CallError> {
+    let status = reply.status();
+    let collected = Limited::new(reply.into_body(), limit).collect().await;
+    let collected = collected.map_err(|err| CallError::Body {
+        what: what.to_owned(),
+        err,
+    })?;
+    Ok((status, collected.to_bytes()))
 }
 
 /// A session's events as the controller sends them: server-sent events (HTML Living Standard section 9.2.6), each with its

@@ -83,10 +83,10 @@ impl SignIn {
 
     /// Why it was not completed, on one line.
     fn shortcoming(&self) -> Option<String> {
-        let why = self.finding.as_ref().map_or_else(
-            || self.state.id().to_owned(),
-            |finding| format!("{}: {}", finding.cause, finding.why),
-        );
+        let why = self
+            .finding
+            .as_ref()
+            .map_or_else(|| self.state.id().to_owned(), cause_and_why);
         (!self.completed()).then(|| format!("sign-in with `{}`: {why}", self.provider))
     }
 }
@@ -115,7 +115,7 @@ impl Verification {
     /// What was not as it should be, the cause first, on one line.
     pub fn shortcomings(&self) -> String {
         let finding = self.finding.as_ref();
-        let cause = finding.map(|finding| format!("{}: {}", finding.cause, finding.why));
+        let cause = finding.map(cause_and_why);
         let problems: Vec<_> = cause.into_iter().chain(self.problems.clone()).collect();
         problems.join("; ")
     }
@@ -293,6 +293,10 @@ impl Gate {
         }
         problems
     }
+}
+
+fn cause_and_why(finding: &Finding) -> String {
+    format!("{}: {}", finding.cause, finding.why)
 }
 
 /// What of the manifest's promises the agent's report does not show.

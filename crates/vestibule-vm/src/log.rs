@@ -4,10 +4,11 @@
 //! Bytes go to plain files at once, so that they outlive a runner that is killed: `<name>` holds the beginning,
 //! `<name>.1` and `<name>.2` take turns holding the end. Offsets are those of the whole output, kept or not.
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::unix::fs::FileExt,
+    os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::watch;
@@ -273,6 +274,16 @@ pub fn printable(line: &str) -> String {
         }
     }
     out.trim_end().chars().take(400).collect()
+}
+
+/// A pipe into `log`: what is written to the end that is returned arrives there, until it is closed.
+///
+/// # Errors
+/// When there is no descriptor or thread to be had.
+pub(crate) fn piped(name: &str, log: Arc<BoundedLog>) -> io::Result<OwnedFd> {
+    let (out, into) = pipe_with(PipeFlags::CLOEXEC)?;
+    pump(name, File::from(out), log)?;
+    Ok(into)
 }
 
 /// Copies everything from `from` into `log` on a thread of its own, until end of file.

@@ -19,7 +19,7 @@ use crate::{
     },
     evidence::Bundle,
     kvm,
-    log::pump,
+    log::piped,
     process::{Child, Program},
     until::UntilClosed,
 };
@@ -27,7 +27,6 @@ use argv::{Accel, Descriptors};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::{FutureExt, future::BoxFuture};
 use qmp::{Qmp, QmpError, QmpEvent};
-use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     fs::File,
     io,
@@ -144,12 +143,10 @@ async fn start(
             Some(tokio::task::spawn_blocking(crate::tsc::khz))
         }
     };
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
-    let (serial_out, serial) = pipe().map_err(prepare("make a pipe for the console"))?;
-    let (stderr_out, stderr) = pipe().map_err(prepare("make a pipe for the VMM's log"))?;
-    pump("console", File::from(serial_out), launch.console.clone())
-        .and_then(|()| pump("vmm log", File::from(stderr_out), launch.vmm_log.clone()))
-        .map_err(prepare("read the VMM's output"))?;
+    let serial =
+        piped("console", launch.console.clone()).map_err(prepare("make a pipe for the console"))?;
+    let stderr = piped("vmm log", launch.vmm_log.clone())
+        .map_err(prepare("make a pipe for the VMM's log"))?;
     let stream_socket = launch.vm_dir.join("stream.sock");
     let listener =
         crate::socket::listen(&stream_socket).map_err(prepare("listen for the stream"))?;

@@ -5,7 +5,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, Response, body::Incoming};
 use serde::{Serialize, de::DeserializeOwned};
-use vestibule_api::{client, error::ErrorBody};
+use vestibule_api::{
+    client::{self, SessionEvents},
+    error::ErrorBody,
+    ids::SessionId,
+};
 
 /// A WebSocket of the controller's.
 pub(crate) type WebSocket = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
@@ -103,6 +107,13 @@ impl Controller {
             bytes
         };
         serde_json::from_slice(&bytes).with_context(|| format!("understand the reply of {path}"))
+    }
+
+    /// A session's events, from its first on.
+    pub(crate) async fn events(&self, session: SessionId) -> anyhow::Result<SessionEvents> {
+        let path = format!("/api/auth/session/{session}/events");
+        let reply = self.open(Method::GET, &path, None::<&()>).await?;
+        Ok(SessionEvents::of(reply))
     }
 
     /// `GET path` as JSON.

@@ -9,7 +9,6 @@ use crate::{
 use hyper::Method;
 use std::process::ExitCode;
 use vestibule_api::{
-    client::SessionEvents,
     ids::{ProviderId, SessionId},
     session::{
         SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest,
@@ -150,9 +149,7 @@ async fn follow(
     session: SessionId,
     out: Output,
 ) -> anyhow::Result<ExitCode> {
-    let path = format!("/api/auth/session/{session}/events");
-    let reply = controller.open(Method::GET, &path, None::<&()>).await?;
-    let mut events = SessionEvents::of(reply);
+    let mut events = controller.events(session).await?;
     while let Some(event) = events.next().await? {
         out.print(&event, describe)?;
         if let SessionEventKind::State { state } = event.event

@@ -5,7 +5,6 @@
 use super::{request::Request, version::Version};
 use bytes::Bytes;
 use camino::{Utf8Path, Utf8PathBuf};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{io, time::Duration};
@@ -28,12 +27,6 @@ pub enum ApiError {
     },
     #[error(transparent)]
     Call(#[from] CallError),
-    #[error("read the answer to `{what}`")]
-    Body {
-        what: String,
-        #[source]
-        err: Box<dyn std::error::Error + Send + Sync>,
-    },
     /// In Firecracker's own words.
     #[error("Firecracker refused `{what}` with {status}: {fault}")]
     Refused {
@@ -125,15 +118,7 @@ impl Api {
                 err,
             })?;
         let reply = client::send(io, request).await?;
-        let status = reply.status();
-        let bytes = Limited::new(reply.into_body(), BODY_LIMIT)
-            .collect()
-            .await
-            .map_err(|err| ApiError::Body {
-                what: what.to_owned(),
-                err,
-            })?
-            .to_bytes();
+        let (status, bytes) = client::whole(what, reply, BODY_LIMIT).await?;
         if status.is_success() {
             return Ok(bytes);
         }

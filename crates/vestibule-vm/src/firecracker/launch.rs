@@ -9,11 +9,10 @@ use super::{
 };
 use crate::{
     driver::{Capabilities, Launch, LaunchError, Memory},
-    log::pump,
+    log::piped,
     process::{self, Child, Program},
 };
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     fs::{DirBuilder, File},
     io,
@@ -107,14 +106,12 @@ pub(super) async fn start(
     let directory =
         make_directory(&launch, vmlinux, &config).map_err(prepare("make the VMM's directory"))?;
     let listens = vsock::hear(&directory).map_err(prepare("listen for the guest's word"))?;
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
-    let (serial_out, serial) = pipe().map_err(prepare("make a pipe for the console"))?;
+    let serial =
+        piped("console", launch.console.clone()).map_err(prepare("make a pipe for the console"))?;
     // Without it the pipe is 64 KiB, and a burst loses sooner what Firecracker does not wait to write.
     let _ = rustix::pipe::fcntl_setpipe_size(&serial, SERIAL_BUFFER);
-    let (stderr_out, stderr) = pipe().map_err(prepare("make a pipe for the VMM's log"))?;
-    pump("console", File::from(serial_out), launch.console.clone())
-        .and_then(|()| pump("vmm log", File::from(stderr_out), launch.vmm_log.clone()))
-        .map_err(prepare("read the VMM's output"))?;
+    let stderr = piped("vmm log", launch.vmm_log.clone())
+        .map_err(prepare("make a pipe for the VMM's log"))?;
     let mut inherit = vec![config];
     let (requests, memory) = match launch.memory {
         Memory::Own => (None, None),

@@ -12,7 +12,6 @@ use std::{
 };
 use tokio::sync::oneshot;
 use vestibule_api::{
-    client::SessionEvents,
     control::VmView,
     ids::{AliasName, ImageDigest, ProviderId},
     session::{SessionEventKind, SessionView, StartReply, StartRequest},
@@ -173,16 +172,13 @@ async fn one(controller: &Controller, provider: &ProviderId) -> anyhow::Result<S
     let started: StartReply = controller
         .call(Method::POST, "/api/auth/start", Some(&request))
         .await?;
-    let path = format!("/api/auth/session/{}", started.session_id);
-    let reply = controller
-        .open(Method::GET, &format!("{path}/events"), None::<&()>)
-        .await?;
-    let mut events = SessionEvents::of(reply);
+    let mut events = controller.events(started.session_id).await?;
     while let Some(event) = events.next().await? {
         if matches!(event.event, SessionEventKind::State { state } if state.is_terminal()) {
             break;
         }
     }
+    let path = format!("/api/auth/session/{}", started.session_id);
     let view: SessionView = controller.get(&path).await?;
     Ok(SignIn {
         provider: provider.clone(),

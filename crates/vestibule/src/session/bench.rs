@@ -16,7 +16,6 @@ use std::{
 use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::{
     cause::Cause,
-    client::SessionEvents,
     control::VmView,
     ids::{MachineId, ProviderId, SessionId},
     session::{
@@ -178,9 +177,7 @@ async fn watch(
     begun: Instant,
     turn: &mut Turn,
 ) -> anyhow::Result<()> {
-    let path = format!("/api/auth/session/{session}/events");
-    let reply = controller.open(Method::GET, &path, None::<&()>).await?;
-    let mut events = SessionEvents::of(reply);
+    let mut events = controller.events(session).await?;
     let mut asked_at = None;
     let mut views = tokio::task::JoinSet::new();
     let (mut seen, mut started) = (false, false);
