@@ -184,8 +184,8 @@ impl<'a> Vm<'a> {
         })
     }
 
-    /// Waits until the VM is ready or will not be. Whether there is a runner that can be asked.
-    pub(crate) async fn up(&mut self, steps: Steps<'_>) -> bool {
+    /// Waits until the VM has come so far or will not. Whether there is a runner that can be asked.
+    pub(crate) async fn up(&mut self, until: Phase, steps: Steps<'_>) -> bool {
         let booting = steps.begin(Step::Boot);
         if let Err(problem) = self.answers().await {
             let said = std::fs::read_to_string(self.log).unwrap_or_default();
@@ -198,10 +198,10 @@ impl<'a> Vm<'a> {
         booting.done(false);
         let waiting = steps.begin(Step::Ready);
         let limit = self.deadline + STOP;
-        let watch = self.watch(Some(Phase::Ready), steps.progress);
+        let watch = self.watch(Some(until), steps.progress);
         if tokio::time::timeout(limit, watch).await.is_err() {
             self.seen.problems.push(format!(
-                "the runner said neither *ready* nor *failed* within {} s",
+                "the runner said neither *{until:?}* nor *failed* within {} s",
                 limit.as_secs()
             ));
         }

@@ -50,7 +50,7 @@ pub use build::{BuildError, BuildOptions, Built, build};
 pub use diff::{Change, Difference, diff};
 pub use lint::{LintError, lint};
 pub use progress::{Event, Phase, Progress, Silent};
-pub use snapshot::{SnapshotError, SnapshotOptions, Taken, snapshot};
+pub use snapshot::{SnapshotError, SnapshotOptions, Taken, Trial, snapshot, try_snapshot};
 pub use sparse::clone_image;
 pub use store::{Store, StoreError};
 pub use verify::{SignIn, Verification, VerifyError, verify};

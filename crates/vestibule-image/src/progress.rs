@@ -47,6 +47,8 @@ impl Phase {
     pub const VERIFY: [Self; 4] = [Self::Lint, Self::Boot, Self::Ready, Self::Report];
     /// Steps of a snapshot.
     pub const SNAPSHOT: [Self; 4] = [Self::Boot, Self::Ready, Self::Save, Self::Keep];
+    /// Steps of finding out whether a snapshot still fits.
+    pub const TRIAL: [Self; 2] = [Self::Boot, Self::Ready];
     /// Steps of both with one VM.
     pub const VERIFY_AND_SNAPSHOT: [Self; 6] = [
         Self::Lint,

@@ -7,12 +7,15 @@ use crate::{
     store::{SnapshotView, Store, StoreError},
     verify::{Gate, Verification},
 };
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    time::{Duration, Instant},
+};
 use vestibule_api::{
     finding::Finding,
-    ids::ImageDigest,
+    ids::{ImageDigest, SnapshotId},
     machine::{Phase, Saved},
 };
 
@@ -105,7 +108,7 @@ pub async fn snapshot(
     let unfinished = store.begin_snapshot(spec.machine_id)?;
     spec.save_to = Some(unfinished.path().to_string());
     let mut vm = Vm::start(&options.boot, &spec, unfinished.stderr()?, unfinished.log()).await?;
-    let up = vm.up(steps).await;
+    let up = vm.up(Phase::Ready, steps).await;
     let mut verification = None;
     // A VM that the host could not start says nothing of the image.
     if let Some(gate) = gate.as_mut().filter(|_| vm.seen.reached(Phase::VmmStarted)) {
@@ -147,6 +150,60 @@ pub async fn snapshot(
         took_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         evidence,
     })
+}
+
+/// What became of a VM that was to begin from a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// Its agent answered.
+    Fits,
+    /// There is no snapshot of this image and size.
+    Missing,
+    /// It did not come so far, in words: the snapshot is another VMM's or another runner's, or it is damaged.
+    Refused { id: SnapshotId, why: String },
+}
+
+/// Starts a VM of the image's default size from its newest snapshot, waits for the agent's answer, and ends it. Only that
+/// says whether the snapshot still fits: VMM, CPU and runner may be others by now.
+///
+/// # Errors
+/// When there is no such image, or no VM to watch.
+pub async fn try_snapshot(
+    store: &Store,
+    digest: &ImageDigest,
+    options: &BootOptions,
+    progress: &dyn Progress,
+) -> Result<Trial, SnapshotError> {
+    let manifest = store.inspect(digest)?.manifest;
+    let _hold = store.hold(digest)?;
+    let size = (manifest.default_memory_mib, manifest.default_vcpus);
+    let Some(restore) = store.snapshot_for(digest, size.0, size.1)? else {
+        return Ok(Trial::Missing);
+    };
+    let id = restore.id.clone();
+    let mut spec = boot::spec(store, digest, size, options)?;
+    spec.restore = Some(restore);
+    let log = Utf8Path::new(&spec.evidence_dir).join("runner.stderr");
+    let stderr = File::create(&log).map_err(|err| BootError::Prepare {
+        path: log.clone(),
+        err,
+    })?;
+    let steps = Steps {
+        progress,
+        phases: &Step::TRIAL,
+    };
+    let mut vm = Vm::start(options, &spec, stderr, &log).await?;
+    if vm.up(Phase::AgentUp, steps).await {
+        vm.stop("it has shown that the snapshot fits").await;
+    }
+    let seen = vm.ended().await;
+    if seen.reached(Phase::AgentUp) {
+        // Nothing failed, so there is nothing to look up.
+        let _ = std::fs::remove_dir_all(&spec.evidence_dir);
+        return Ok(Trial::Fits);
+    }
+    let why = why(seen);
+    Ok(Trial::Refused { id, why })
 }
 
 async fn save(vm: &mut Vm<'_>, steps: Steps<'_>) -> Option<Saved> {

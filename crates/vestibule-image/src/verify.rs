@@ -174,7 +174,7 @@ pub async fn verify(
         err,
     })?;
     let mut vm = Vm::start(options, &spec, log, &log_path).await?;
-    if vm.up(steps).await {
+    if vm.up(Phase::Ready, steps).await {
         gate.ask(&mut vm, steps).await;
         vm.stop("verification").await;
     }

@@ -2,7 +2,7 @@
 use super::{DEADLINE_S, boot_options, progress::Bars};
 use crate::output::{self, Output};
 use vestibule_api::ids::{AliasName, ImageDigest};
-use vestibule_image::{SnapshotOptions, Store, Taken, store::SnapshotView};
+use vestibule_image::{SnapshotOptions, Store, Taken, Trial, store::SnapshotView};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SnapshotArgs {
@@ -29,15 +29,18 @@ pub(super) fn take(store: &Store, args: &SnapshotArgs, out: Output) -> anyhow::R
     out.print(&taken, |taken| taken.snapshot.id.to_string())
 }
 
-/// Takes a snapshot for VMs of the image's default size, if there is none, and with it the verification, if that is missing.
+/// Takes a snapshot for VMs of the image's default size, unless there is one from which a VM really begins, and with it the
+/// verification, if that is missing.
 pub(super) fn where_none(store: &Store, image: &ImageDigest, out: Output) -> anyhow::Result<()> {
-    let found = store.inspect(image)?;
-    let (memory, vcpus) = (
-        found.manifest.default_memory_mib,
-        found.manifest.default_vcpus,
-    );
-    if found.verification.is_some() && store.snapshot_for(image, memory, vcpus)?.is_some() {
-        return Ok(());
+    if store.inspect(image)?.verification.is_some() {
+        match tried(store, image, out)? {
+            Trial::Fits => return Ok(()),
+            Trial::Missing => {}
+            Trial::Refused { id, why } => output::note(&format!(
+                "snapshot {} is of no use here any more, another one is taken: {why}",
+                id.short()
+            )),
+        }
     }
     let options = SnapshotOptions {
         boot: boot_options(DEADLINE_S)?,
@@ -50,6 +53,15 @@ pub(super) fn where_none(store: &Store, image: &ImageDigest, out: Output) -> any
     }
     output::note(&format!("its VMs begin from {}", described(&taken)));
     Ok(())
+}
+
+fn tried(store: &Store, image: &ImageDigest, out: Output) -> anyhow::Result<Trial> {
+    let bars = Bars::new(out);
+    let options = boot_options(DEADLINE_S)?;
+    let trial = vestibule_image::try_snapshot(store, image, &options, &bars);
+    let trial = crate::runtime()?.block_on(trial);
+    bars.finish();
+    Ok(trial?)
 }
 
 fn run(
