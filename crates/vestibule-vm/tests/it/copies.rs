@@ -4,8 +4,9 @@
 use crate::{
     guest::{manifest_of, run_in},
     snapshot::{clock_error_ms, digest, golden_within, identity, restored},
-    support::Running,
+    support::{Place, Running},
 };
+use futures_util::future::{OptionFuture, join_all};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -185,8 +186,8 @@ struct Copies {
 }
 
 impl Copies {
-    /// One copy's whole life; how long until it was up.
-    async fn live(&self) -> Duration {
+    /// One copy, compared with all before it; how long until it was up.
+    async fn begin(&self) -> (Copied, Duration) {
         let mut place = restored(&self.from);
         place.spec.boot_deadline_s = 600;
         if let Some(site) = &self.site {
@@ -222,9 +223,31 @@ impl Copies {
                 seen.add(format!("Math.random {number}"));
             }
         }
-        runner.stop().await;
-        runner.ended().await;
+        let copied = Copied {
+            runner,
+            _place: place,
+        };
+        (copied, up)
+    }
+
+    /// One copy's whole life; how long until it was up.
+    async fn live(&self) -> Duration {
+        let (copied, up) = self.begin().await;
+        copied.end().await;
         up
+    }
+}
+
+/// A copy that lives, and where.
+struct Copied {
+    runner: Running,
+    _place: Place,
+}
+
+impl Copied {
+    async fn end(self) {
+        self.runner.stop().await;
+        self.runner.ended().await;
     }
 }
 
@@ -260,13 +283,18 @@ async fn many_copies_have_nothing_in_common() {
         Err(_) if with_browser => (ALONE_WITH_BROWSER, AT_ONCE_WITH_BROWSER),
         Err(_) => (ALONE, AT_ONCE),
     };
-    let mut took = Vec::new();
+    let (mut took, mut last) = (Vec::new(), None);
     for _ in 0..alone {
-        took.push(copies.live().await);
+        // While one ends the next begins.
+        let ended = OptionFuture::from(last.take().map(Copied::end));
+        let ((copied, up), _) = tokio::join!(copies.begin(), ended);
+        took.push(up);
+        last = Some(copied);
     }
+    OptionFuture::from(last.map(Copied::end)).await;
     figures("one after another", took);
     let lives = (0..at_once).map(|_| copies.live());
-    figures("at once", futures_util::future::join_all(lives).await);
+    figures("at once", join_all(lives).await);
     if let Some(site) = &copies.site {
         let randoms = site.randoms.lock().unwrap();
         let distinct: BTreeSet<_> = randoms.iter().collect();
