@@ -14,6 +14,7 @@ use vestibule_api::{
     machine::DriverChoice,
     pack::{self, Override},
 };
+use vestibule_vault::KeySource;
 
 /// Why there is no configuration to run with.
 #[derive(Debug, thiserror::Error)]
@@ -301,6 +302,15 @@ impl Config {
             return wrong("database", what.to_owned());
         }
         self.egress.check()
+    }
+
+    /// Where the vault's master key is, for this process.
+    pub fn vault_key(&self) -> KeySource {
+        let credentials = std::env::var("CREDENTIALS_DIRECTORY").ok();
+        KeySource::choose(
+            self.vault.environment_file.clone(),
+            credentials.as_deref().map(Utf8Path::new),
+        )
     }
 
     /// How many VMs are kept ready, by image alias.

@@ -12,12 +12,14 @@
 //! | `http`, `auth` | the one port, and who may use it |
 //! | `packs`, `images` | what can be signed in to, and in what |
 //! | `warm` | what a VM is made from: which image, which size, which snapshot or none |
+//! | `backup` | database and vault in one file, and back |
 //! | `live` | tickets, codes, viewers: memory only |
 //!
 //! The database is the truth. An HTTP handler changes a row and returns; what follows is carried out by reconcilers, so
 //! the controller can be killed at any instruction and goes on from the rows. It never links VMM code and never mounts or
 //! reads a disk: each VM belongs to a runner, a process that outlives the controller.
 mod auth;
+mod backup;
 mod config;
 mod core;
 mod http;
@@ -35,11 +37,14 @@ mod store;
 mod warm;
 
 pub use auth::TokenError;
+pub use backup::{
+    BackupError, BackupManifest, BackupOptions, RestoreError, RestoreOptions, backup, restore,
+};
 pub use config::{
     Config, ConfigError, DeadlineConfig, EgressConfig, Limits, VaultConfig, VmConfig,
 };
 pub use http::openapi;
 pub use packs::{PackCheck, PacksError, check_packs, packs};
 pub use scheduler::{HostMemory, LaunchError, Scheduler};
-pub use serve::{ServeError, Serving, serve, serve_with};
+pub use serve::{LockError, ServeError, Serving, serve, serve_with};
 pub use store::StoreError;

@@ -24,7 +24,7 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch};
 use vestibule_api::time::Timestamp;
-use vestibule_vault::{KeySource, OpenError, Vault};
+use vestibule_vault::{OpenError, Vault};
 
 /// Requests under way when the controller stops have so long to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -43,8 +43,8 @@ pub enum ServeError {
         #[source]
         err: io::Error,
     },
-    #[error("another controller uses the home directory `{0}`")]
-    InUse(Utf8PathBuf),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -153,7 +153,7 @@ async fn assemble(
     stopping: watch::Receiver<bool>,
 ) -> Result<Shared, ServeError> {
     let home = config.home.clone();
-    let key = key_source(&config);
+    let key = config.vault_key();
     let changes = config.providers.clone();
     let (token, vault, packs) = off_runtime(move || {
         let token = auth::token(&home)?;
@@ -182,16 +182,6 @@ async fn assemble(
     }))
 }
 
-fn key_source(config: &Config) -> KeySource {
-    let credentials = std::env::var("CREDENTIALS_DIRECTORY")
-        .ok()
-        .map(Utf8PathBuf::from);
-    KeySource::choose(
-        config.vault.environment_file.clone(),
-        credentials.as_deref(),
-    )
-}
-
 fn make_dirs(home: &Utf8Path) -> Result<(), ServeError> {
     for dir in ["", "vms", "evidence"] {
         let path = home.join(dir);
@@ -208,12 +198,26 @@ fn make_dirs(home: &Utf8Path) -> Result<(), ServeError> {
     Ok(())
 }
 
+/// Why this process is not the one that uses a home directory.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("another controller uses the home directory `{0}`")]
+    InUse(Utf8PathBuf),
+    #[error("{operation} `{path}`")]
+    File {
+        operation: &'static str,
+        path: Utf8PathBuf,
+        #[source]
+        err: io::Error,
+    },
+}
+
 /// One controller for one home directory, as long as the file is open.
-fn lock(home: &Utf8Path) -> Result<File, ServeError> {
+pub(crate) fn lock(home: &Utf8Path) -> Result<File, LockError> {
     let path = home.join("controller.lock");
     let failed = |operation| {
         let path = path.clone();
-        move |err| ServeError::File {
+        move |err| LockError::File {
             operation,
             path,
             err,
@@ -226,7 +230,7 @@ fn lock(home: &Utf8Path) -> Result<File, ServeError> {
         .map_err(failed("open"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(ServeError::InUse(home.to_owned())),
+        Err(TryLockError::WouldBlock) => Err(LockError::InUse(home.to_owned())),
         Err(TryLockError::Error(err)) => Err(failed("lock")(err)),
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     fs::File,
-    io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
 };
 use vestibule_api::{ids::CredentialId, time::Timestamp};
 use zeroize::Zeroizing;
@@ -33,27 +33,70 @@ pub enum Action {
     Removed,
 }
 
-/// One line's content.
+impl Action {
+    /// The word in the log.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Stored => "stored",
+            Self::Released => "released",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// One line's content. No secret is in it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Entry {
+pub struct AuditLine {
     /// From 1, without gaps.
-    pub(crate) seq: u64,
-    pub(crate) at: Timestamp,
-    pub(crate) action: Action,
-    pub(crate) credential: Option<CredentialId>,
+    pub seq: u64,
+    pub at: Timestamp,
+    pub action: Action,
+    pub credential: Option<CredentialId>,
     /// SHA-256 of the record's file, for [`Action::Stored`].
-    pub(crate) digest: Option<String>,
-    pub(crate) actor: String,
-    pub(crate) purpose: String,
+    pub digest: Option<String>,
+    pub actor: String,
+    pub purpose: String,
 }
 
 /// What a check of the whole log found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AuditSummary {
     pub lines: u64,
     /// Lines that speak of a content that left.
     pub released: u64,
+    /// The newest line's MAC, which vouches for every line before it. Kept elsewhere, it shows later that the log was not cut.
+    pub head: String,
+    /// Whether half a line stands at the end: one that is being written, or that was never synced.
+    pub torn: bool,
+}
+
+/// What is wrong with a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is no line of an audit log.
+    Form,
+    /// It carries this number instead of its own: lines before it were removed, doubled or moved.
+    Number(u64),
+    /// Its MAC is not that of its words after the line before it.
+    Mac,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Form => f.write_str("it is not a line of an audit log"),
+            Self::Number(seq) => write!(
+                f,
+                "it calls itself line {seq}: lines before it were removed, doubled or moved"
+            ),
+            Self::Mac => f.write_str(
+                "it, or the line before it, was changed, or the master key is another than the log's",
+            ),
+        }
+    }
 }
 
 /// Why the audit log does not vouch for what is asked.
@@ -61,10 +104,8 @@ pub struct AuditSummary {
 pub enum AuditError {
     #[error("use the audit log")]
     File(#[source] FileError),
-    #[error(
-        "line {line} of the audit log was changed, or the master key is another than the log's"
-    )]
-    Broken { line: u64 },
+    #[error("line {line} of the audit log does not follow: {fault}")]
+    Broken { line: u64, fault: Fault },
     #[error("the audit log is shorter than it was")]
     Shrunk,
     #[error("write the audit log's line")]
@@ -81,6 +122,8 @@ pub(crate) struct Audit {
     seq: u64,
     released: u64,
     mac: [u8; 32],
+    torn: bool,
+    newest: Option<(Action, CredentialId)>,
     /// The record's digest that the newest line about each credential holds; none: removed.
     current: HashMap<CredentialId, Option<String>>,
 }
@@ -95,6 +138,8 @@ impl Audit {
             seq,
             released,
             mac,
+            torn: false,
+            newest: None,
             current: HashMap::new(),
         }
     }
@@ -105,8 +150,25 @@ impl Audit {
 
     /// Reads and verifies the lines that were added since the last time, by whatever process.
     pub(crate) fn catch_up(&mut self) -> Result<(), AuditError> {
-        let file = file::open_append(&self.path).map_err(AuditError::File)?;
-        self.read_on(&file)
+        self.read_each(&mut |_, _| {})
+    }
+
+    /// [`Audit::catch_up`], with every line that follows. Nothing is written.
+    pub(crate) fn read_each(
+        &mut self,
+        each: &mut dyn FnMut(&AuditLine, &str),
+    ) -> Result<(), AuditError> {
+        match File::open(&self.path) {
+            Ok(file) => self.read_on(&file, each),
+            Err(err) if err.kind() == io::ErrorKind::NotFound && self.len == 0 => Ok(()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Err(AuditError::Shrunk),
+            Err(err) => Err(AuditError::File(FileError::new("open", &self.path, err))),
+        }
+    }
+
+    /// What the newest line speaks of.
+    pub(crate) fn newest(&self) -> Option<(Action, CredentialId)> {
+        self.newest
     }
 
     /// The digest that the record of `id` must have now.
@@ -114,10 +176,31 @@ impl Audit {
         self.current.get(&id)?.as_deref()
     }
 
+    /// Every credential that has a record, as far as the log knows.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = CredentialId> {
+        let there = |(id, digest): (&CredentialId, &Option<String>)| digest.as_ref().map(|_| *id);
+        self.current.iter().filter_map(there)
+    }
+
+    pub(crate) fn knows(&self, id: CredentialId) -> bool {
+        self.current.contains_key(&id)
+    }
+
+    /// Writes the lines that were read so far into a new file, synced.
+    pub(crate) fn copy(&self, to: &Utf8Path) -> Result<(), FileError> {
+        let mut target = file::open_append(to)?;
+        let failed = |err| FileError::new("write", to, err);
+        let source = File::open(&self.path).map_err(failed)?;
+        io::copy(&mut source.take(self.len), &mut target).map_err(failed)?;
+        target.sync_all().map_err(failed)
+    }
+
     pub(crate) fn summary(&self) -> AuditSummary {
         AuditSummary {
             lines: self.seq,
             released: self.released,
+            head: hex(&self.mac),
+            torn: self.torn,
         }
     }
 
@@ -131,8 +214,8 @@ impl Audit {
         purpose: &str,
     ) -> Result<(), AuditError> {
         let mut file = file::open_append(&self.path).map_err(AuditError::File)?;
-        self.read_on(&file)?;
-        let entry = Entry {
+        self.read_on(&file, &mut |_, _| {})?;
+        let entry = AuditLine {
             seq: self.seq.saturating_add(1),
             at: Timestamp::now(),
             action,
@@ -153,6 +236,7 @@ impl Audit {
             drop(file.set_len(begin));
             return Err(self.failed(err));
         }
+        self.torn = false;
         self.len = begin.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
         self.take(entry, mac);
         Ok(())
@@ -166,9 +250,10 @@ impl Audit {
         AuditError::File(FileError::new("write", &self.path, err))
     }
 
-    fn take(&mut self, entry: Entry, mac: [u8; 32]) {
+    fn take(&mut self, entry: AuditLine, mac: [u8; 32]) {
         self.seq = entry.seq;
         self.mac = mac;
+        self.newest = entry.credential.map(|id| (entry.action, id));
         match (entry.action, entry.credential) {
             (Action::Stored, Some(id)) => drop(self.current.insert(id, entry.digest)),
             (Action::Removed, Some(id)) => drop(self.current.insert(id, None)),
@@ -177,7 +262,11 @@ impl Audit {
         }
     }
 
-    fn read_on(&mut self, file: &File) -> Result<(), AuditError> {
+    fn read_on(
+        &mut self,
+        file: &File,
+        each: &mut dyn FnMut(&AuditLine, &str),
+    ) -> Result<(), AuditError> {
         let size = file.metadata().map_err(|err| self.failed(err))?.len();
         if size < self.len {
             return Err(AuditError::Shrunk);
@@ -189,13 +278,20 @@ impl Audit {
         let mut line = Vec::new();
         loop {
             line.clear();
-            let count = reader
+            // Bounded: a log that somebody filled with one endless line is not read into memory.
+            let count = (&mut reader)
+                .take(LINE_LIMIT as u64)
                 .read_until(b'\n', &mut line)
                 .map_err(|err| self.failed(err))?;
             let Some(text) = line.strip_suffix(b"\n") else {
-                return Ok(());
+                self.torn = !line.is_empty();
+                return match line.len() {
+                    LINE_LIMIT.. => Err(self.broken(Fault::Form)),
+                    _ => Ok(()),
+                };
             };
             let (entry, mac) = self.check(text)?;
+            each(&entry, &hex(&mac));
             self.len = self
                 .len
                 .saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
@@ -204,24 +300,32 @@ impl Audit {
     }
 
     /// The entry of the next line, when it follows the ones before it.
-    fn check(&self, line: &[u8]) -> Result<(Entry, [u8; 32]), AuditError> {
+    fn check(&self, line: &[u8]) -> Result<(AuditLine, [u8; 32]), AuditError> {
+        let form = || self.broken(Fault::Form);
+        let text = std::str::from_utf8(line).map_err(|_| form())?;
+        let (mac, json) = text.split_once(' ').ok_or_else(form)?;
+        let entry: Option<AuditLine> = serde_json::from_str(json).ok();
         let number = self.seq.saturating_add(1);
-        let broken = || AuditError::Broken { line: number };
-        if line.len() > LINE_LIMIT {
-            return Err(broken());
-        }
-        let text = std::str::from_utf8(line).map_err(|_| broken())?;
-        let (mac, json) = text.split_once(' ').ok_or_else(broken)?;
         let expected = self.mac_of(json.as_bytes());
         // Not a secret comparison: who can read the file has the MAC.
         if mac != hex(&expected) {
-            return Err(broken());
+            return Err(self.broken(match entry {
+                Some(entry) if entry.seq != number => Fault::Number(entry.seq),
+                Some(_) => Fault::Mac,
+                None => Fault::Form,
+            }));
         }
-        let entry: Entry = serde_json::from_str(json).map_err(|_| broken())?;
-        if entry.seq != number {
-            return Err(broken());
+        match entry {
+            Some(entry) if entry.seq == number => Ok((entry, expected)),
+            Some(_) | None => Err(form()),
         }
-        Ok((entry, expected))
+    }
+
+    fn broken(&self, fault: Fault) -> AuditError {
+        AuditError::Broken {
+            line: self.seq.saturating_add(1),
+            fault,
+        }
     }
 }
 

@@ -40,8 +40,8 @@ mod record;
 mod seal;
 mod vault;
 
-pub use audit::{Action, AuditError, AuditSummary};
+pub use audit::{Action, AuditError, AuditLine, AuditSummary, Fault};
 pub use file::FileError;
 pub use key::{KeyError, KeySource};
 pub use record::{Content, ContentFile, CredentialMeta, FileMeta, NewCredential, RecordError};
-pub use vault::{Access, Listing, OpenError, PutError, ReadError, RemoveError, Vault};
+pub use vault::{Access, CopyError, Listing, OpenError, PutError, ReadError, RemoveError, Vault};

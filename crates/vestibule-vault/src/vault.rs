@@ -1,6 +1,6 @@
 //! The vault: sealed records in a directory, each vouched for by the audit log.
 use crate::{
-    audit::{Action, Audit, AuditError, AuditSummary, hex},
+    audit::{Action, Audit, AuditError, AuditLine, AuditSummary, hex},
     file::{self, FileError},
     key::{KeyError, KeySource, MasterKey},
     record::{self, CONTENT_LIMIT, Content, CredentialMeta, NewCredential, RecordError},
@@ -43,6 +43,8 @@ pub enum OpenError {
     Key(#[from] KeyError),
     #[error("verify the vault's audit log")]
     Audit(#[from] AuditError),
+    #[error("there is no vault in `{0}`")]
+    None(Utf8PathBuf),
 }
 
 /// Why a credential was not sealed. Nothing of it is in the vault then.
@@ -116,6 +118,17 @@ pub enum RemoveError {
     },
 }
 
+/// Why a vault was not copied.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    #[error("copy the vault")]
+    File(#[from] FileError),
+    #[error("verify the vault's audit log")]
+    Audit(#[from] AuditError),
+    #[error("copy a record of the vault")]
+    Record(#[from] ReadError),
+}
+
 /// An open vault. Several processes may have the same one open.
 #[derive(Debug)]
 pub struct Vault {
@@ -148,7 +161,61 @@ impl Vault {
             file::sync_parent(audit.path())?;
         }
         let (dir, audit) = (dir.to_owned(), Mutex::new(audit));
+        let vault = Self { dir, master, audit };
+        vault.recover()?;
+        Ok(vault)
+    }
+
+    /// Opens a vault that is there for looking at it: nothing is made, written, or carried on. `each` gets every line of
+    /// the audit log that follows from those before it, with its MAC, until one does not.
+    ///
+    /// # Errors
+    /// As [`Vault::open`]; [`AuditError::Broken`] names the first line that does not follow.
+    pub fn read(
+        dir: &Utf8Path,
+        source: &KeySource,
+        each: &mut dyn FnMut(&AuditLine, &str),
+    ) -> Result<Self, OpenError> {
+        let log = dir.join("audit.log");
+        if !log.exists() {
+            return Err(OpenError::None(dir.to_owned()));
+        }
+        let master = MasterKey::load(source, &dir.join("master.key"), true)?;
+        let mut audit = Audit::new(log, master.derive(b"vestibule audit 1"));
+        audit.read_each(each)?;
+        let (dir, audit) = (dir.to_owned(), Mutex::new(audit));
         Ok(Self { dir, master, audit })
+    }
+
+    /// Carries on what a process that was killed had written down and not done: a record whose line is there gets its
+    /// name, one that the newest line removes is removed, and other staged files go. The caller holds the vault's lock.
+    fn recover(&self) -> Result<(), FileError> {
+        let audit = self.audit();
+        let dir = self.dir.join("records");
+        let list_err = |err| FileError::new("list", &dir, err);
+        for entry in dir.read_dir_utf8().map_err(list_err)? {
+            let entry = entry.map_err(list_err)?;
+            let name = entry.file_name().strip_suffix(".new");
+            let Some(id) = name.and_then(|name| CredentialId::from_str(name).ok()) else {
+                continue;
+            };
+            let staged = file::read(entry.path(), RECORD_LIMIT)?;
+            if audit.current(id) == Some(digest(&staged).as_str()) {
+                file::commit(entry.path(), &self.path(id))?;
+            } else {
+                file::discard(entry.path());
+            }
+        }
+        if let Some((Action::Removed, id)) = audit.newest() {
+            let path = self.path(id);
+            match std::fs::remove_file(&path) {
+                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(FileError::new("remove", &path, err));
+                }
+                Ok(()) | Err(_) => file::sync_parent(&path)?,
+            }
+        }
+        Ok(())
     }
 
     /// Seals a credential. A second call with the id and session of a credential that is there changes nothing: a caller
@@ -273,6 +340,61 @@ impl Vault {
         let mut fresh = Audit::new(path, self.master.derive(b"vestibule audit 1"));
         fresh.catch_up()?;
         Ok(fresh.summary())
+    }
+
+    /// Writes audit log and records into `to`, a directory that is made, as they are at one moment: nothing enters or
+    /// leaves the vault meanwhile. The master key is not among them.
+    ///
+    /// # Errors
+    /// When something can't be read or written, or a record is not the one that was stored last.
+    pub fn copy(&self, to: &Utf8Path) -> Result<AuditSummary, CopyError> {
+        file::make_dir(&to.join("records"))?;
+        let mut locked = self.lock()?;
+        locked.audit.catch_up()?;
+        locked.audit.copy(&to.join("audit.log"))?;
+        for id in locked.audit.stored() {
+            let (bytes, _) = self.current(&locked.audit, id)?;
+            let path = to.join("records").join(id.to_string());
+            file::commit(&file::stage(&path, &bytes)?, &path)?;
+        }
+        Ok(locked.audit.summary())
+    }
+
+    /// Opens every record with the master key, lets go of what is in it, and gives those that do not open. Nothing
+    /// leaves, and no line is written.
+    ///
+    /// # Errors
+    /// As [`Vault::list`].
+    pub fn check_records(&self) -> Result<Vec<(CredentialId, ReadError)>, OpenError> {
+        let Listing {
+            credentials,
+            mut damaged,
+        } = self.list()?;
+        let audit = self.audit();
+        for id in credentials.iter().map(|meta| meta.credential_id) {
+            let opened = self.current(&audit, id).and_then(|(bytes, _)| {
+                record::decode(&self.master, id, &bytes)
+                    .map_err(|err| ReadError::Record { id, err })
+            });
+            damaged.extend(opened.err().map(|err| (id, err)));
+        }
+        Ok(damaged)
+    }
+
+    /// Whether the audit log has a line about this credential.
+    pub fn knows(&self, id: CredentialId) -> bool {
+        self.audit().knows(id)
+    }
+
+    /// Records that the audit log says are there, and that are not.
+    pub fn missing(&self) -> Vec<CredentialId> {
+        let audit = self.audit();
+        let mut missing: Vec<_> = audit
+            .stored()
+            .filter(|id| !self.path(*id).exists())
+            .collect();
+        missing.sort();
+        missing
     }
 
     /// The record of `id` and its header, when the audit log says that it is the one stored last.

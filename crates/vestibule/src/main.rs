@@ -1,6 +1,8 @@
 //! `vestibule`: the host binary. Each role is one file and holds no logic of its own: it reads arguments, calls a room,
 //! and prints what came of it.
 mod api;
+mod audit;
+mod backup;
 mod credential;
 mod diagnose;
 mod doctor;
@@ -51,6 +53,13 @@ enum Command {
     /// List, fetch and remove sealed credentials.
     #[command(subcommand)]
     Credential(credential::CredentialCommand),
+    /// Check and list the vault's audit log.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Save database, vault and configuration into one file, also while the controller runs.
+    Backup(backup::BackupArgs),
+    /// Put a backup into an empty home, after every credential in it was checked.
+    Restore(backup::RestoreArgs),
     /// Look at provider packs and check them.
     #[command(subcommand)]
     Provider(provider::ProviderCommand),
@@ -106,6 +115,9 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
         Command::Vm(command) => runtime()?.block_on(vm::run(&home, command, out)),
         Command::Session(command) => runtime()?.block_on(session::run(&home, command, out)),
         Command::Credential(command) => runtime()?.block_on(credential::run(&home, command, out)),
+        Command::Audit(command) => audit::run(&home, command, out),
+        Command::Backup(args) => runtime()?.block_on(backup::backup(&home, args, out)),
+        Command::Restore(args) => runtime()?.block_on(backup::restore(&home, args, out)),
         Command::Provider(command) => provider::run(&home, command, out),
         Command::Diagnose(args) => diagnose::run(&args, out),
         Command::Doctor => doctor::run(&home, out),

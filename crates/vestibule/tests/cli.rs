@@ -163,3 +163,101 @@ fn the_manifest_beside_a_disk_says_which_units_must_run() {
     let said = text(&output.stdout);
     assert!(said.contains("wanted.service"), "{said}");
 }
+
+/// A vault in the home with one credential, which left once. The credential's id.
+fn vault(home: &Utf8TempDir) -> String {
+    use vestibule_vault::{Access, ContentFile, KeySource, NewCredential, Vault};
+    let vault = Vault::open(&home.path().join("vault"), &KeySource::Own).unwrap();
+    let access = Access {
+        actor: "test".to_owned(),
+        purpose: "proof".to_owned(),
+    };
+    let file = ContentFile {
+        path: ".tool/auth.json".to_owned(),
+        mode: 0o600,
+        bytes: vestibule_api::secret::Secret::new(b"sk-secret".to_vec()),
+    };
+    let new = NewCredential {
+        credential_id: vestibule_api::ids::CredentialId::generate(),
+        provider: "codex".parse().unwrap(),
+        user_id: "ada".to_owned(),
+        session_id: vestibule_api::ids::SessionId::generate(),
+        account: None,
+        expires_at: None,
+        files: vec![file],
+    };
+    let id = vault.put(&new, &access).unwrap().credential_id;
+    drop(vault.get(id, &access).unwrap());
+    id.to_string()
+}
+
+#[test]
+fn the_audit_log_is_checked_without_a_controller() {
+    let home = home();
+    let none = vestibule(&home, &["audit", "verify"]);
+    assert_eq!(status(&none), 1);
+    assert!(text(&none.stderr).contains("there is no vault in"));
+    let id = vault(&home);
+    let log = home.path().join("vault/audit.log");
+    let good = fs::read_to_string(&log).unwrap();
+    let report = || -> serde_json::Value {
+        let output = vestibule(&home, &["--json", "audit", "verify"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let sound = report();
+    assert_eq!(
+        (&sound["lines"], &sound["released"], &sound["credentials"]),
+        (&3.into(), &1.into(), &1.into())
+    );
+    let head = sound["head"].as_str().unwrap();
+    let held = || vestibule(&home, &["audit", "verify", "--head", head]);
+    assert_eq!(status(&held()), 0);
+    let lines = vestibule(&home, &["--json", "audit", "list", "--credential", &id]);
+    let lines: serde_json::Value = serde_json::from_slice(&lines.stdout).unwrap();
+    assert_eq!(lines[0]["action"], "stored");
+    assert_eq!(
+        (&lines[1]["action"], &lines[1]["seq"]),
+        (&"released".into(), &3.into())
+    );
+    let last = vestibule(&home, &["audit", "list", "--last", "1"]);
+    assert_eq!(
+        text(&last.stdout).lines().count(),
+        2,
+        "{}",
+        text(&last.stdout)
+    );
+
+    // A line that was cut off the end leaves a log that follows; only who kept the head sees it.
+    let cut: String = good.split_inclusive('\n').take(2).collect();
+    fs::write(&log, &cut).unwrap();
+    assert_eq!(report()["lines"], 2);
+    assert_eq!(status(&held()), 1);
+    fs::write(&log, good.replacen("proof", "prowl", 1)).unwrap();
+    let broken = vestibule(&home, &["audit", "verify"]);
+    let said = text(&broken.stderr);
+    assert_eq!(status(&broken), 1);
+    assert!(
+        said.contains("line 2 of the audit log does not follow"),
+        "{said}"
+    );
+    let listed = vestibule(&home, &["audit", "list"]);
+    assert_eq!(status(&listed), 1);
+    assert!(
+        text(&listed.stdout).contains("first start"),
+        "what follows is shown"
+    );
+
+    fs::write(&log, &good).unwrap();
+    fs::remove_file(home.path().join("vault/records").join(&id)).unwrap();
+    let output = vestibule(&home, &["--json", "audit", "verify"]);
+    assert_eq!(status(&output), 1);
+    assert_eq!(report()["missing"][0], id.as_str());
+    fs::remove_file(home.path().join("vault/master.key")).unwrap();
+    let keyless = vestibule(&home, &["audit", "verify"]);
+    assert!(
+        text(&keyless.stderr).contains("master key"),
+        "{}",
+        text(&keyless.stderr)
+    );
+    assert!(!home.path().join("vault/master.key").exists());
+}

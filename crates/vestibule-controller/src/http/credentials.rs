@@ -69,7 +69,8 @@ pub(super) async fn remove(
 /// The bytes that the tool wrote. Before they leave, the audit log says so.
 #[utoipa::path(post, path = "/api/credentials/{id}/content", tag = "credentials", operation_id = "credentialContent",
     params(("id" = CredentialId, Path)), request_body = ContentRequest,
-    responses((status = 200, body = ContentReply), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = ContentReply), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 503, body = ErrorBody)))]
 pub(super) async fn content(
     State(core): State<Shared>,
     Path(id): Path<CredentialId>,
@@ -145,9 +146,19 @@ fn reply(content: &Content) -> ContentReply {
 fn read_error(err: &ReadError) -> ApiError {
     match err {
         ReadError::NotFound(id) => ApiError::not_found(format!("credential {id}")),
-        ReadError::NotCurrent(_)
-        | ReadError::File { .. }
-        | ReadError::Record { .. }
-        | ReadError::Audit { .. } => ApiError::internal(err),
+        ReadError::Audit { id, .. } => unaudited(*id, err),
+        ReadError::NotCurrent(_) | ReadError::File { .. } | ReadError::Record { .. } => {
+            ApiError::internal(err)
+        }
     }
+}
+
+/// Without its line nothing leaves: whoever asked hears that, and the operator why.
+fn unaudited(id: CredentialId, err: &(dyn std::error::Error + 'static)) -> ApiError {
+    tracing::error!(credential.id = %id, error = %Chain(err), "the audit log can't be used: no credential leaves");
+    ApiError::new(
+        ErrorCode::Unavailable,
+        "the audit log can't be written, and no credential leaves without its line",
+        "make room on the vault's file system, then `vestibule audit verify`; the controller's log has the reason",
+    )
 }

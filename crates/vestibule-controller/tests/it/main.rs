@@ -5,6 +5,7 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a test's helpers end the test")]
 mod auth;
+mod backup;
 mod failures;
 mod lifecycle;
 mod openapi;

@@ -1,0 +1,95 @@
+//! `vestibule backup` and `vestibule restore`: database and vault in one file, and back.
+use crate::{home::Home, output::Output};
+use camino::Utf8PathBuf;
+use std::process::ExitCode;
+use vestibule_api::time::Timestamp;
+use vestibule_controller::{BackupManifest, BackupOptions, Config, RestoreOptions};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BackupArgs {
+    /// File to write, or a directory for `vestibule-<time>.tar`.
+    #[arg(value_name = "FILE|DIR")]
+    to: Utf8PathBuf,
+    /// Put the vault's own master key in, too: whoever has the file then has every credential.
+    #[arg(long)]
+    with_key: bool,
+    /// Configuration [default: $VESTIBULE_HOME/vestibule.toml where it exists].
+    #[arg(long, value_name = "FILE")]
+    config: Option<Utf8PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RestoreArgs {
+    /// The backup.
+    from: Utf8PathBuf,
+    /// The vault's master key (`vault/master.key` of the home that was saved); it becomes the restored vault's own.
+    #[arg(long, value_name = "FILE")]
+    key: Option<Utf8PathBuf>,
+    /// Configuration that says where the master key is [default: the one in the backup].
+    #[arg(long, value_name = "FILE", conflicts_with = "key")]
+    config: Option<Utf8PathBuf>,
+}
+
+pub(crate) async fn backup(home: &Home, args: BackupArgs, out: Output) -> anyhow::Result<ExitCode> {
+    let config = Config::load(args.config.as_deref(), home.path())?;
+    let to = if args.to.is_dir() {
+        let now = Timestamp::now().to_second().replace([':', '-'], "");
+        args.to.join(format!("vestibule-{now}.tar"))
+    } else {
+        args.to
+    };
+    let options = BackupOptions {
+        to,
+        with_key: args.with_key,
+    };
+    let manifest = vestibule_controller::backup(&config, &options).await?;
+    out.print(&manifest, |manifest| {
+        let database = if manifest.database {
+            "in it"
+        } else {
+            "not in it: PostgreSQL is saved with pg_dump, before this"
+        };
+        format!(
+            "{}\nto           {}\ndatabase     {database}",
+            shared(manifest),
+            options.to
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn restore(
+    home: &Home,
+    args: RestoreArgs,
+    out: Output,
+) -> anyhow::Result<ExitCode> {
+    let options = RestoreOptions {
+        from: args.from,
+        home: home.path().to_owned(),
+        key: args.key,
+        config: args.config,
+    };
+    let manifest = vestibule_controller::restore(&options).await?;
+    out.print(&manifest, |manifest| {
+        format!(
+            "{}\ninto         {}\n→ `vestibule serve` goes on from here; sign-ins of then that were under way end as failed",
+            shared(manifest),
+            options.home
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shared(manifest: &BackupManifest) -> String {
+    format!(
+        "saved        {}\ncredentials  {}, every one checked\naudit log    {} lines, head {}\nmaster key   {}",
+        manifest.created_at.to_second(),
+        manifest.credentials,
+        manifest.audit_lines,
+        manifest.audit_head,
+        match manifest.master_key.words() {
+            place @ "in the backup" => place.to_owned(),
+            place => format!("not in it: {place}; keep a copy of it elsewhere"),
+        }
+    )
+}
