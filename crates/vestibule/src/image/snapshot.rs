@@ -1,7 +1,10 @@
 //! `vestibule image snapshot`, and what `publish` does of it.
 use super::{DEADLINE_S, boot_options, progress::Bars};
 use crate::output::{self, Output};
-use vestibule_api::ids::{AliasName, ImageDigest};
+use vestibule_api::{
+    ids::{AliasName, ImageDigest},
+    machine::DriverChoice,
+};
 use vestibule_image::{SnapshotOptions, Store, Taken, store::SnapshotView};
 
 #[derive(Debug, clap::Args)]
@@ -14,6 +17,9 @@ pub(crate) struct SnapshotArgs {
     /// Virtual CPUs [default: what the image declares].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: Option<u32>,
+    /// What runs the VM, and those that begin from the snapshot: `auto`, `qemu` or `firecracker`.
+    #[arg(long, default_value = "auto")]
+    driver: DriverChoice,
     /// Seconds until the VM must be ready.
     #[arg(long, default_value_t = DEADLINE_S)]
     deadline: u64,
@@ -21,7 +27,7 @@ pub(crate) struct SnapshotArgs {
 
 pub(super) fn take(store: &Store, args: &SnapshotArgs, out: Output) -> anyhow::Result<()> {
     let options = SnapshotOptions {
-        boot: boot_options(args.deadline)?,
+        boot: boot_options(args.deadline, args.driver)?,
         memory_mib: args.memory,
         vcpus: args.vcpus,
     };
@@ -29,18 +35,20 @@ pub(super) fn take(store: &Store, args: &SnapshotArgs, out: Output) -> anyhow::R
     out.print(&taken, |taken| taken.snapshot.id.to_string())
 }
 
-/// Takes a snapshot for VMs of the image's default size, if there is none, and with it the verification, if that is missing.
+/// Takes a snapshot for VMs of the image's default size under this host's driver, if there is none, and with it the verification, if that is missing.
 pub(super) fn where_none(store: &Store, image: &ImageDigest, out: Output) -> anyhow::Result<()> {
     let found = store.inspect(image)?;
     let (memory, vcpus) = (
         found.manifest.default_memory_mib,
         found.manifest.default_vcpus,
     );
-    if found.verification.is_some() && store.snapshot_for(image, memory, vcpus)?.is_some() {
+    let boot = boot_options(DEADLINE_S, DriverChoice::Auto)?;
+    let there = store.snapshot_for(image, memory, vcpus, boot.driver)?;
+    if found.verification.is_some() && there.is_some() {
         return Ok(());
     }
     let options = SnapshotOptions {
-        boot: boot_options(DEADLINE_S)?,
+        boot,
         memory_mib: None,
         vcpus: None,
     };
