@@ -26,7 +26,7 @@ pub struct VmView {
     pub snapshot_id: Option<SnapshotId>,
     /// Whether the alias that it was made from points to another image by now.
     pub made_from_older_image: bool,
-    /// `qemu/tcg`, `qemu/kvm`, `firecracker/kvm`.
+    /// `qemu/tcg`, `qemu/kvm`, `firecracker`.
     #[serde(default)]
     pub driver: Option<String>,
     pub memory_mib: u32,

@@ -96,6 +96,48 @@ pub enum DriverChoice {
     Firecracker,
 }
 
+impl DriverChoice {
+    /// The choice that a driver's name belongs to, with or without its accelerator: `qemu/tcg`, `firecracker`. None: nobody's.
+    pub fn of(driver: &str) -> Option<Self> {
+        match driver.split('/').next() {
+            Some("qemu") => Some(Self::Qemu),
+            Some("firecracker") => Some(Self::Firecracker),
+            Some(_) | None => None,
+        }
+    }
+
+    /// Whether a VM of this choice could be `driver`'s; of `auto`, any driver's.
+    pub fn takes(self, driver: &str) -> bool {
+        self == Self::Auto || Self::of(driver) == Some(self)
+    }
+}
+
+impl std::fmt::Display for DriverChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        })
+    }
+}
+
+/// A text that names no driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected `auto`, `qemu` or `firecracker`")]
+pub struct NoDriver;
+
+impl std::str::FromStr for DriverChoice {
+    type Err = NoDriver;
+
+    fn from_str(text: &str) -> Result<Self, NoDriver> {
+        [Self::Auto, Self::Qemu, Self::Firecracker]
+            .into_iter()
+            .find(|choice| choice.to_string() == text)
+            .ok_or(NoDriver)
+    }
+}
+
 /// States of a machine. `Gone` and `Lost` are terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -129,7 +171,7 @@ pub struct MachineView {
     /// The snapshot that it was restored from; none: it booted.
     #[serde(default)]
     pub snapshot_id: Option<SnapshotId>,
-    /// `qemu` or `firecracker`, with accelerator: `qemu/tcg`, `qemu/kvm`, `firecracker/kvm`.
+    /// With the accelerator where there is a choice: `qemu/tcg`, `qemu/kvm`, `firecracker`.
     pub driver: String,
     pub memory_mib: u32,
     pub vcpus: u32,

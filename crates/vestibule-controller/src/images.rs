@@ -10,7 +10,7 @@ use vestibule_api::{
     finding::{Finding, Quote},
     ids::{ImageDigest, SnapshotId},
     image::{ImageView, Manifest},
-    machine::RestoreSpec,
+    machine::{DriverChoice, RestoreSpec},
     pack::{InstallKind, ProviderPack},
 };
 use vestibule_image::{Store, StoreError};
@@ -94,8 +94,9 @@ impl Images {
         digest: &ImageDigest,
         memory_mib: u32,
         vcpus: u32,
+        driver: DriverChoice,
     ) -> Result<Option<SnapshotId>, StoreError> {
-        let found = Store::open(&self.home)?.snapshot_for(digest, memory_mib, vcpus)?;
+        let found = Store::open(&self.home)?.snapshot_for(digest, memory_mib, vcpus, driver)?;
         Ok(found.map(|restore| restore.id))
     }
 

@@ -109,7 +109,15 @@ impl Local {
             .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(stderr);
-        for name in ["PATH", "HOME", "TMPDIR", "RUST_LOG"] {
+        let kept = [
+            "PATH",
+            "HOME",
+            "TMPDIR",
+            "RUST_LOG",
+            "VESTIBULE_FIRECRACKER",
+            "VESTIBULE_JAILER",
+        ];
+        for name in kept {
             process.envs(std::env::var_os(name).map(|value| (name, value)));
         }
         if self.command.is_empty() {

@@ -126,7 +126,7 @@ fn look(images: &Images, vm: &VmConfig, alias: String) -> Result<Plan, PlanError
         .unwrap_or(image.manifest.default_memory_mib)
         .max(image.manifest.min_memory_mib);
     let vcpus = vm.vcpus.unwrap_or(image.manifest.default_vcpus);
-    let found = images.snapshot_for(&image.digest, memory_mib, vcpus);
+    let found = images.snapshot_for(&image.digest, memory_mib, vcpus, vm.driver);
     let snapshot = found.unwrap_or_else(|err| {
         tracing::warn!(image = alias, error = %Chain(&err), "snapshots can't be looked at; VMs boot");
         None

@@ -49,6 +49,7 @@ pub struct BootOptions {
     pub runner: Utf8PathBuf,
     /// From the runner's start to *ready*.
     pub deadline: Duration,
+    pub driver: DriverChoice,
 }
 
 /// Why there is no VM to watch.
@@ -121,7 +122,7 @@ pub(crate) fn spec(
         session_id: None,
         image_digest: digest.clone(),
         image_dir: store.dir(digest).into_string(),
-        driver: DriverChoice::Auto,
+        driver: options.driver,
         memory_mib,
         vcpus,
         vm_dir: vm_dir.into_string(),

@@ -177,7 +177,7 @@ pub async fn try_snapshot(
     let manifest = store.inspect(digest)?.manifest;
     let _hold = store.hold(digest)?;
     let size = (manifest.default_memory_mib, manifest.default_vcpus);
-    let Some(restore) = store.snapshot_for(digest, size.0, size.1)? else {
+    let Some(restore) = store.snapshot_for(digest, size.0, size.1, options.driver)? else {
         return Ok(Trial::Missing);
     };
     let id = restore.id.clone();

@@ -1,12 +1,15 @@
 //! What this host can run: VMM, acceleration, memory, and the programs that building an image needs.
 //!
 //! The report says what was observed; a program counts as found when it ran and named its version.
+mod choice;
+
 use crate::{
     driver::ProbeError,
     kvm::{self, KvmVerdict},
     qemu,
 };
 use camino::{Utf8Path, Utf8PathBuf};
+pub use choice::{Chosen, choose, resolve};
 use std::{fmt, path::Path, process::Stdio};
 
 /// A VM with a browser needs so much, and the host something besides.
@@ -60,16 +63,10 @@ pub fn doctor(home: impl AsRef<Path>) -> Report {
     ]
     .map(|(name, needed_for, package)| look(name, needed_for, package))
     .into();
-    let runs = programs
-        .iter()
-        .any(|p| p.name == qemu::PROGRAM && p.version.is_some());
-    let driver = runs.then(|| String::from(if kvm.usable() { "qemu/kvm" } else { "qemu/tcg" }));
+    let Chosen {
+        driver, because, ..
+    } = choose(&kvm);
     let memory_available_mib = memory_available_mib();
-    let because = if runs {
-        kvm.to_string()
-    } else {
-        format!("no `{}` that runs was found", qemu::PROGRAM)
-    };
     let advice = advice(&programs, &kvm, memory_available_mib);
     Report {
         driver,

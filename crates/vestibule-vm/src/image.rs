@@ -10,6 +10,9 @@ use vestibule_api::{image::Manifest, machine::VmSpec};
 /// A manifest lists every file of a root: some MiB at most.
 const MANIFEST_LIMIT: u64 = 64 << 20;
 
+/// The kernel as an ELF file, in the image's directory.
+pub const VMLINUX: &str = "vmlinux";
+
 /// Why an image cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -82,7 +85,7 @@ impl Image {
         Ok(Self {
             root: artifact(directory, "root.ext4")?,
             kernel: artifact(directory, "vmlinuz")?,
-            vmlinux: artifact(directory, "vmlinux").ok(),
+            vmlinux: artifact(directory, VMLINUX).ok(),
             initrd: artifact(directory, "initrd")?,
             manifest,
             _hold: hold,

@@ -22,7 +22,7 @@ use std::{
 };
 use vestibule_api::{
     ids::SnapshotId,
-    machine::{RestoreSpec, Saved},
+    machine::{DriverChoice, RestoreSpec, Saved},
     snapshot::{
         Binding, MANIFEST_FILE, MEMORY_FILE, SNAPSHOT_SCHEMA, STATE_FILE, SavedFile,
         SnapshotManifest,
@@ -107,6 +107,13 @@ impl Snapshot {
             hold,
         })
     }
+}
+
+/// Whose snapshot it is, where it can be read. Nothing is held or checked: [`Snapshot::open`] does.
+pub fn driver_of(spec: &RestoreSpec) -> Option<DriverChoice> {
+    let (_hold, bytes) = manifest_bytes(&Utf8Path::new(&spec.dir).join(MANIFEST_FILE)).ok()?;
+    let manifest: SnapshotManifest = serde_json::from_slice(&bytes).ok()?;
+    DriverChoice::of(&manifest.binding.driver)
 }
 
 fn manifest_bytes(path: &Utf8Path) -> Result<(File, Vec<u8>), SnapshotError> {

@@ -14,6 +14,7 @@ use std::{process::ExitCode, time::Duration};
 use vestibule_api::{
     ids::{AliasName, ImageDigest},
     image::ImageView,
+    machine::DriverChoice,
 };
 use vestibule_image::{BootOptions, BuildOptions, Store, Verification};
 
@@ -54,6 +55,9 @@ pub(crate) enum ImageCommand {
         /// Seconds until it must be ready.
         #[arg(long, default_value_t = DEADLINE_S)]
         deadline: u64,
+        /// What runs its VM: `auto`, `qemu` or `firecracker`.
+        #[arg(long, default_value = "auto")]
+        driver: DriverChoice,
         #[command(flatten)]
         sign_in: SignInArgs,
     },
@@ -141,9 +145,11 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
         ImageCommand::Verify {
             image,
             deadline,
+            driver,
             sign_in,
         } => {
-            let mut report = verify(&store, &store.resolve(&image)?, deadline, out)?;
+            let options = boot_options(deadline, driver)?;
+            let mut report = verify(&store, &store.resolve(&image)?, &options, out)?;
             sign_ins(&store, &mut report, &sign_in, out)?;
             out.print(&report, ToString::to_string)?;
             return Ok(if report.green {
@@ -203,12 +209,11 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
 fn verify(
     store: &Store,
     digest: &ImageDigest,
-    deadline_s: u64,
+    options: &BootOptions,
     out: Output,
 ) -> anyhow::Result<Verification> {
     let bars = Bars::new(out);
-    let options = boot_options(deadline_s)?;
-    let verify = vestibule_image::verify(store, digest, &options, &bars);
+    let verify = vestibule_image::verify(store, digest, options, &bars);
     let report = crate::runtime()?.block_on(verify);
     bars.finish();
     Ok(report?)
@@ -249,7 +254,9 @@ fn publish(
     let taken = match (verified()?, with_snapshot) {
         (Some(report), _) if !report.green => Ok(()), // the store says why it does not move the alias
         (_, true) => snapshot::where_none(store, digest, out),
-        (None, false) => verify(store, digest, DEADLINE_S, out).map(drop),
+        (None, false) => boot_options(DEADLINE_S, DriverChoice::Auto)
+            .and_then(|options| verify(store, digest, &options, out))
+            .map(drop),
         (Some(_), false) => Ok(()),
     };
     let taken = match taken {
@@ -273,11 +280,12 @@ fn publish(
 }
 
 /// Boots go through this program's own role `run-vm`.
-fn boot_options(deadline_s: u64) -> anyhow::Result<BootOptions> {
+fn boot_options(deadline_s: u64, driver: DriverChoice) -> anyhow::Result<BootOptions> {
     Ok(BootOptions {
         runner: Utf8PathBuf::try_from(std::env::current_exe()?)
             .context("the path of this program is UTF-8")?,
         deadline: Duration::from_secs(deadline_s),
+        driver: vestibule_vm::doctor::resolve(driver),
     })
 }
 

@@ -49,6 +49,8 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
     if let Some(listen) = args.listen {
         config.listen = listen;
     }
+    config.vm.driver = vestibule_vm::doctor::resolve(config.vm.driver);
+    tracing::info!(driver = %config.vm.driver, "what VMs run under");
     let page = home.path().join("open.html");
     let served = vestibule_controller::serve(config, ended(), |serving| {
         output::note(&format!("vestibule: serving on http://{}", serving.address));

@@ -130,22 +130,27 @@ fn image(core: &Shared) -> ReadyCheck {
 
 /// Whether a VMM is installed; whether it runs here, `vestibule doctor` finds out by running one.
 fn driver(core: &Shared) -> ReadyCheck {
-    let name = match core.config.vm.driver {
-        // There is one driver; the configuration refuses the other choice.
-        DriverChoice::Auto | DriverChoice::Qemu | DriverChoice::Firecracker => "qemu-system-x86_64",
+    let (name, fix) = match core.config.vm.driver {
+        DriverChoice::Auto | DriverChoice::Qemu => {
+            ("qemu-system-x86_64", "apt-get install qemu-system-x86")
+        }
+        DriverChoice::Firecracker => (
+            "firecracker",
+            "install Firecracker's release where PATH or VESTIBULE_FIRECRACKER finds it",
+        ),
     };
+    let named = std::env::var_os("VESTIBULE_FIRECRACKER").filter(|_| name == "firecracker");
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|path| path.exists());
+    let found = named
+        .map(std::path::PathBuf::from)
+        .into_iter()
+        .chain(std::env::split_paths(&path).map(|dir| dir.join(name)))
+        .find(|path| path.is_file());
     check(
         "driver",
         match found {
             Some(path) => Ok(format!("{} is installed", path.display())),
-            None => Err((
-                format!("no {name} in PATH"),
-                "apt-get install qemu-system-x86".to_owned(),
-            )),
+            None => Err((format!("no {name} in PATH"), fix.to_owned())),
         },
     )
 }

@@ -19,7 +19,7 @@ use std::{
 };
 use vestibule_api::{
     ids::{AliasName, ImageDigest, SnapshotId},
-    machine::RestoreSpec,
+    machine::{DriverChoice, RestoreSpec},
     snapshot::{MANIFEST_FILE, MEMORY_FILE, SNAPSHOT_SCHEMA, STATE_FILE, SnapshotManifest},
     time::Timestamp,
 };
@@ -62,10 +62,16 @@ impl Whole {
         (&binding.image_digest, binding.memory_mib, binding.vcpus) == (image, memory_mib, vcpus)
     }
 
+    /// Each driver has snapshots of its own: none replaces another's.
     fn replaces(&self, other: &Self) -> bool {
         let theirs = &other.manifest.binding;
         self.is_of(&theirs.image_digest, theirs.memory_mib, theirs.vcpus)
+            && self.driver() == other.driver()
             && self.age() > other.age()
+    }
+
+    fn driver(&self) -> Option<DriverChoice> {
+        DriverChoice::of(&self.manifest.binding.driver)
     }
 
     /// Greater is newer; no two are equal.
@@ -91,8 +97,8 @@ impl Store {
         self.snapshots_dir().join(id.as_str())
     }
 
-    /// What a VM of this size made from this image can be restored from: the newest whole snapshot. Only manifests are
-    /// read. Whether it fits this host as well is the runner's to say, and whether it is still there.
+    /// What a VM of this size, made from this image by this driver, can be restored from: the newest whole snapshot. Only
+    /// manifests are read. Whether it fits this host as well is the runner's to say, and whether it is still there.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the store cannot be read.
@@ -101,11 +107,11 @@ impl Store {
         image: &ImageDigest,
         memory_mib: u32,
         vcpus: u32,
+        driver: DriverChoice,
     ) -> Result<Option<RestoreSpec>, StoreError> {
-        let newest = self
-            .whole_snapshots()?
-            .into_iter()
-            .find(|one| one.is_of(image, memory_mib, vcpus));
+        let newest = self.whole_snapshots()?.into_iter().find(|one| {
+            one.is_of(image, memory_mib, vcpus) && driver.takes(&one.manifest.binding.driver)
+        });
         Ok(newest.map(|one| RestoreSpec {
             dir: self.snapshot_dir(&one.id).into_string(),
             id: one.id,

@@ -26,6 +26,9 @@ use vestibule_api::{
 
 /// Between two attempts, so that a port that closes at once does not keep a processor busy.
 const REDIAL: Duration = Duration::from_millis(250);
+/// From a connection to an authenticated one. A guest that boots says nothing for longer than this, and is dialled again; one that
+/// listens shakes hands in milliseconds. It is for connections that were accepted and stay silent (Firecracker fact 11).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The agent answers `GET /health` without work; a guest under load may take its time all the same.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(60);
 /// The guest's clock is looked at so often: what a guest's counter is off by is some ms a minute.
@@ -91,17 +94,19 @@ impl Link {
         let _ = self.shared.inputs.send(input).await;
     }
 
-    /// Dials and waits for the guest's hello, for as long as the guest takes to boot.
+    /// Dials and waits for the guest's hello.
     async fn connect(&self) -> Result<(Mux, Incoming), String> {
         let mut io = self
             .machine
             .dial()
             .await
             .map_err(|err| Chain(&err).to_string())?;
-        host_handshake(&mut io, &self.key)
-            .await
-            .map_err(|err| Chain(&err).to_string())?;
-        Ok(start(io, Side::Host))
+        let shaken = host_handshake(&mut io, &self.key);
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
+            Ok(Ok(())) => Ok(start(io, Side::Host)),
+            Ok(Err(err)) => Err(Chain(&err).to_string()),
+            Err(_) => Err(format!("the guest said nothing for {HANDSHAKE_TIMEOUT:?}")),
+        }
     }
 
     /// Works with one connection until it ends; returns why.

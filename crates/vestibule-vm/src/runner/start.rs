@@ -2,12 +2,13 @@
 use super::{findings, save::Unfinished, shared::Shared};
 use crate::{
     config_drive,
-    driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, Restored},
+    driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, ProbeError, Restored},
     firecracker::FirecrackerDriver,
-    image::Image,
+    image::{Image, VMLINUX},
     qemu::QemuDriver,
     snapshot::{self, Snapshot},
 };
+use camino::Utf8Path;
 use std::{sync::Arc, time::Duration};
 use vestibule_api::{
     finding::Finding,
@@ -99,9 +100,8 @@ fn files(spec: &VmSpec) -> Result<Files, Box<Finding>> {
 
 pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     let spec = shared.spec.clone();
-    let driver = driver(&shared.spec).map_err(|finding| *finding)?;
     let files = tokio::task::spawn_blocking(move || files(&spec));
-    let (files, capabilities) = tokio::join!(files, driver.probe());
+    let (files, chosen) = tokio::join!(files, choose(&shared.spec));
     let Files {
         image,
         memory,
@@ -110,10 +110,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     } = files
         .map_err(|err| findings::host(&err))?
         .map_err(|finding| *finding)?;
-    let capabilities = capabilities.map_err(|err| match shared.spec.driver {
-        DriverChoice::Auto | DriverChoice::Qemu => findings::no_driver(&err),
-        DriverChoice::Firecracker => findings::no_firecracker(&err),
-    })?;
+    let (driver, capabilities) = chosen.map_err(|finding| *finding)?;
     if !matches!(memory, Memory::Own) && !capabilities.snapshot {
         let words = format!("{} {}", capabilities.driver, capabilities.version);
         return Err(findings::no_snapshots(&words).into());
@@ -167,17 +164,40 @@ async fn not_launched(err: &LaunchError, shared: &Shared) -> NotStarted {
     not
 }
 
-fn driver(spec: &VmSpec) -> Result<Box<dyn Driver>, Box<Finding>> {
-    match spec.driver {
-        DriverChoice::Auto | DriverChoice::Qemu => {
-            let qemu = QemuDriver::find(spec.cache_dir.clone().map(Into::into))
-                .map_err(|err| Box::new(findings::no_driver(&err)))?;
-            Ok(Box::new(qemu))
+type Chosen = (Box<dyn Driver>, Capabilities);
+
+/// The driver that the specification asks for, probed. `auto` is the one whose snapshot is restored; where the VM boots it is
+/// Firecracker if that and the image can, else QEMU.
+async fn choose(spec: &VmSpec) -> Result<Chosen, Box<Finding>> {
+    let restored = spec.restore.as_ref().and_then(snapshot::driver_of);
+    match (spec.driver, restored) {
+        (DriverChoice::Qemu, _) | (DriverChoice::Auto, Some(DriverChoice::Qemu)) => {
+            qemu(spec).await
         }
-        DriverChoice::Firecracker => {
-            let firecracker = FirecrackerDriver::find()
-                .map_err(|err| Box::new(findings::no_firecracker(&err)))?;
-            Ok(Box::new(firecracker))
+        (DriverChoice::Firecracker, _) | (DriverChoice::Auto, Some(DriverChoice::Firecracker)) => {
+            firecracker()
+                .await
+                .map_err(|err| Box::new(findings::no_firecracker(&err)))
+        }
+        (DriverChoice::Auto, Some(DriverChoice::Auto) | None) => {
+            let has_kernel = Utf8Path::new(&spec.image_dir).join(VMLINUX).is_file();
+            match firecracker().await {
+                Ok(chosen) if chosen.1.pause && has_kernel => Ok(chosen),
+                Ok(_) | Err(_) => qemu(spec).await,
+            }
         }
     }
+}
+
+async fn firecracker() -> Result<Chosen, ProbeError> {
+    let driver = FirecrackerDriver::find()?;
+    let capabilities = driver.probe().await?;
+    Ok((Box::new(driver), capabilities))
+}
+
+async fn qemu(spec: &VmSpec) -> Result<Chosen, Box<Finding>> {
+    let no_driver = |err: ProbeError| Box::new(findings::no_driver(&err));
+    let driver = QemuDriver::find(spec.cache_dir.clone().map(Into::into)).map_err(no_driver)?;
+    let capabilities = driver.probe().await.map_err(no_driver)?;
+    Ok((Box::new(driver), capabilities))
 }

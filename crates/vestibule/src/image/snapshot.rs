@@ -1,8 +1,11 @@
 //! `vestibule image snapshot`, and what `publish` does of it.
 use super::{DEADLINE_S, boot_options, progress::Bars};
 use crate::output::{self, Output};
-use vestibule_api::ids::{AliasName, ImageDigest};
-use vestibule_image::{SnapshotOptions, Store, Taken, Trial, store::SnapshotView};
+use vestibule_api::{
+    ids::{AliasName, ImageDigest},
+    machine::DriverChoice,
+};
+use vestibule_image::{BootOptions, SnapshotOptions, Store, Taken, Trial, store::SnapshotView};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SnapshotArgs {
@@ -14,6 +17,9 @@ pub(crate) struct SnapshotArgs {
     /// Virtual CPUs [default: what the image declares].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     vcpus: Option<u32>,
+    /// What runs the VM, and those that begin from the snapshot: `auto`, `qemu` or `firecracker`.
+    #[arg(long, default_value = "auto")]
+    driver: DriverChoice,
     /// Seconds until the VM must be ready.
     #[arg(long, default_value_t = DEADLINE_S)]
     deadline: u64,
@@ -21,7 +27,7 @@ pub(crate) struct SnapshotArgs {
 
 pub(super) fn take(store: &Store, args: &SnapshotArgs, out: Output) -> anyhow::Result<()> {
     let options = SnapshotOptions {
-        boot: boot_options(args.deadline)?,
+        boot: boot_options(args.deadline, args.driver)?,
         memory_mib: args.memory,
         vcpus: args.vcpus,
     };
@@ -29,11 +35,12 @@ pub(super) fn take(store: &Store, args: &SnapshotArgs, out: Output) -> anyhow::R
     out.print(&taken, |taken| taken.snapshot.id.to_string())
 }
 
-/// Takes a snapshot for VMs of the image's default size, unless there is one from which a VM really begins, and with it the
-/// verification, if that is missing.
+/// Takes a snapshot for VMs of the image's default size under this host's driver, unless there is one from which a VM really
+/// begins, and with it the verification, if that is missing.
 pub(super) fn where_none(store: &Store, image: &ImageDigest, out: Output) -> anyhow::Result<()> {
+    let boot = boot_options(DEADLINE_S, DriverChoice::Auto)?;
     if store.inspect(image)?.verification.is_some() {
-        match tried(store, image, out)? {
+        match tried(store, image, &boot, out)? {
             Trial::Fits => return Ok(()),
             Trial::Missing => {}
             Trial::Refused { id, why } => output::note(&format!(
@@ -43,7 +50,7 @@ pub(super) fn where_none(store: &Store, image: &ImageDigest, out: Output) -> any
         }
     }
     let options = SnapshotOptions {
-        boot: boot_options(DEADLINE_S)?,
+        boot,
         memory_mib: None,
         vcpus: None,
     };
@@ -55,10 +62,14 @@ pub(super) fn where_none(store: &Store, image: &ImageDigest, out: Output) -> any
     Ok(())
 }
 
-fn tried(store: &Store, image: &ImageDigest, out: Output) -> anyhow::Result<Trial> {
+fn tried(
+    store: &Store,
+    image: &ImageDigest,
+    options: &BootOptions,
+    out: Output,
+) -> anyhow::Result<Trial> {
     let bars = Bars::new(out);
-    let options = boot_options(DEADLINE_S)?;
-    let trial = vestibule_image::try_snapshot(store, image, &options, &bars);
+    let trial = vestibule_image::try_snapshot(store, image, options, &bars);
     let trial = crate::runtime()?.block_on(trial);
     bars.finish();
     Ok(trial?)

@@ -27,6 +27,9 @@ pub(crate) struct StartArgs {
     /// Virtual CPUs [default: what the image declares].
     #[arg(long)]
     vcpus: Option<u32>,
+    /// What runs it: `auto`, `qemu` or `firecracker`.
+    #[arg(long, default_value = "auto")]
+    driver: DriverChoice,
     /// Let it reach public addresses.
     #[arg(long)]
     egress: bool,
@@ -69,7 +72,7 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
         session_id: None,
         image_dir: store.dir(&image).into_string(),
         image_digest: image,
-        driver: DriverChoice::Auto,
+        driver: args.driver,
         memory_mib: args.memory.unwrap_or(manifest.default_memory_mib),
         vcpus: args.vcpus.unwrap_or(manifest.default_vcpus),
         vm_dir: home.vms().join(machine_id.to_string()).into_string(),

@@ -1,7 +1,10 @@
 //! Snapshots as directories and locks: what is in a memory is nothing to the store.
 use super::*;
 use crate::store::tests::{add, alias, store, verified};
-use vestibule_api::snapshot::{Binding, SavedFile};
+use vestibule_api::{
+    machine::DriverChoice,
+    snapshot::{Binding, SavedFile},
+};
 
 /// A snapshot as a runner leaves it, taken so many seconds after the beginning of time.
 fn snapshot(store: &Store, image: &ImageDigest, memory_mib: u32, second: i64) -> SnapshotId {
@@ -59,16 +62,34 @@ fn ids(views: &[SnapshotView]) -> Vec<SnapshotId> {
 fn the_newest_that_fits_is_the_one_for_a_vm() {
     let (_home, store) = store();
     let (image, other) = (add(&store, "a"), add(&store, "b"));
-    assert_eq!(store.snapshot_for(&image, 1, 1).unwrap(), None);
+    assert_eq!(
+        store
+            .snapshot_for(&image, 1, 1, DriverChoice::Auto)
+            .unwrap(),
+        None
+    );
     let new = snapshot(&store, &image, 1, 20);
     snapshot(&store, &image, 1, 10);
     snapshot(&store, &image, 2, 30);
     snapshot(&store, &other, 1, 40);
-    let found = store.snapshot_for(&image, 1, 1).unwrap().unwrap();
+    let found = store
+        .snapshot_for(&image, 1, 1, DriverChoice::Auto)
+        .unwrap()
+        .unwrap();
     assert_eq!(found.id, new);
     assert_eq!(found.dir, store.snapshot_dir(&new));
-    assert_eq!(store.snapshot_for(&image, 1, 2).unwrap(), None);
-    assert_eq!(store.snapshot_for(&image, 3, 1).unwrap(), None);
+    assert_eq!(
+        store
+            .snapshot_for(&image, 1, 2, DriverChoice::Auto)
+            .unwrap(),
+        None
+    );
+    assert_eq!(
+        store
+            .snapshot_for(&image, 3, 1, DriverChoice::Auto)
+            .unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -76,7 +97,13 @@ fn what_is_not_whole_is_not_offered() {
     let (_home, store) = store();
     let image = add(&store, "a");
     let old = snapshot(&store, &image, 1, 10);
-    let best = || store.snapshot_for(&image, 1, 1).unwrap().unwrap().id;
+    let best = || {
+        store
+            .snapshot_for(&image, 1, 1, DriverChoice::Auto)
+            .unwrap()
+            .unwrap()
+            .id
+    };
     type Damage = fn(&Utf8Path);
     let damages: [Damage; 4] = [
         |dir| std::fs::write(dir.join(MANIFEST_FILE), "{}").unwrap(),
@@ -150,7 +177,12 @@ fn one_in_use_is_not_removed() {
         store.gc(false).unwrap().in_use,
         std::slice::from_ref(&image)
     );
-    assert!(store.snapshot_for(&image, 1, 1).unwrap().is_some());
+    assert!(
+        store
+            .snapshot_for(&image, 1, 1, DriverChoice::Auto)
+            .unwrap()
+            .is_some()
+    );
     drop(held);
     assert_eq!(
         store.rm(&image).unwrap().snapshots,
