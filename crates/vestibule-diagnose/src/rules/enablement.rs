@@ -31,11 +31,21 @@ pub fn never_queued(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         );
         return vec![Candidate::fixed(f.refuted_by(REFUTES)).specific(8)];
     }
+    if unit.load != Load::Missing && disk.boot.starts(name) {
+        return Vec::new();
+    }
+    if let Some(by) = generated(disk, name) {
+        let f = about(
+            name,
+            Cause::UnitNotEnabled,
+            by,
+            "nothing on the disk starts the unit; a generator may, and what it makes is known only at boot",
+            format!("look below /run/systemd/generator of a VM that runs; or enable {name} itself"),
+        );
+        return vec![Candidate::fixed(f.refuted_by(REFUTES)).strength(Strength::Suspicion)];
+    }
     if unit.load == Load::Missing {
         return missing(disk, name).into_iter().collect();
-    }
-    if disk.boot.starts(name) {
-        return Vec::new();
     }
     if let Some(by) = activated_otherwise(disk, &unit.name) {
         let f = about(
@@ -72,6 +82,41 @@ fn missing(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
         Candidate::fixed(f.refuted_by("a generator that makes a unit of this name at boot"))
             .specific(8),
     )
+}
+
+/// What may make or start the unit at boot though the disk has no link to it: a generator that speaks of it or of its template,
+/// or a SysV script with a start link (`systemd-sysv-generator(8)`).
+fn generated(disk: &DiskCase<'_>, name: &str) -> Option<Quote> {
+    let root = disk.base.root;
+    let template = names::template_of(name);
+    let speaks = |line: &str| {
+        let of = |unit: &str| line.contains(unit);
+        !line.trim_start().starts_with('#') && (of(name) || template.as_deref().is_some_and(of))
+    };
+    for generator in disk.base.generators.iter().filter(|g| g.masks.is_empty()) {
+        let text = root.read_text(&generator.path).unwrap_or_default();
+        let hit = (1_u64..).zip(text.lines()).find(|(_, line)| speaks(line));
+        if let Some((line, text)) = hit {
+            return Some(quote_disk(&generator.path, Some(line), text));
+        }
+    }
+    root.stat("/usr/lib/systemd/system-generators/systemd-sysv-generator")?;
+    let script = name.strip_suffix(".service")?;
+    root.stat(&format!("/etc/init.d/{script}"))?;
+    // Runlevels 2 to 4 are multi-user.target, 5 is graphical.target.
+    (2..=5).find_map(|level| {
+        let dir = format!("/etc/rc{level}.d");
+        let entries = root.list(&dir);
+        let entry = entries.iter().find(|entry| {
+            let order = entry.name.strip_prefix('S');
+            order.and_then(|rest| rest.get(2..)) == Some(script)
+        })?;
+        Some(quote_disk(
+            &format!("{dir}/{}", entry.name),
+            None,
+            "[a SysV start link]",
+        ))
+    })
 }
 
 /// A socket, timer, path, D-Bus name or udev rule that would start the unit on an event.

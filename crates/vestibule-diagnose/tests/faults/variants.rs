@@ -41,6 +41,11 @@ const VARIANTS: &[Variant] = &[
     Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nln -s /dev/null \"$2/other.service\"\\n' > $S-generators/x; chmod 755 $S-generators/x", "healthy"),
     Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nexec sleep 1000\\n' > $S-generators/x", "healthy"),
     Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nwhile true; do sleep 1; done\\n' > $S-generators/x; chmod 755 $S-generators/x", "generator-hangs"),
+    // What a generator or a SysV script starts is not on the disk: no cause, and no verdict that it is well either.
+    Variant("rm $W/$SVC; mkdir -p $S-generators; printf '#!/bin/sh\\nln -s /etc/systemd/system/vm-browser-agent.service \"$1/multi-user.target.wants/\"\\n' > $S-generators/x; chmod 755 $S-generators/x", "unknown"),
+    Variant("rm $W/$SVC; mkdir -p $S-generators; printf '#!/bin/sh\\n# not vm-browser-agent.service\\n' > $S-generators/x; chmod 755 $S-generators/x", "unit-not-enabled"),
+    Variant("rm $W/$SVC $U; mkdir -p $R/etc/init.d $R/etc/rc3.d; printf '#!/bin/sh\\n' > $R/etc/init.d/vm-browser-agent; chmod 755 $R/etc/init.d/vm-browser-agent; ln -s ../init.d/vm-browser-agent $R/etc/rc3.d/S01vm-browser-agent", "unknown"),
+    Variant("rm $W/$SVC $U; mkdir -p $R/etc/init.d; printf '#!/bin/sh\\n' > $R/etc/init.d/vm-browser-agent; chmod 755 $R/etc/init.d/vm-browser-agent", "unit-file-missing"),
     // waiting
     Variant("mkdir -p $S/service.d; printf '[Unit]\\nConditionPathExists=/etc/never\\n' > $S/service.d/x.conf", "condition-unmet"),
     Variant("mkdir -p $S/vm-.service.d; printf '[Unit]\\nConditionPathExists=/etc/never\\n' > $S/vm-.service.d/x.conf", "condition-unmet"),
