@@ -421,6 +421,15 @@ pub fn generator_masks(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     if !disk.units.load(name).is_loaded() || !disk.boot.starts(name) {
         return Vec::new();
     }
+    // What it hangs below the unit does not stop the unit.
+    let means = |line: &str| {
+        let mut after = line
+            .match_indices(name)
+            .map(|(at, _)| &line[at + name.len()..]);
+        let beside = [".wants", ".requires", ".d"];
+        !line.trim_start().starts_with('#')
+            && after.any(|rest| !beside.iter().any(|end| rest.starts_with(end)))
+    };
     let mut out = Vec::new();
     for generator in &disk.base.generators {
         let text = disk
@@ -428,9 +437,7 @@ pub fn generator_masks(case: &Case<'_>, name: &str) -> Vec<Candidate> {
             .root
             .read_text(&generator.path)
             .unwrap_or_default();
-        let hit = (1_u64..)
-            .zip(text.lines())
-            .find(|(_, l)| l.contains(name) && !l.trim_start().starts_with('#'));
+        let hit = (1_u64..).zip(text.lines()).find(|(_, l)| means(l));
         let Some((line, text)) = hit else { continue };
         let f = about(
             name,

@@ -96,12 +96,31 @@ fn decide(kind: &str, value: &str, facts: &Facts<'_>) -> (bool, Outcome) {
     let (negated, value) = value
         .strip_prefix('!')
         .map_or((false, value), |v| (true, v.trim_start()));
-    let value = value
-        .replace("%i", names::instance(&facts.unit.name).unwrap_or_default())
-        .replace("%I", names::instance(&facts.unit.name).unwrap_or_default())
-        .replace("%%", "%");
-    let outcome = check(kind, &value, facts);
+    let outcome =
+        resolved(value, facts).map_or(Outcome::Unknown, |value| check(kind, &value, facts));
     (triggering, if negated { outcome.not() } else { outcome })
+}
+
+/// The value with its specifiers resolved; none where one says what only a boot knows, as `%v` of a disk without a kernel.
+fn resolved(value: &str, facts: &Facts<'_>) -> Option<String> {
+    let name = facts.unit.name.as_str();
+    let mut out = String::with_capacity(value.len());
+    let mut chars = value.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('%') | None => out.push('%'),
+            Some('i' | 'I') => out.push_str(names::instance(name).unwrap_or_default()),
+            Some('p' | 'P') => out.push_str(names::prefix(name)),
+            Some('n') => out.push_str(name),
+            Some('v') => out.push_str(facts.kernel?),
+            Some(_) => return None,
+        }
+    }
+    Some(out)
 }
 
 fn check(kind: &str, value: &str, facts: &Facts<'_>) -> Outcome {

@@ -52,6 +52,8 @@ const VARIANTS: &[Variant] = &[
     Variant("dropin c <<<$'[Unit]\\nConditionPathExists=!/etc/passwd'", "condition-unmet"),
     Variant("dropin c <<<$'[Unit]\\nConditionPathExists=|/etc/never\\nConditionPathExists=|/etc/passwd'", "healthy"),
     Variant("dropin c <<<$'[Unit]\\nConditionPathExists=/run/x/y'", "healthy"),
+    Variant("rm -rf $R/lib/modules/* $R/usr/lib/modules/*; dropin c <<<$'[Unit]\\nConditionPathExists=/lib/modules/%v/x'", "healthy"),
+    Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nmkdir -p \"$1/vm-browser-agent.service.wants\"\\n' > $S-generators/x; chmod 755 $S-generators/x", "healthy"),
     Variant("dropin c <<<$'[Unit]\\nConditionPathExists=/etc/never\\nConditionPathExists='", "healthy"),
     Variant("dropin c <<<$'[Unit]\\nConditionVirtualization=container'", "condition-unmet"),
     Variant("dropin c <<<$'[Unit]\\nConditionKernelCommandLine=agent'", "condition-unmet"),
