@@ -20,12 +20,14 @@
 //! | [`snapshot`] | memory snapshots: manifest, and what one is bound to |
 //! | [`cause`], [`finding`] | the vocabulary of verdicts |
 //! | [`error`] | every HTTP error body |
+//! | [`crash`] | tests: named points at which a process dies |
 //! | [`secret`] | secrets, which have no wire form but a sealed one |
 pub mod agent;
 pub mod cause;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod control;
+pub mod crash;
 pub mod egress;
 pub mod error;
 pub mod finding;

@@ -1,6 +1,7 @@
 //! What every part of the controller shares.
 use crate::{
     auth::Access,
+    clock::Clock,
     config::Config,
     images::Images,
     live::Live,
@@ -21,6 +22,7 @@ pub(crate) type Shared = Arc<Core>;
 
 #[derive(Debug)]
 pub(crate) struct Core {
+    pub(crate) clock: Clock,
     pub(crate) config: Config,
     pub(crate) store: Store,
     pub(crate) vault: Arc<Vault>,
@@ -65,6 +67,11 @@ impl Core {
     /// Whether a runner answers, or its process (or one that it left) still lives.
     pub(crate) async fn runner_alive(&self, id: MachineId) -> bool {
         self.scheduler.alive(id) || self.runner(id).dial().await.is_ok()
+    }
+
+    /// The time, for rows.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Whether the controller is about to stop.

@@ -20,8 +20,10 @@
 //! reads a disk: each VM belongs to a runner, a process that outlives the controller.
 mod auth;
 mod backup;
+mod clock;
 mod config;
 mod core;
+mod crash;
 mod http;
 mod images;
 mod live;

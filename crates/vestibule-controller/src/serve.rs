@@ -1,6 +1,7 @@
 //! Puts the controller together, serves, and takes it down in order.
 use crate::{
     auth::{self, Access, TokenError},
+    clock::Clock,
     config::Config,
     core::{Core, Shared, off_runtime, stopped},
     http,
@@ -164,6 +165,7 @@ async fn assemble(
     .await??;
     let store = Store::open(&config.database, &config.home, config.deadlines()).await?;
     Ok(Arc::new(Core {
+        clock: Clock::default(),
         access: Access::new(token, address, &config.allowed_hosts),
         images: Images::new(config.home.clone()),
         config,

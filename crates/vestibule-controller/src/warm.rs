@@ -143,7 +143,7 @@ fn look(images: &Images, vm: &VmConfig, alias: String) -> Result<Plan, PlanError
 
 async fn aside(core: &Core, snapshot: &SnapshotId) -> Result<Option<Aside>, StoreError> {
     let hour = i64::try_from(ASIDE.as_micros()).unwrap_or(i64::MAX);
-    let before = Timestamp::from_micros(Timestamp::now().as_micros().saturating_sub(hour));
+    let before = Timestamp::from_micros(core.now().as_micros().saturating_sub(hour));
     let since = before.max(core.started_at);
     let failed = core.store.snapshot_failure(snapshot, since).await?;
     Ok(failed.map(|(at, finding)| Aside {

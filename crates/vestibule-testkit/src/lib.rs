@@ -10,6 +10,7 @@
 //! | [`rfb`] | an RFB client (RFC 6143) that sees and types like a person |
 //! | [`person`] | what a person does in front of a screen |
 //! | [`api`] | a client of the controller's API |
+//! | [`runner`] | a runner without a VM, as a process |
 //! | [`stage`] | a controller with a home of its own, and what it must not leave behind |
 //! | [`bench`] | what Vestibule costs and how long a person waits, in figures |
 //! | [`wait`] | bounded waits on conditions |
@@ -21,6 +22,7 @@ pub mod nested;
 pub mod person;
 pub mod process;
 pub mod rfb;
+pub mod runner;
 pub mod stage;
 pub mod vendor;
 pub mod wait;

@@ -101,6 +101,16 @@ impl Process {
             .with_context(|| format!("kill {}", self.name))
     }
 
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// When the time is over.
+    pub async fn death(&mut self, limit: Duration) -> Result<std::process::ExitStatus> {
+        let ended = tokio::time::timeout(limit, self.child.wait()).await;
+        let ended = ended.with_context(|| format!("{} does not end", self.name))?;
+        ended.with_context(|| format!("wait for {}", self.name))
+    }
+
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

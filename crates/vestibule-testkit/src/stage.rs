@@ -47,6 +47,9 @@ pub struct Setting {
     extra_ca: Vec<Utf8PathBuf>,
     pool: u32,
     snapshots: bool,
+    images: Utf8PathBuf,
+    runner: Vec<String>,
+    crash_at: Option<&'static str>,
     more: String,
 }
 
@@ -59,6 +62,9 @@ impl Setting {
             extra_ca: Vec::new(),
             pool: 0,
             snapshots: true,
+            images: image_home(),
+            runner: Vec::new(),
+            crash_at: None,
             more: String::new(),
         }
     }
@@ -67,6 +73,27 @@ impl Setting {
     #[must_use]
     pub fn without_snapshots(mut self) -> Self {
         self.snapshots = false;
+        self
+    }
+
+    /// Images come from this home instead of the tests'.
+    #[must_use]
+    pub fn images_of(mut self, home: &Utf8Path) -> Self {
+        home.clone_into(&mut self.images);
+        self
+    }
+
+    /// VMs are run by this program, with these first arguments.
+    #[must_use]
+    pub fn runner(mut self, words: &[&str]) -> Self {
+        self.runner = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// The first controller dies at this point ([`vestibule_api::crash`]); those that come after it do not.
+    #[must_use]
+    pub fn crash_at(mut self, point: &'static str) -> Self {
+        self.crash_at = Some(point);
         self
     }
 
@@ -132,8 +159,9 @@ impl Setting {
     pub fn toml(&self) -> String {
         let mut text = format!(
             // Software emulation on a busy machine: the limit is for hangs, not for slowness.
-            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\n[deadlines]\nboot_s = 540\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
+            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\nrunner = {:?}\n[deadlines]\nboot_s = 540\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
             self.image,
+            self.runner,
             self.image,
             self.pool,
             self.extra_ca.iter().map(|p| p.as_str()).collect::<Vec<_>>(),
@@ -164,7 +192,7 @@ impl Stage {
     /// # Errors
     /// When the binary or the image is missing, or it does not come up; with the end of its log.
     pub async fn start(setting: &Setting) -> Result<Self> {
-        let images = image_home();
+        let images = setting.images.clone();
         ensure!(
             images.join("aliases").join(&setting.image).exists(),
             "no image `{}` in `{images}`: `script/test images` builds it",
@@ -181,10 +209,10 @@ impl Stage {
         }
         std::fs::write(home.path().join("vestibule.toml"), setting.toml())
             .context("write the configuration")?;
-        Self::serve(home).await
+        Self::serve(home, setting.crash_at).await
     }
 
-    async fn serve(home: Utf8TempDir) -> Result<Self> {
+    async fn serve(home: Utf8TempDir, crash_at: Option<&str>) -> Result<Self> {
         std::fs::remove_file(home.path().join("address")).ok();
         let log = home.path().join("serve.log");
         let mut command = Command::new(binary()?);
@@ -193,7 +221,8 @@ impl Stage {
             .arg(home.path())
             .arg("serve")
             .arg("--config")
-            .arg(home.path().join("vestibule.toml"));
+            .arg(home.path().join("vestibule.toml"))
+            .envs(crash_at.map(|point| ("VESTIBULE_CRASH_AT", point)));
         let process = Process::start("vestibule serve", command, &log)?;
         let listening = async {
             let address = process::content(&home.path().join("address"), LISTEN).await?;
@@ -254,7 +283,17 @@ impl Stage {
     /// When it does not come back.
     pub async fn crash_and_restart(self) -> Result<Self> {
         self.process.crash().await?;
-        Self::serve(self.home).await
+        Self::serve(self.home, None).await
+    }
+
+    /// Waits until the controller has died by itself, and starts it again on the same home.
+    ///
+    /// # Errors
+    /// When it lives on, or does not come back.
+    pub async fn restart_after_death(mut self, limit: Duration) -> Result<Self> {
+        let status = self.process.death(limit).await?;
+        ensure!(!status.success(), "the controller ended well: {status}");
+        Self::serve(self.home, None).await
     }
 
     /// Everything of this stage that still runs or lies about, except controller and database.

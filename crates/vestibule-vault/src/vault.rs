@@ -12,7 +12,7 @@ use std::{
     str::FromStr as _,
     sync::{Mutex, MutexGuard, PoisonError},
 };
-use vestibule_api::{ids::CredentialId, time::Timestamp};
+use vestibule_api::{crash, ids::CredentialId, time::Timestamp};
 
 /// A record's file is never larger: base64 of the content, and a header of bounded parts.
 const RECORD_LIMIT: u64 = (CONTENT_LIMIT as u64) * 2;
@@ -241,11 +241,13 @@ impl Vault {
         let path = self.path(id);
         let staged = file::stage(&path, &bytes).map_err(file_err)?;
         let digest = Some(digest(&bytes));
+        crash::point("vault:staged");
         let (actor, purpose) = (&access.actor, &access.purpose);
         locked
             .audit
             .append(Action::Stored, Some(id), digest, actor, purpose)
             .map_err(audit_err)
+            .inspect(|()| crash::point("vault:written-down"))
             .and_then(|()| file::commit(&staged, &path).map_err(file_err))
             .inspect_err(|_| file::discard(&staged))?;
         Ok(meta)
@@ -326,6 +328,7 @@ impl Vault {
             .audit
             .append(Action::Removed, Some(id), None, actor, purpose)
             .map_err(|err| RemoveError::Audit { id, err })?;
+        crash::point("vault:removed");
         std::fs::remove_file(&path)
             .map_err(|err| file_err(FileError::new("remove", &path, err)))?;
         file::sync_parent(&path).map_err(file_err)

@@ -2,6 +2,7 @@
 use super::{EffectError, launch::machine_of, lost};
 use crate::{
     core::{Shared, off_runtime},
+    crash::point,
     state::Event,
     store::{Facts, MachineRow, SessionRow},
 };
@@ -14,7 +15,6 @@ use vestibule_api::{
     finding::{Finding, Quote},
     secret::{Opener, Secret},
     session::SessionState,
-    time::Timestamp,
 };
 use vestibule_vault::{Access, ContentFile, NewCredential, PutError, RemoveError};
 
@@ -23,6 +23,7 @@ pub(crate) async fn collect(core: &Shared, session: &SessionRow) -> Result<(), E
     if session.state != SessionState::Capturing {
         return Ok(());
     }
+    point("collect:begin").await;
     let facts = match sealed_before(core, session).await? {
         true => Facts::default(),
         false => match fetch_and_seal(core, session).await? {
@@ -33,13 +34,9 @@ pub(crate) async fn collect(core: &Shared, session: &SessionRow) -> Result<(), E
             Err(finding) => return failed(core, session, *finding).await,
         },
     };
+    point("collect:sealed").await;
     core.store
-        .apply(
-            session.id,
-            Event::CredentialSealed,
-            &facts,
-            Timestamp::now(),
-        )
+        .apply(session.id, Event::CredentialSealed, &facts, core.now())
         .await?;
     core.metrics.sealed.inc();
     Ok(())
@@ -48,7 +45,7 @@ pub(crate) async fn collect(core: &Shared, session: &SessionRow) -> Result<(), E
 async fn failed(core: &Shared, session: &SessionRow, finding: Finding) -> Result<(), EffectError> {
     let facts = Facts::from(finding);
     core.store
-        .apply(session.id, Event::CollectFailed, &facts, Timestamp::now())
+        .apply(session.id, Event::CollectFailed, &facts, core.now())
         .await?;
     Ok(())
 }
@@ -57,10 +54,13 @@ async fn failed(core: &Shared, session: &SessionRow, finding: Finding) -> Result
 pub(crate) async fn discard(core: &Shared, session: &SessionRow) -> Result<(), EffectError> {
     let (vault, id) = (Arc::clone(&core.vault), session.credential_id);
     let access = access(session, "the session ended before it completed");
+    point("discard:begin").await;
     match off_runtime(move || vault.remove(id, &access)).await? {
-        Ok(()) | Err(RemoveError::NotFound(_)) => Ok(()),
-        Err(err) => Err(err.into()),
+        Ok(()) | Err(RemoveError::NotFound(_)) => {}
+        Err(err) => return Err(err.into()),
     }
+    point("discard:removed").await;
+    Ok(())
 }
 
 fn access(session: &SessionRow, purpose: &str) -> Access {
@@ -93,6 +93,7 @@ async fn fetch_and_seal(core: &Shared, session: &SessionRow) -> Result<Fetched, 
         }
         Err(err) => return Err(err),
     };
+    point("collect:fetched").await;
     let account = captured.account.clone();
     let new = match unpack(session, &captured) {
         Ok(new) => new,

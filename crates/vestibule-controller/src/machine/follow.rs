@@ -2,6 +2,7 @@
 use super::{lost, report};
 use crate::{
     core::{Shared, off_runtime},
+    crash::point,
     store::{MachineRow, StoreError},
 };
 use http_body_util::BodyExt as _;
@@ -13,7 +14,6 @@ use vestibule_api::{
     finding::Quote,
     ids::MachineId,
     machine::{RunnerEvent, RunnerEventKind},
-    time::Timestamp,
 };
 
 /// A line of a runner's events is shorter than this.
@@ -27,7 +27,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Why following broke off. It begins again where it was.
 #[derive(Debug, thiserror::Error)]
-enum FollowError {
+pub(crate) enum FollowError {
     #[error("read the runner's events")]
     Call(#[from] CallError),
     #[error("read the runner's events")]
@@ -94,7 +94,7 @@ async fn next_frame(reply: &mut Response<Incoming>) -> Result<Option<bytes::Byte
 }
 
 /// Takes in one line; whether it was the last.
-async fn take_in(
+pub(crate) async fn take_in(
     core: &Shared,
     machine: &mut MachineRow,
     line: &[u8],
@@ -118,11 +118,12 @@ async fn take_in(
     if let (Some(code), Some(session)) = (code, machine.session_id) {
         core.live.set_user_code(session, code);
     }
-    let now = Timestamp::now();
+    let now = core.now();
     let told = core
         .store
         .ingest(machine.id, event.seq, &reported, now)
         .await?;
+    point("follow:taken-in").await;
     core.metrics.ingested(told.as_ref(), &reported.events, now);
     if let (RunnerEventKind::FirstFrame, Some(session)) = (&event.event, machine.session_id) {
         core.live.shown(session);
@@ -132,10 +133,10 @@ async fn take_in(
 
 /// The runner said its last word. A VM of a session is torn down by the session's effect, one of the pool by the pool;
 /// another one is simply gone.
-async fn finished(core: &Shared, machine: &MachineRow) {
+pub(crate) async fn finished(core: &Shared, machine: &MachineRow) {
     if machine.session_id.is_none() && !machine.pooled {
         log(
-            core.store.machine_gone(machine.id, Timestamp::now()).await,
+            core.store.machine_gone(machine.id, core.now()).await,
             machine.id,
         );
     }
@@ -143,7 +144,7 @@ async fn finished(core: &Shared, machine: &MachineRow) {
 
 /// The runner is gone, and its last word was not heard. One that ended its VM itself, faster than it could be followed,
 /// left what it said in the evidence.
-async fn gone(core: &Shared, machine: &mut MachineRow) {
+pub(crate) async fn gone(core: &Shared, machine: &mut MachineRow) {
     let id = machine.id;
     let written = match left_behind(core, machine).await {
         Ok(written) => written,
@@ -152,7 +153,7 @@ async fn gone(core: &Shared, machine: &mut MachineRow) {
             false
         }
     };
-    let now = Timestamp::now();
+    let now = core.now();
     let finding = lost(last_words(core, id));
     let told = if written {
         core.store.machine_failed(id, finding, now).await

@@ -2,6 +2,7 @@
 use super::{EffectError, login};
 use crate::{
     core::{Shared, off_runtime},
+    crash::point,
     images::{self, Image},
     scheduler::LaunchError,
     state::Event,
@@ -16,7 +17,6 @@ use vestibule_api::{
     finding::{Finding, Quote},
     machine::{MachineState, RestoreSpec, VmSpec},
     session::{Milestone, SessionState},
-    time::Timestamp,
 };
 
 /// Carries [`crate::state::Effect::Launch`] out.
@@ -37,7 +37,9 @@ pub(crate) async fn launch(core: &Shared, session: &SessionRow) -> Result<(), Ef
         Ok(()) => Ok(()),
         Err(finding) => {
             tracing::error!(session.id = %session.id, machine.id = %machine.id, cause = %finding.cause, "no runner was started");
-            core.store.session_failed(session.id, finding).await?;
+            core.store
+                .session_failed(session.id, finding, core.now())
+                .await?;
             Ok(())
         }
     }
@@ -53,15 +55,18 @@ async fn claim(
     let request = match login::request(core, session) {
         Ok(request) => request,
         Err(finding) => {
-            core.store.session_failed(session.id, *finding).await?;
+            core.store
+                .session_failed(session.id, *finding, core.now())
+                .await?;
             return Ok(());
         }
     };
     match login::claim(core, machine.id, &request).await {
         Ok(Ok(view)) => {
+            point("claim:done").await;
             // Its runner says so as well, unless the VM was up already.
             if view.state == MachineState::Up {
-                let now = Timestamp::now();
+                let now = core.now();
                 let facts = Facts::default();
                 let ready = core
                     .store
@@ -74,7 +79,9 @@ async fn claim(
             Ok(())
         }
         Ok(Err(finding)) => {
-            core.store.session_failed(session.id, finding).await?;
+            core.store
+                .session_failed(session.id, finding, core.now())
+                .await?;
             Ok(())
         }
         Err(err) if is_hopeless(&err) => {
@@ -90,7 +97,7 @@ async fn claim(
                 "nothing: the session gets another VM",
             );
             tracing::warn!(session.id = %session.id, machine.id = %machine.id, error = %Chain(&err), "a VM of the pool can't be had");
-            let now = Timestamp::now();
+            let now = core.now();
             let told = core.store.machine_failed(machine.id, finding, now).await?;
             core.metrics.ingested(told.as_ref(), &[], now);
             Ok(())
@@ -140,13 +147,13 @@ pub(crate) async fn start(
         Err(err) => return Ok(Err(images::missing(&machine.image_alias, &err))),
     };
     let spec = spec(core, machine, &image, restore);
+    point("launch:begin").await;
     let scheduler = Arc::clone(&core.scheduler);
     if let Err(err) = off_runtime(move || scheduler.launch(&spec)).await? {
         return Ok(Err(not_launched(&err)));
     }
-    core.store
-        .machine_launched(machine.id, Timestamp::now())
-        .await?;
+    point("launch:started").await;
+    core.store.machine_launched(machine.id, core.now()).await?;
     Ok(Ok(()))
 }
 

@@ -2,6 +2,7 @@
 use super::{EffectError, launch::machine_of, refused};
 use crate::{
     core::Shared,
+    crash::point,
     state::Event,
     store::{Applied, Facts, SessionRow},
 };
@@ -16,7 +17,6 @@ use vestibule_api::{
     machine::{Claim, MachineView},
     pack::ProviderPack,
     session::{Milestone, SessionState},
-    time::Timestamp,
 };
 
 /// A runner answers a claim within this time: it lets the CPUs run and sets the clock.
@@ -38,12 +38,15 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
     let event = match request(core, session) {
         Ok(request) => match claim(core, machine.id, &request).await? {
             Ok(_) => {
+                point("login:claimed").await;
                 // The tool's start takes every CPU of the VM: a person who looks would wait three times as long for the
                 // first frame as the tool is now late.
                 core.live
                     .first_look(session.id, VIEWER_COMES, VIEWER_SEES)
                     .await;
-                ask(core, machine.id, &request).await?
+                let asked = ask(core, machine.id, &request).await?;
+                point("login:asked").await;
+                asked
             }
             Err(finding) => Err(finding),
         },
@@ -53,7 +56,7 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
         Ok(()) => (Event::LoginStarted, Facts::default()),
         Err(finding) => (Event::LoginFailed, Facts::from(finding)),
     };
-    let now = Timestamp::now();
+    let now = core.now();
     let applied = core.store.apply(session.id, event, &facts, now).await?;
     if applied == Applied::Moved(SessionState::AwaitingUser) {
         core.metrics.phase(

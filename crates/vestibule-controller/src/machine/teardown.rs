@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     core::{Shared, off_runtime},
+    crash::point,
     store::{MachineRow, SessionRow},
 };
 use hyper::Method;
@@ -15,7 +16,6 @@ use vestibule_api::{
     error::Chain,
     ids::MachineId,
     machine::{Disposal, StopRequest},
-    time::Timestamp,
 };
 
 /// A runner writes evidence and ends its VM within this time, or is asked again.
@@ -26,6 +26,7 @@ const STOP_TRIES: u32 = 8;
 const SAVE_TRIES: u32 = 3;
 /// A runner that has answered is gone soon.
 const END_TIME: Duration = Duration::from_secs(10);
+const END_POLL: Duration = Duration::from_millis(20);
 
 /// Carries [`crate::state::Effect::Teardown`] out.
 ///
@@ -69,6 +70,7 @@ async fn one(
     attempts: u32,
 ) -> Result<(), EffectError> {
     end(core, machine.id, &reason(session)).await?;
+    point("teardown:ended").await;
     match clean(core, machine.id).await {
         Err(err) if attempts >= SAVE_TRIES => {
             tracing::error!(machine.id = %machine.id, error = %Chain(&err), "what the runner left is removed unsaved");
@@ -77,13 +79,13 @@ async fn one(
         }
         cleaned => cleaned?,
     }
+    point("teardown:cleaned").await;
     // The VM is gone: from here on nothing may keep its place from the next one.
     if let Err(err) = tell(core, session, machine).await {
         tracing::error!(session.id = %session.id, machine.id = %machine.id, error = %Chain(&err), "the evidence is not complete");
     }
-    core.store
-        .machine_gone(machine.id, Timestamp::now())
-        .await?;
+    point("teardown:told").await;
+    core.store.machine_gone(machine.id, core.now()).await?;
     Ok(())
 }
 
@@ -103,7 +105,7 @@ pub(crate) async fn end_stray(
 ) -> Result<(), EffectError> {
     end(core, machine, reason).await?;
     clean(core, machine).await?;
-    core.store.machine_gone(machine, Timestamp::now()).await?;
+    core.store.machine_gone(machine, core.now()).await?;
     Ok(())
 }
 
@@ -119,19 +121,15 @@ async fn end(core: &Shared, id: MachineId, reason: &str) -> Result<(), EffectErr
             core.scheduler.kill(id);
         }
     }
-    let ended = tokio::time::timeout(END_TIME, async {
-        while core.runner_alive(id).await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut left = END_TIME;
+    while core.runner_alive(id).await {
+        if left.is_zero() {
+            return asked.and(Err(EffectError::StillAlive));
         }
-    });
-    match (ended.await, asked) {
-        (Ok(()), _) => {
-            core.live.unanswered(id, true);
-            Ok(())
-        }
-        (Err(_), Err(err)) => Err(err),
-        (Err(_), Ok(())) => Err(EffectError::StillAlive),
+        left = left.saturating_sub(core.clock.sleep(END_POLL).await);
     }
+    core.live.unanswered(id, true);
+    Ok(())
 }
 
 async fn stop(core: &Shared, id: MachineId, reason: &str) -> Result<(), EffectError> {

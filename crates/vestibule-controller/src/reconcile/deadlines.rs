@@ -10,11 +10,10 @@ use vestibule_api::{
     cause::Cause,
     finding::{Finding, Quote},
     session::{SessionEventKind, SessionState},
-    time::Timestamp,
 };
 
 pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
-    let now = Timestamp::now();
+    let now = core.now();
     let mut ended = 0;
     for session in core.store.overdue(now).await? {
         let finding = Some(finding(core, &session).await?);

@@ -2,6 +2,7 @@
 use super::{ReconcileError, State};
 use crate::{
     core::Shared,
+    crash::point,
     machine::{EffectError, collect, launch, login, teardown},
     state::Effect,
     store::DueEffect,
@@ -11,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use vestibule_api::{error::Chain, time::Timestamp};
+use vestibule_api::error::Chain;
 
 /// Effects at a time. More wait for the next run.
 const AT_ONCE: usize = 32;
@@ -24,7 +25,7 @@ pub(super) type UnderWay = Arc<Mutex<HashSet<String>>>;
 
 pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, ReconcileError> {
     let mut begun = 0;
-    for effect in core.store.due_effects(Timestamp::now()).await? {
+    for effect in core.store.due_effects(core.now()).await? {
         let under_way = Arc::clone(&state.effects);
         {
             let mut ids = under_way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,12 +50,13 @@ pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, Reconci
     Ok(begun)
 }
 
-async fn carry_out(core: &Shared, effect: &DueEffect) {
+pub(super) async fn carry_out(core: &Shared, effect: &DueEffect) {
     let result = match tokio::time::timeout(LIMIT, act(core, effect)).await {
         Ok(result) => result,
         Err(_) => Err(EffectError::Timeout(LIMIT.as_secs())),
     };
-    let now = Timestamp::now();
+    point("effect:carried-out").await;
+    let now = core.now();
     let written = match &result {
         Ok(()) => core.store.effect_done(&effect.id, now).await,
         Err(err) => {

@@ -10,6 +10,8 @@ mod orphans;
 pub(crate) mod place;
 mod pool;
 mod retention;
+#[cfg(test)]
+pub(crate) mod sim;
 
 pub(crate) use pool::{Shelf, Stock};
 
@@ -206,7 +208,7 @@ async fn pause(core: &Shared, kind: Kind, failed: bool) -> Duration {
     }
     match core.store.next_due().await {
         // Never zero: what is due and under way is not to be looked for in a circle.
-        Ok(Some(at)) => Duration::from_micros(at.micros_since(Timestamp::now()))
+        Ok(Some(at)) => Duration::from_micros(at.micros_since(core.now()))
             .clamp(Duration::from_millis(20), period),
         Ok(None) | Err(_) => period,
     }

@@ -3,6 +3,7 @@
 use super::ReconcileError;
 use crate::{
     core::{Shared, off_runtime},
+    crash::point,
     images,
     state::Event,
     store::{Facts, MachineRow, SessionRow},
@@ -21,7 +22,7 @@ use vestibule_api::{
 const NEEDED: &str = "a sign-in needs its place";
 
 pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
-    let now = Timestamp::now();
+    let now = core.now();
     for session in core.store.sessions_in(SessionState::Requested).await? {
         core.store
             .apply(session.id, Event::Accepted, &Facts::default(), now)
@@ -98,7 +99,9 @@ impl Host {
             Ok(plan) => plan,
             Err(PlanError::Image { alias, err }) => {
                 let finding = images::missing(&alias, &err);
-                core.store.session_failed(session.id, finding).await?;
+                core.store
+                    .session_failed(session.id, finding, core.now())
+                    .await?;
                 return Ok(Served::Over);
             }
             Err(err) => return Err(err.into()),
@@ -106,7 +109,7 @@ impl Host {
         if session.start_at_most == StartKind::Pool {
             while let Some(index) = self.stock.iter().position(|m| plan.fits(m)) {
                 let machine = self.stock.remove(index);
-                let now = Timestamp::now();
+                let now = core.now();
                 if core.store.take(machine.id, session.id, now).await? {
                     given(core, session, &plan, StartKind::Pool, now);
                     return Ok(Served::Placed);
@@ -121,12 +124,15 @@ impl Host {
         let needed = core.config.limits.min_free_mib;
         if let Some(free) = free.filter(|free| *free < needed) {
             let finding = disk_full(&core.config.home, free, needed);
-            core.store.session_failed(session.id, finding).await?;
+            core.store
+                .session_failed(session.id, finding, core.now())
+                .await?;
             return Ok(Served::Over);
         }
         let mut machine = plan.machine(session.start_at_most);
         machine.session_id = Some(session.id);
-        let now = Timestamp::now();
+        point("place:planned").await;
+        let now = core.now();
         if !core.store.place(&machine, now).await? {
             return Ok(Served::Over);
         }
@@ -213,7 +219,7 @@ async fn tell_position(
         waiting_for: vec![what],
     };
     core.store
-        .add_events(session.id, &[waiting], Timestamp::now())
+        .add_events(session.id, &[waiting], core.now())
         .await?;
     Ok(())
 }

@@ -142,7 +142,7 @@ fn unwanted(
     plans: &BTreeMap<&str, Result<Plan, String>>,
     machines: &[MachineRow],
 ) -> Vec<(MachineId, String)> {
-    let now = Timestamp::now();
+    let now = core.now();
     let oldest = Duration::from_secs(core.config.deadlines.pool_s.into());
     let mut kept: BTreeMap<&str, u32> = BTreeMap::new();
     let mut unwanted = Vec::new();
@@ -219,7 +219,7 @@ fn step(core: &Shared, state: &mut State, machine: &MachineRow) -> bool {
         };
         if let Err(err) = stepped {
             tracing::warn!(machine.id = %machine.id, error = %Chain(&err), "a step of a VM of the pool is tried again");
-            tokio::time::sleep(STEP_AGAIN).await;
+            core.clock.sleep(STEP_AGAIN).await;
         }
         under_way
             .lock()
@@ -234,7 +234,7 @@ async fn start(core: &Shared, machine: &MachineRow) -> Result<(), EffectError> {
     if let Err(finding) = launch::start(core, machine).await? {
         tracing::error!(machine.id = %machine.id, cause = %finding.cause, "no runner was started for the pool");
         core.store
-            .machine_failed(machine.id, finding, Timestamp::now())
+            .machine_failed(machine.id, finding, core.now())
             .await?;
     }
     Ok(())
@@ -305,7 +305,7 @@ async fn fill(
         return Ok(Err(format!("less than {needed} MiB are free on the disk")));
     }
     let history = core.store.pool_history(&plan.alias, HISTORY).await?;
-    if let Some(words) = hold(&history, Timestamp::now()) {
+    if let Some(words) = hold(&history, core.now()) {
         return Ok(Err(words));
     }
     let mut machine = plan.machine(StartKind::Pool);

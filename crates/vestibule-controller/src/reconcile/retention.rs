@@ -5,7 +5,7 @@ use std::time::Duration;
 use vestibule_api::time::Timestamp;
 
 pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
-    let now = Timestamp::now();
+    let now = core.now();
     let keep = Duration::from_secs(u64::from(core.config.limits.keep_sessions_days) * 86_400);
     let keep = i64::try_from(keep.as_micros()).unwrap_or(i64::MAX);
     let before = Timestamp::from_micros(now.as_micros().saturating_sub(keep));

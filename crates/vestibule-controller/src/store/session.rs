@@ -244,9 +244,10 @@ impl Store {
         &self,
         id: SessionId,
         finding: Finding,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         let facts = Facts::from(finding);
-        self.apply(id, Event::MachineFailed, &facts, Timestamp::now())
+        self.apply(id, Event::MachineFailed, &facts, now)
             .await
             .map(drop)
     }

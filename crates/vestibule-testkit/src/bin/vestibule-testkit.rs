@@ -3,11 +3,12 @@
 use anyhow::{Context, Result, bail};
 use camino::Utf8PathBuf;
 use hyper::Method;
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 use vestibule_api::control::LoginCodeReply;
 use vestibule_testkit::{
     ca::TestCa,
     idp::{self, Idp},
+    runner,
     stage::{Setting, Stage, binary, residue},
     vendor::{HOSTS, Vendor},
 };
@@ -17,7 +18,9 @@ vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
                          [--config FILE]       grants by itself; FILE is what `image verify --sign-in` takes
 vestibule-testkit idp
 vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
-vestibule-testkit residue --home DIR --except PID";
+vestibule-testkit residue --home DIR --except PID
+vestibule-testkit runner [--boot-ms N] [--sign-in-ms N] [--hand-over-ms N]
+                                               a runner without a VM; 0 for --sign-in-ms: its person never signs in";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -73,6 +76,20 @@ async fn main() -> Result<()> {
             }))?;
             ended().await?;
             stage.end().await
+        }
+        "runner" => {
+            let millis = |name: &str, default: u64| -> Result<Duration> {
+                let given = option(name).map(|given| given.parse()).transpose();
+                let given = given.with_context(|| format!("understand `--{name}`"))?;
+                Ok(Duration::from_millis(given.unwrap_or(default)))
+            };
+            let sign_in = millis("sign-in-ms", 20)?;
+            runner::run(runner::Pace {
+                boot: millis("boot-ms", 20)?,
+                sign_in: Some(sign_in).filter(|sign_in| !sign_in.is_zero()),
+                hand_over: millis("hand-over-ms", 0)?,
+            })
+            .await
         }
         "residue" => {
             let home = option("home").context("`--home DIR` is missing")?;

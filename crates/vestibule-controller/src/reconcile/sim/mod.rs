@@ -1,0 +1,122 @@
+//! Deterministic simulation of session lives: the state machine, the store (SQLite), the vault, the outbox, the
+//! reconcilers and what they do to runners are the real ones; host, runners, guests, people and the clock are simulated
+//! from a seed.
+//!
+//! A *world* is one home with several sessions. A seed decides at each step which of the things that can happen now
+//! happens: somebody starts or cancels a sign-in, a reconciler begins, an effect that is due begins, an action that stands
+//! at a named point ([`crate::crash::point`]) goes on, a VM goes on or dies, an event arrives (once more, late, or never),
+//! a reply is lost, time passes, or the controller is killed: everything that it has under way stops where it stands, and
+//! another one comes up on the same rows. After that there are no more faults, and the world must settle.
+//!
+//! What is not simulated: the loops around the reconcilers (when one runs is the seed's choice), and the HTTP stream of a
+//! runner's events (its lines come one by one). Two controllers never share a home (`controller.lock`), so there is no
+//! lease to lose.
+//!
+//! `VESTIBULE_SIM_LIVES=100000 cargo test --release -p vestibule-controller --lib sim:: -- --nocapture` is the long run.
+//!
+//! | variable | effect |
+//! |---|---|
+//! | `VESTIBULE_SIM_LIVES` | so many lives instead of a thousand |
+//! | `VESTIBULE_SIM_FIRST` | the first seed; 1 otherwise |
+//! | `VESTIBULE_SIM_SEED` | this seed alone, with its whole history |
+pub(crate) mod gate;
+mod host;
+mod invariants;
+mod world;
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+use world::{LIVES, Tally, World};
+
+/// Lives of an ordinary test run.
+const SOME: u64 = 1000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// One world from its seed: what happened, or the invariant that broke and the history until then.
+fn live(seed: u64) -> Result<(Tally, Vec<String>), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let result = runtime.block_on(async {
+        let mut world = World::new(seed).await;
+        let lived = world.live().await;
+        let history = std::mem::take(&mut world.history);
+        let tally = world.tally.clone();
+        world.end().await;
+        match lived {
+            Ok(()) => Ok((tally, history)),
+            Err(broken) => Err(format!("{}\n{broken}", history.join("\n"))),
+        }
+    });
+    runtime.shutdown_background();
+    result
+}
+
+#[test]
+fn every_life_ends_once_and_leaves_nothing() {
+    if let Some(seed) = number("VESTIBULE_SIM_SEED") {
+        match live(seed) {
+            Ok((tally, history)) => eprintln!("{}\n{tally:?}", history.join("\n")),
+            Err(broken) => panic!("seed {seed}:\n{broken}"),
+        }
+        return;
+    }
+    let lives = number("VESTIBULE_SIM_LIVES").unwrap_or(SOME);
+    let first = number("VESTIBULE_SIM_FIRST").unwrap_or(1);
+    let (next, end) = (AtomicU64::new(first), first + lives.div_ceil(LIVES as u64));
+    let begun = Instant::now();
+    let (sum, broken) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || !broken.lock().unwrap().is_empty() {
+                        return;
+                    }
+                    match live(seed) {
+                        Ok((tally, _)) => sum.lock().unwrap().add(&tally),
+                        Err(why) => broken.lock().unwrap().push((seed, why)),
+                    }
+                }
+            });
+        }
+    });
+    let sum = sum.into_inner().unwrap();
+    eprintln!(
+        "simulated {} lives in {:.1} s: {sum:?}",
+        sum.lives,
+        begun.elapsed().as_secs_f64()
+    );
+    if let Some((seed, why)) = broken.into_inner().unwrap().into_iter().min() {
+        let last: Vec<_> = why.lines().rev().take(60).collect();
+        let last: Vec<_> = last.into_iter().rev().collect();
+        panic!(
+            "an invariant broke; VESTIBULE_SIM_SEED={seed} shows all of it again\n{}",
+            last.join("\n")
+        );
+    }
+    // A simulation in which nothing goes wrong proves nothing.
+    for (what, count) in sum.named() {
+        assert!(count > 0 || lives < SOME, "no life had {what}: {sum:?}");
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_history_again() {
+    for seed in [7, 1234] {
+        let (once, again) = (live(seed).unwrap().1, live(seed).unwrap().1);
+        assert_eq!(once, again, "seed {seed}");
+        assert!(once.len() > 50, "something happened: {}", once.len());
+    }
+}

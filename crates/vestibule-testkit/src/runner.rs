@@ -1,0 +1,291 @@
+//! A runner without a VM, as a process: it speaks the runner's API on its socket, its guest comes up, its person signs in by
+//! themselves. For what is about controller and host alone; what it hands over is [`secret`].
+//!
+//! `runner = [".../vestibule-testkit", "runner"]` in a controller's configuration starts these.
+use anyhow::{Context, Result};
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde_json::{Value, json};
+use std::{
+    collections::HashMap,
+    io::Read as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use vestibule_api::{
+    agent::{
+        AgentEvent, CapturedCredential, CapturedFile, CredentialReply, CredentialRequest,
+        LoginEvent, LoginRequest,
+    },
+    ids::{MachineId, SessionId},
+    machine::{
+        Claim, Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, StopRequest,
+        VmSpec,
+    },
+    time::Timestamp,
+};
+
+/// How long its parts take.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// From the start to *up*.
+    pub boot: Duration,
+    /// From the tool's start to a complete credential; none: the person never signs in.
+    pub sign_in: Option<Duration>,
+    /// Until the agent hands the credential over.
+    pub hand_over: Duration,
+}
+
+/// What the tool of this VM writes.
+pub fn secret(machine: MachineId) -> String {
+    format!("sk-of-{machine}")
+}
+
+#[derive(Debug)]
+struct Runner {
+    spec: VmSpec,
+    pace: Pace,
+    events: watch::Sender<Vec<RunnerEvent>>,
+    now: Mutex<Now>,
+    over: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Now {
+    state: MachineState,
+    generation: u64,
+    owner: Option<SessionId>,
+    login: bool,
+}
+
+/// Runs one, with the specification on standard input, until it is stopped or gets SIGTERM.
+///
+/// # Errors
+/// When the specification is none, or its socket can't be made.
+pub async fn run(pace: Pace) -> Result<()> {
+    let mut text = Vec::new();
+    std::io::stdin()
+        .read_to_end(&mut text)
+        .context("read the specification")?;
+    let spec: VmSpec = serde_json::from_slice(&text).context("understand the specification")?;
+    std::fs::create_dir_all(&spec.vm_dir)?;
+    let listener = UnixListener::bind(format!("{}/runner.sock", spec.vm_dir))
+        .context("listen on runner.sock")?;
+    let runner = Arc::new(Runner {
+        now: Mutex::new(Now {
+            state: MachineState::Creating,
+            generation: 0,
+            owner: spec.session_id,
+            login: false,
+        }),
+        spec,
+        pace,
+        events: watch::channel(Vec::new()).0,
+        over: watch::channel(false).0,
+    });
+    runner.state(MachineState::Creating);
+    let boots = Arc::clone(&runner);
+    tokio::spawn(async move {
+        boots.state(MachineState::Booting);
+        tokio::time::sleep(boots.pace.boot).await;
+        boots.say(RunnerEventKind::Phase {
+            phase: Phase::Ready,
+        });
+        boots.state(MachineState::Up);
+    });
+    let mut over = runner.over.subscribe();
+    let mut term = signal(SignalKind::terminate())?;
+    let served = Arc::clone(&runner);
+    let server = tokio::spawn(async move { axum::serve(listener, router(served)).await });
+    tokio::select! {
+        _ = over.wait_for(|over| *over) => {}
+        _ = term.recv() => runner.end()?,
+    }
+    // The reply that says so goes out first.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    server.abort();
+    Ok(())
+}
+
+impl Runner {
+    fn now(&self) -> std::sync::MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, event: RunnerEventKind) {
+        self.events.send_modify(|events| {
+            let seq = u64::try_from(events.len()).unwrap_or(0) + 1;
+            let at = Timestamp::now();
+            events.push(RunnerEvent { seq, at, event });
+        });
+    }
+
+    fn state(&self, state: MachineState) {
+        let generation = {
+            let mut now = self.now();
+            now.state = state;
+            now.generation += 1;
+            now.generation
+        };
+        self.say(RunnerEventKind::State { state, generation });
+    }
+
+    fn login(&self, event: LoginEvent) {
+        self.say(RunnerEventKind::Agent {
+            event: AgentEvent::Login { event },
+        });
+    }
+
+    /// Writes the evidence and leaves nothing else.
+    fn end(&self) -> Result<()> {
+        self.state(MachineState::Stopping);
+        let mut lines = String::new();
+        for event in self.events.borrow().iter() {
+            lines.push_str(&serde_json::to_string(event)?);
+            lines.push('\n');
+        }
+        let evidence = camino::Utf8Path::new(&self.spec.evidence_dir);
+        std::fs::write(evidence.join("events.ndjson"), lines)?;
+        std::fs::write(evidence.join("serial.log"), "Linux version 6.1\n")?;
+        self.state(MachineState::Gone);
+        let exit = Exit {
+            asked: true,
+            ..Exit::default()
+        };
+        self.say(RunnerEventKind::Ended { exit });
+        std::fs::remove_dir_all(&self.spec.vm_dir)?;
+        Ok(())
+    }
+
+    fn view(&self) -> Value {
+        let (spec, now) = (&self.spec, self.now());
+        json!({
+            "machineId": spec.machine_id, "sessionId": now.owner, "state": now.state, "generation": now.generation,
+            "imageDigest": spec.image_digest, "driver": "none", "memoryMib": spec.memory_mib, "vcpus": spec.vcpus,
+            "runnerPid": std::process::id(), "startedAt": Timestamp::now(), "viewers": 0,
+            "egress": { "connections": 0, "refused": 0, "bytesOut": 0, "bytesIn": 0 },
+        })
+    }
+}
+
+fn router(runner: Arc<Runner>) -> Router {
+    Router::new()
+        .route(
+            "/machine",
+            get(async |State(runner): State<Arc<Runner>>| Json(runner.view())),
+        )
+        .route("/events", get(events))
+        .route("/claim", post(claim))
+        .route("/stop", post(stop))
+        .route("/agent/login", post(login))
+        .route("/agent/login/credential", post(credential))
+        .with_state(runner)
+}
+
+async fn events(
+    State(runner): State<Arc<Runner>>,
+    Query(query): Query<HashMap<String, usize>>,
+) -> Response {
+    let sent = query.get("after").copied().unwrap_or(0);
+    let feed = (runner.events.subscribe(), sent, false);
+    Response::new(Body::from_stream(futures_util::stream::unfold(
+        feed,
+        |(mut events, sent, over)| async move {
+            if over {
+                return None;
+            }
+            let new = {
+                let seen = events.wait_for(|events| events.len() > sent).await.ok()?;
+                seen.get(sent..)?.to_vec()
+            };
+            let over = matches!(
+                new.last().map(|event| &event.event),
+                Some(RunnerEventKind::Ended { .. })
+            );
+            let lines: Result<Vec<String>, _> = new.iter().map(serde_json::to_string).collect();
+            let lines = lines.map(|lines| lines.join("\n") + "\n");
+            Some((lines, (events, sent + new.len(), over)))
+        },
+    )))
+}
+
+async fn claim(State(runner): State<Arc<Runner>>, Json(claim): Json<Claim>) -> Response {
+    {
+        let mut now = runner.now();
+        if now.owner.is_some_and(|owner| owner != claim.session_id) {
+            return StatusCode::CONFLICT.into_response();
+        }
+        now.owner = Some(claim.session_id);
+    }
+    Json(runner.view()).into_response()
+}
+
+async fn login(State(runner): State<Arc<Runner>>, Json(request): Json<LoginRequest>) -> Response {
+    if std::mem::replace(&mut runner.now().login, true) {
+        return StatusCode::CONFLICT.into_response();
+    }
+    runner.login(LoginEvent::Started {
+        provider: request.pack.provider.id.clone(),
+        flow: request.flow.clone(),
+        session_id: request.session_id,
+    });
+    if let Some(sign_in) = runner.pace.sign_in {
+        tokio::spawn(async move {
+            tokio::time::sleep(sign_in).await;
+            runner.login(LoginEvent::Captured {
+                account: Some("ada@example.org".to_owned()),
+                expires_at: None,
+            });
+        });
+    }
+    StatusCode::ACCEPTED.into_response()
+}
+
+async fn credential(
+    State(runner): State<Arc<Runner>>,
+    Json(request): Json<CredentialRequest>,
+) -> Response {
+    tokio::time::sleep(runner.pace.hand_over).await;
+    let file = CapturedFile {
+        rule: "file".to_owned(),
+        path: ".tool/auth.json".to_owned(),
+        mode: 0o600,
+        content: BASE64.encode(secret(runner.spec.machine_id)),
+    };
+    let captured = CapturedCredential {
+        files: vec![file],
+        account: Some("ada@example.org".to_owned()),
+        expires_at: None,
+    };
+    let sealed = serde_json::to_vec(&captured)
+        .ok()
+        .and_then(|plain| request.seal_to.seal(&plain).ok());
+    match sealed {
+        Some(sealed) => Json(CredentialReply { sealed }).into_response(),
+        None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn stop(State(runner): State<Arc<Runner>>, Json(_): Json<StopRequest>) -> Response {
+    let ended = runner.end();
+    runner.over.send_replace(true);
+    Json(Disposal {
+        machine_id: runner.spec.machine_id,
+        at: Timestamp::now(),
+        items: Vec::new(),
+        complete: ended.is_ok(),
+    })
+    .into_response()
+}
