@@ -1,12 +1,13 @@
 //! VMs: those that live, through their runners, and the evidence of those that are gone.
 use super::{
+    Caller,
     error::{ApiError, Path, Query},
     sessions,
 };
 use crate::{
     core::{Shared, off_runtime},
     machine::{evidence, teardown},
-    store::MachineRow,
+    store::{MachineRow, Scope},
 };
 use axum::{
     Json,
@@ -46,12 +47,24 @@ pub(super) struct Which {
     responses((status = 200, body = [VmView])))]
 pub(super) async fn list(
     State(core): State<Shared>,
+    caller: Caller,
     Query(which): Query<Which>,
 ) -> Result<Json<Vec<VmView>>, ApiError> {
-    let rows = match which.all {
+    let scope = caller.scope()?;
+    let mut rows = match which.all {
         Some(1..) => core.store.all_machines(200).await?,
         Some(0) | None => core.store.machines().await?,
     };
+    if scope != Scope::All {
+        let mut shown = Vec::new();
+        for row in rows {
+            let owner = core.store.machine_owner(row.id).await?;
+            if owner.is_some_and(|owner| scope.has(&owner)) {
+                shown.push(row);
+            }
+        }
+        rows = shown;
+    }
     let views = rows.into_iter().map(|row| view(&core, row));
     Ok(Json(futures_util::future::join_all(views).await))
 }
