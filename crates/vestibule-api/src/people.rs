@@ -259,6 +259,7 @@ pub struct NewOrganisationRequest {
     pub name: OrganisationName,
     /// Sessions at a time; none: `limits.live_per_organisation` of the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 1_000_000)]
     pub max_live: Option<u32>,
 }
 

@@ -25,7 +25,8 @@ use error::ApiError;
 use utoipa::{
     OpenApi as _,
     openapi::{
-        ContentBuilder, Ref, RefOr, ResponseBuilder,
+        ContentBuilder, Ref, RefOr, ResponseBuilder, Schema,
+        schema::{SchemaType, Type},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -137,7 +138,38 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
         for operation in operations.into_iter().flatten() {
             let responses = &mut operation.responses.responses;
             responses.insert("default".to_owned(), RefOr::T(refusal.clone()));
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    parameter.schema = parameter.schema.take().map(without_null);
+                }
+            }
         }
+    }
+}
+
+/// A parameter that is left out is not there; there is no `null` in an address or a header.
+fn without_null(schema: RefOr<Schema>) -> RefOr<Schema> {
+    match schema {
+        RefOr::T(Schema::Object(mut object)) => {
+            if let SchemaType::Array(types) = &mut object.schema_type {
+                types.retain(|kind| *kind != Type::Null);
+                if let [kind] = &types[..] {
+                    object.schema_type = SchemaType::Type(kind.clone());
+                }
+            }
+            RefOr::T(Schema::Object(object))
+        }
+        RefOr::T(Schema::OneOf(mut one)) => {
+            one.items.retain(|item| {
+                let null = SchemaType::Type(Type::Null);
+                !matches!(item, RefOr::T(Schema::Object(object)) if object.schema_type == null)
+            });
+            match &one.items[..] {
+                [only] => only.clone(),
+                _ => RefOr::T(Schema::OneOf(one)),
+            }
+        }
+        other => other,
     }
 }
 

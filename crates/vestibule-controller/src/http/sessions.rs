@@ -323,7 +323,8 @@ async fn view(core: &Shared, row: SessionRow, caller: &Caller) -> Result<Session
 /// A page of sessions.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub(super) struct Page {
-    /// At most so many, 1 to 200.
+    /// At most so many, 1 to 200; 50 where nothing is said.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
     /// Older than this session.
     before: Option<SessionId>,
@@ -338,7 +339,14 @@ pub(super) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Json<Vec<SessionView>>, ApiError> {
     let scope = caller.scope()?;
-    let limit = page.limit.unwrap_or(50).clamp(1, 200);
+    let limit = page.limit.unwrap_or(50);
+    if !(1..=200).contains(&limit) {
+        return Err(ApiError::new(
+            ErrorCode::InvalidRequest,
+            format!("limit: {limit} is not 1 to 200"),
+            "send 1 to 200, and `before` for the next page",
+        ));
+    }
     let mut views = Vec::new();
     for row in core.store.sessions(&scope, page.before, limit).await? {
         views.push(view(&core, row, &caller).await?);

@@ -39,6 +39,7 @@ const FILE_LIMIT: u64 = 64 << 20;
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub(super) struct Which {
     /// `1`: also those that are gone, the newest 200.
+    #[param(minimum = 0, maximum = 1)]
     all: Option<u8>,
 }
 
@@ -52,7 +53,14 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<VmView>>, ApiError> {
     let scope = caller.scope()?;
     let mut rows = match which.all {
-        Some(1..) => core.store.all_machines(200).await?,
+        Some(2..) => {
+            return Err(ApiError::new(
+                ErrorCode::InvalidRequest,
+                "all: neither 0 nor 1",
+                "send `all=1`, or leave it out",
+            ));
+        }
+        Some(1) => core.store.all_machines(200).await?,
         Some(0) | None => core.store.machines().await?,
     };
     if scope != Scope::All {

@@ -15,6 +15,7 @@ mod pool;
 mod requests;
 mod restart;
 mod rights;
+mod schemathesis;
 mod support;
 mod tls;
 mod views;
