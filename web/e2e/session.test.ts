@@ -70,7 +70,7 @@ it("has one place for the view, which never moves from the first moment to the l
   const places = await page.evaluate(() => [
     ...(window as unknown as { places: Set<string> }).places,
   ]);
-  expect(places).toHaveLength(1);
+  expect(places).toEqual([places[0]]);
 });
 
 it("sends keys typed into the screen, and gives the keyboard back", async () => {
@@ -230,7 +230,7 @@ it("cancels after asking once more", async () => {
 it("says how to come in without a session, and lets a good link in once", async () => {
   const { page, mock } = await start();
   await page.getByRole("button", { name: "Sign out" }).click();
-  await page.getByText("You need a link to come in").waitFor();
+  await page.getByRole("heading", { name: "Sign in to Vestibule" }).waitFor();
   await page.goto(`${mock.url}/#/login/used-up`);
   await page.getByText("This link does not work any more").waitFor();
   await page.goto(`${mock.url}/#/login/good`);
@@ -282,4 +282,41 @@ it("is used from Connect to a running sign-in without a mouse", async () => {
   }
   expect(stops).not.toContain("CANVAS");
   expect(stops).toContain("BODY");
+});
+
+it("keeps nothing before the account was confirmed, and shows whose it is", async () => {
+  const { page, mock } = await start();
+  mock.store.confirm = true;
+  const before = mock.store.credentials.length;
+  await page.getByTestId("connect-claude").click();
+  await state(page, "confirming");
+  expect(await page.getByTestId("account").innerText()).toBe("ada@example.org");
+  expect(mock.store.credentials.length).toBe(before);
+  await page.getByTestId("confirm-yes").focus();
+  await page.keyboard.press("Enter");
+  await page.getByTestId("completed-card").waitFor();
+  expect(mock.store.credentials.length).toBe(before + 1);
+});
+
+it("refuses an account that is not the right one", async () => {
+  const { page, mock } = await start();
+  mock.store.confirm = true;
+  const before = mock.store.credentials.length;
+  await page.getByTestId("connect-claude").click();
+  await page.getByTestId("confirm-no").click();
+  await page.getByTestId("confirm").click();
+  await state(page, "cancelled");
+  expect(mock.store.credentials.length).toBe(before);
+});
+
+it("shows who watches, and ends it for all of them", async () => {
+  const { page } = await start();
+  await connect(page, "codex");
+  const viewers = page.getByTestId("viewers");
+  await viewers.waitFor();
+  expect(await viewers.innerText()).toContain("local uses the screen");
+  await page.getByTestId("end-views").click();
+  await viewers.waitFor({ state: "detached" });
+  await view(page, "ended");
+  expect(await page.locator("main").innerText()).toContain("ended the view");
 });

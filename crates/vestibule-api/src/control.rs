@@ -149,6 +149,7 @@ impl std::fmt::Debug for LoginCodeRequest {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ContentRequest {
     /// For what the credential leaves the vault, 1 to 200 characters.
+    #[schema(max_length = 200, pattern = r"\S")]
     pub purpose: String,
 }
 

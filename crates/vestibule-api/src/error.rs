@@ -11,7 +11,7 @@ pub enum ErrorCode {
     InvalidRequest,
     /// No token, or one that is not known. Caller: sign in again.
     Unauthenticated,
-    /// The token does not carry this right, or the ticket is for something else. Caller: ask the operator.
+    /// The role does not have this right, or the request comes from a foreign page. Caller: ask the admin.
     Forbidden,
     /// There is no such route, session, VM, image or credential.
     NotFound,
@@ -25,6 +25,10 @@ pub enum ErrorCode {
     Conflict,
     /// As many VMs run as this host allows. Caller: try again after `retryAfterS`.
     TooManySessions,
+    /// As many sessions of the user or the organisation are under way as may be. Caller: end one, or wait for one to end.
+    QuotaExceeded,
+    /// Too many attempts in a short time. Caller: try again after `retryAfterS`.
+    RateLimited,
     /// The body is larger than the route allows.
     TooLarge,
     /// No image is published under the alias. Operator: build and publish one.

@@ -60,12 +60,22 @@ uuid_id!(
     /// One sealed credential in the vault.
     CredentialId, "a credential id (a UUID)");
 
+uuid_id!(
+    /// Somebody who signs in to the dashboard by name and password.
+    UserId, "a user id (a UUID)");
+uuid_id!(
+    /// A program that asks with a token of its own.
+    TokenId, "a token id (a UUID)");
+uuid_id!(
+    /// Users, tokens, sessions and credentials that belong together.
+    OrganisationId, "an organisation id (a UUID)");
+
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $valid:expr) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $pattern:literal, $valid:expr) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
         #[serde(try_from = "String", into = "String")]
-        #[schema(value_type = String)]
+        #[schema(value_type = String, pattern = $pattern)]
         pub struct $name(String);
 
         impl $name {
@@ -129,19 +139,43 @@ fn is_sha256(text: &str) -> bool {
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+fn is_login_name(text: &str) -> bool {
+    let inner = |b: u8| {
+        b.is_ascii_lowercase()
+            || b.is_ascii_digit()
+            || matches!(b, b'-' | b'_' | b'.' | b'@' | b'+')
+    };
+    (1..=128).contains(&text.len())
+        && text.bytes().all(inner)
+        && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        // What the local admin is called.
+        && text != "local"
+}
+
+text_id!(
+    /// The name of a user or of a service token: `alice`, `bob@example.com`. Lower-case letters, digits and `-_.@+`, at most
+    /// 128, and not `local`.
+    LoginName, "a name (lower-case letters, digits, `-_.@+`; it begins with a letter or digit and is not `local`)",
+    r"^[a-z0-9][a-z0-9_.@+-]{0,127}$", is_login_name);
+text_id!(
+    /// The name of an organisation. Same alphabet as [`ProviderId`].
+    OrganisationName, "an organisation's name (lower-case letters, digits, `-`, `_`; it begins with a letter)",
+    r"^[a-z][a-z0-9_-]{0,63}$", is_slug);
 text_id!(
     /// The id of a provider pack: `codex`, `gh`. Lower-case letters, digits, `-` and `_`, at most 64.
-    ProviderId, "a provider id (lower-case letters, digits, `-`, `_`; it begins with a letter)", is_slug);
+    ProviderId, "a provider id (lower-case letters, digits, `-`, `_`; it begins with a letter)",
+    r"^[a-z][a-z0-9_-]{0,63}$", is_slug);
 text_id!(
     /// The name that points to an image: `browser`. Same alphabet as [`ProviderId`].
-    AliasName, "an image alias (lower-case letters, digits, `-`, `_`; it begins with a letter)", is_slug);
+    AliasName, "an image alias (lower-case letters, digits, `-`, `_`; it begins with a letter)",
+    r"^[a-z][a-z0-9_-]{0,63}$", is_slug);
 text_id!(
     /// An image's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name every artifact's digest).
-    ImageDigest, "an image digest (64 lower-case hex digits)", is_sha256);
+    ImageDigest, "an image digest (64 lower-case hex digits)", "^[0-9a-f]{64}$", is_sha256);
 
 text_id!(
     /// A memory snapshot's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name each file's digest).
-    SnapshotId, "a snapshot id (64 lower-case hex digits)", is_sha256);
+    SnapshotId, "a snapshot id (64 lower-case hex digits)", "^[0-9a-f]{64}$", is_sha256);
 
 impl SnapshotId {
     /// The first twelve digits, for people. Never a key.

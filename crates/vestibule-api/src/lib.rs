@@ -37,6 +37,7 @@ pub mod machine;
 #[cfg(feature = "stream")]
 pub mod mux;
 pub mod pack;
+pub mod people;
 pub mod secret;
 pub mod session;
 pub mod snapshot;

@@ -2,7 +2,7 @@
 use crate::{
     egress::EgressReason,
     finding::{Finding, Verdict},
-    ids::{CredentialId, ImageDigest, MachineId, ProviderId, SessionId, SnapshotId},
+    ids::{CredentialId, ImageDigest, LoginName, MachineId, ProviderId, SessionId, SnapshotId},
     machine::{MachineState, Phase},
     time::Timestamp,
 };
@@ -22,6 +22,9 @@ pub enum SessionState {
     Ready,
     /// The tool runs and the person is at work.
     AwaitingUser,
+    /// The tool wrote a complete credential; its owner has still to say that the account is the right one. Nothing has left
+    /// the VM.
+    Confirming,
     /// The tool wrote a complete credential; it is being sealed.
     Capturing,
     Completed,
@@ -32,12 +35,13 @@ pub enum SessionState {
 
 impl SessionState {
     /// Every state, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Requested,
         Self::Placing,
         Self::Starting,
         Self::Ready,
         Self::AwaitingUser,
+        Self::Confirming,
         Self::Capturing,
         Self::Completed,
         Self::Failed,
@@ -61,6 +65,7 @@ impl SessionState {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::AwaitingUser => "awaiting-user",
+            Self::Confirming => "confirming",
             Self::Capturing => "capturing",
             Self::Completed => "completed",
             Self::Failed => "failed",
@@ -123,9 +128,12 @@ impl StartKind {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StartRequest {
     pub provider: ProviderId,
-    /// For whom; `local` where nobody is named.
+    /// For whom; `local` where nobody is named. A label: whoever asks owns the session. A user asks for themself only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
+    /// The user to whom the session shall belong, where that is not who asks: they alone view it and confirm its account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<LoginName>,
     /// Id of the pack's flow; none: its first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flow: Option<String>,
@@ -180,6 +188,15 @@ pub struct SessionView {
     pub failure: Option<Verdict>,
     /// Whether a view can be opened now.
     pub viewable: bool,
+    /// Whether the account has to be confirmed before the credential enters the vault.
+    #[serde(default)]
+    pub confirm_account: bool,
+    /// Who watches now.
+    #[serde(default)]
+    pub viewers: Vec<ViewerView>,
+    /// Whether it is that of whoever asks: only they view it and confirm its account.
+    #[serde(default)]
+    pub own: bool,
 }
 
 /// One event of `GET /api/auth/session/{id}/events`; the SSE `id` is `seq`, its `event` the `type`.
@@ -254,6 +271,7 @@ impl Milestone {
             SessionState::Requested
             | SessionState::Placing
             | SessionState::Starting
+            | SessionState::Confirming
             | SessionState::Capturing
             | SessionState::Completed
             | SessionState::Failed
@@ -287,6 +305,8 @@ impl Milestone {
             | SessionEventKind::CredentialPartial { .. }
             | SessionEventKind::EgressRefused { .. }
             | SessionEventKind::Viewers { .. }
+            | SessionEventKind::ViewerJoined { .. }
+            | SessionEventKind::ViewerLeft { .. }
             | SessionEventKind::BrowserRestarted
             | SessionEventKind::Captured { .. }
             | SessionEventKind::Failure { .. } => None,
@@ -356,6 +376,18 @@ pub enum SessionEventKind {
     Viewers {
         count: u32,
     },
+    /// Somebody began to watch.
+    ViewerJoined {
+        /// As the ticket names them.
+        who: String,
+        right: Right,
+        pane: Pane,
+    },
+    ViewerLeft {
+        who: String,
+        right: Right,
+        pane: Pane,
+    },
     /// The first frame of the screen went to a viewer.
     FirstFrame,
     /// The browser was closed and started again.
@@ -369,10 +401,41 @@ pub enum SessionEventKind {
 }
 
 /// `POST /api/auth/session/{id}/tickets`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TicketRequest {
     pub right: Right,
+    /// Whom the owner gives it to, 1 to 100 characters: so they stand in the list of viewers. None: the owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 100, pattern = r"^[^\p{Cc}]*$")]
+    pub who: Option<String>,
+}
+
+/// `POST /api/auth/session/{id}/confirm`.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConfirmRequest {
+    /// The account as the session shows it; `null` where the tool names none.
+    #[serde(default)]
+    pub account: Option<String>,
+}
+
+/// Which of a session's streams somebody watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Pane {
+    Screen,
+    Terminal,
+}
+
+/// Somebody who watches now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ViewerView {
+    pub who: String,
+    pub right: Right,
+    pub pane: Pane,
+    pub since: Timestamp,
 }
 
 /// What a view may do.
@@ -414,6 +477,8 @@ pub enum CloseCode {
     TooSlow = 4008,
     /// The controller stops.
     GoingAway = 4009,
+    /// The owner ended the view, or whoever opened it may do so no more.
+    Revoked = 4010,
 }
 
 /// A provider, as the dashboard shows it.

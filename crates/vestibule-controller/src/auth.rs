@@ -92,20 +92,33 @@ pub(crate) struct Access {
     hosts: Vec<String>,
     /// Cookies are not bound to a port, so the name is.
     cookie: String,
+    /// Whether people come by TLS: then the cookie goes nowhere else.
+    secure: bool,
 }
 
 impl Access {
-    pub(crate) fn new(token: Hash, address: SocketAddr, allowed: &[String]) -> Self {
-        let port = address.port();
-        let own = ["localhost", "127.0.0.1", "[::1]"].map(|name| format!("{name}:{port}"));
+    /// For a server on `address`, and without TLS on the port of `local`; people come by TLS where it is `secure`.
+    pub(crate) fn new(
+        token: Hash,
+        address: SocketAddr,
+        local: SocketAddr,
+        allowed: &[String],
+        secure: bool,
+    ) -> Self {
+        let own = [address.port(), local.port()].into_iter().flat_map(|port| {
+            ["localhost", "127.0.0.1", "[::1]"].map(|name| format!("{name}:{port}"))
+        });
         let hosts = own
-            .into_iter()
-            .chain(std::iter::once(address.to_string()))
+            .chain([address.to_string(), local.to_string()])
             .chain(allowed.iter().cloned());
+        let port = address.port();
+        // RFC 6265bis section 4.1.3.2: with this prefix no other host name and no plain connection can set it.
+        let prefix = if secure { "__Host-" } else { "" };
         Self {
             token,
             hosts: hosts.collect(),
-            cookie: format!("vestibule-{port}"),
+            cookie: format!("{prefix}vestibule-{port}"),
+            secure,
         }
     }
 
@@ -133,15 +146,17 @@ impl Access {
         }
     }
 
-    /// Whether the request carries the token (RFC 6750).
+    /// Whether the request carries the home's token.
     pub(crate) fn has_token(&self, headers: &HeaderMap) -> bool {
-        let value = text(headers, &header::AUTHORIZATION).and_then(|value| value.split_once(' '));
-        match value {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-                Hash::of(token.trim()).is(&self.token)
-            }
-            Some(_) | None => false,
-        }
+        Self::bearer(headers).is_some_and(|hash| hash.is(&self.token))
+    }
+
+    /// The hash of the token that the request carries (RFC 6750).
+    pub(crate) fn bearer(headers: &HeaderMap) -> Option<Hash> {
+        let value = text(headers, &header::AUTHORIZATION)?;
+        let (scheme, token) = value.split_once(' ')?;
+        let bearer = scheme.eq_ignore_ascii_case("bearer");
+        bearer.then(|| Hash::of(token.trim()))
     }
 
     /// The hash of the dashboard's cookie.
@@ -163,8 +178,9 @@ impl Access {
             None => ("", 0),
         };
         format!(
-            "{}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}",
-            self.cookie
+            "{}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}{}",
+            self.cookie,
+            if self.secure { "; Secure" } else { "" }
         )
     }
 }
@@ -182,7 +198,9 @@ mod tests {
         Access::new(
             Hash::of("secret"),
             address,
+            address,
             &["vestibule.internal:4000".to_owned()],
+            false,
         )
     }
 
@@ -221,6 +239,28 @@ mod tests {
             );
         }
         assert!(!access.is_own_host(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn with_tls_the_cookie_goes_nowhere_else() {
+        let address = SocketAddr::from(([10, 0, 0, 1], 443));
+        let local = SocketAddr::from(([127, 0, 0, 1], 4001));
+        let access = Access::new(Hash::of("secret"), address, local, &[], true);
+        let cookie = access.set_cookie(Some("x"));
+        assert!(
+            cookie.starts_with("__Host-vestibule-443=x; Path=/;"),
+            "{cookie}"
+        );
+        assert!(
+            cookie.contains("; Secure") && cookie.contains("; HttpOnly"),
+            "{cookie}"
+        );
+        for own in ["10.0.0.1:443", "localhost:443", "127.0.0.1:4001"] {
+            assert!(
+                access.is_own_host(&headers(&[(header::HOST, own)])),
+                "{own}"
+            );
+        }
     }
 
     #[test]

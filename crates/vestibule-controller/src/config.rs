@@ -1,4 +1,8 @@
 //! The controller's configuration: one TOML file, every key optional, unknown keys refused.
+mod address;
+
+pub use address::TlsConfig;
+
 use crate::state::Deadlines;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustls::{
@@ -49,8 +53,18 @@ pub enum ConfigError {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Address to listen on. Loopback only. Port 0: any free one; `$VESTIBULE_HOME/address` says which.
+    /// Address to listen on. Other than loopback only with `tls` and somebody who can sign in. Port 0: any free one;
+    /// `$VESTIBULE_HOME/address` says which.
     pub listen: SocketAddr,
+    /// TLS on `listen`. The command line then uses a second, plain port on loopback.
+    pub tls: Option<TlsConfig>,
+    /// Where people reach the dashboard, `https://name` with a port that is not the scheme's: for links, and as a further
+    /// value of the Host header. With `https:`, cookies are `Secure`.
+    pub public_url: Option<String>,
+    /// Origins whose pages may show the dashboard in a frame, `https://app.example.com`.
+    pub frame_ancestors: Vec<String>,
+    /// Whose sessions wait, before their credential enters the vault, until their owner has confirmed the account.
+    pub confirm_account: ConfirmAccount,
     /// Further values of the Host header that are served, `name:port`: a name that a reverse proxy on this host uses.
     pub allowed_hosts: Vec<String>,
     /// Image alias of new sessions.
@@ -76,6 +90,17 @@ pub struct Config {
     extra_ca_pem: Vec<String>,
 }
 
+/// `confirm_account`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfirmAccount {
+    /// Those of users and service tokens; not those of the local admin.
+    #[default]
+    Users,
+    Always,
+    Never,
+}
+
 /// `[vm]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -98,6 +123,12 @@ pub struct Limits {
     pub waiting: u32,
     /// Viewers of one session at a time, screen and terminal each.
     pub viewers: u32,
+    /// Sessions of one user at a time (of a service token: of each `userId`); 0: any number. Not the local admin's.
+    pub live_per_user: u32,
+    /// Sessions of one organisation at a time, where the organisation itself says nothing; 0: any number.
+    pub live_per_organisation: u32,
+    /// Sign-ins that one user or service token may start a minute; 0: any number. Not the local admin's.
+    pub starts_per_minute: u32,
     /// The pool is filled only while the host has so many MiB of memory available besides the VM's, and gives VMs back when
     /// there are less.
     pub min_free_memory_mib: u64,
@@ -125,7 +156,9 @@ pub struct DeadlineConfig {
     pub login_start_s: u32,
     /// Signing in: an upper bound over what each flow of a pack gives (`timeout_s`).
     pub sign_in_s: u32,
-    /// From a complete credential to a sealed one.
+    /// Confirming the account, where that is asked for.
+    pub confirm_s: u32,
+    /// From a complete (and confirmed) credential to a sealed one.
     pub capture_s: u32,
 }
 
@@ -158,6 +191,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4000)),
+            tls: None,
+            public_url: None,
+            frame_ancestors: Vec::new(),
+            confirm_account: ConfirmAccount::default(),
             allowed_hosts: Vec::new(),
             image: "browser".to_owned(),
             vm: VmConfig::default(),
@@ -181,6 +218,9 @@ impl Default for Limits {
             vms: 4,
             waiting: 32,
             viewers: 8,
+            live_per_user: 4,
+            live_per_organisation: 0,
+            starts_per_minute: 30,
             min_free_memory_mib: 512,
             min_free_mib: 256,
             console_keep_bytes: 512 << 10,
@@ -198,6 +238,7 @@ impl Default for DeadlineConfig {
             pool_s: 3600,
             login_start_s: 120,
             sign_in_s: *SIGN_IN_S.end(),
+            confirm_s: 300,
             capture_s: 120,
         }
     }
@@ -274,6 +315,7 @@ impl Config {
         for (key, value) in [
             ("deadlines.restore_s", self.deadlines.restore_s),
             ("deadlines.pool_s", self.deadlines.pool_s),
+            ("deadlines.confirm_s", self.deadlines.confirm_s),
         ] {
             if value == 0 {
                 return wrong(key, "0; expected 1 or more seconds".to_owned());
@@ -295,6 +337,7 @@ impl Config {
             let what = "expected `sqlite`, `postgres://…` or `postgresql://…`";
             return wrong("database", what.to_owned());
         }
+        self.check_origins()?;
         self.egress.check()
     }
 
@@ -347,6 +390,7 @@ impl Config {
             // The runner ends a VM that does not become ready, and knows why; this is for a runner that does not.
             starting: secs(d.boot_s.saturating_add(60)),
             ready: secs(d.login_start_s),
+            confirming: secs(d.confirm_s),
             capturing: secs(d.capture_s),
         }
     }
@@ -476,6 +520,13 @@ mod tests {
                 "egress.pins[0].to",
             ),
             ("[egress]\nextra_ca = ['/dev/null']", "egress.extra_ca[0]"),
+            ("public_url = 'https://a.example/x'", "public_url"),
+            ("frame_ancestors = ['*']", "frame_ancestors[0]"),
+            (
+                "frame_ancestors = [\"https://a.example; script-src *\"]",
+                "frame_ancestors[0]",
+            ),
+            ("[deadlines]\nconfirm_s = 0", "deadlines.confirm_s"),
         ] {
             let said = load(text).unwrap_err().to_string();
             assert!(

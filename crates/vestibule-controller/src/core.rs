@@ -7,12 +7,13 @@ use crate::{
     live::Live,
     metrics::Metrics,
     packs::Packs,
+    people::limits::Limits,
     reconcile::{Statuses, Stock},
     scheduler::Scheduler,
     store::Store,
 };
 use camino::Utf8PathBuf;
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 use tokio::task::JoinError;
 use vestibule_api::{client::Runner, ids::MachineId, time::Timestamp};
 use vestibule_vault::Vault;
@@ -30,7 +31,11 @@ pub(crate) struct Core {
     pub(crate) images: Images,
     pub(crate) scheduler: Arc<dyn Scheduler>,
     pub(crate) access: Access,
-    pub(crate) address: SocketAddr,
+    /// Where links to the dashboard lead.
+    pub(crate) base: String,
+    /// The content security policy of every page.
+    pub(crate) policy: String,
+    pub(crate) limits: Limits,
     pub(crate) live: Live,
     pub(crate) statuses: Statuses,
     pub(crate) stock: Stock,

@@ -26,12 +26,15 @@ mod core;
 mod crash;
 mod http;
 mod images;
+mod listen;
 mod live;
 mod machine;
 mod metrics;
 mod packs;
+mod people;
 mod reconcile;
 mod relay;
+mod rights;
 mod scheduler;
 mod serve;
 mod state;
@@ -43,10 +46,13 @@ pub use backup::{
     BackupError, BackupManifest, BackupOptions, RestoreError, RestoreOptions, backup, restore,
 };
 pub use config::{
-    Config, ConfigError, DeadlineConfig, EgressConfig, Limits, VaultConfig, VmConfig,
+    Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits, TlsConfig,
+    VaultConfig, VmConfig,
 };
 pub use http::openapi;
+pub use listen::TlsError;
 pub use packs::{PackCheck, PacksError, check_packs, packs};
+pub use rights::{Access, Reach, Right, rights, rights_table};
 pub use scheduler::{HostMemory, LaunchError, Scheduler};
 pub use serve::{LockError, ServeError, Serving, serve, serve_with};
 pub use store::StoreError;

@@ -4,13 +4,16 @@ use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use vestibule_api::{
     ids::{MachineId, SessionId},
-    session::Right,
+    session::{Pane, Right, ViewerView},
     time::Timestamp,
 };
 
@@ -56,10 +59,46 @@ impl Hash {
 }
 
 /// What a ticket is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     pub(crate) session: SessionId,
     pub(crate) right: Right,
+    /// How the viewer stands in the list of viewers.
+    pub(crate) who: String,
+    /// The id of the principal that it was given to.
+    pub(crate) by: String,
+}
+
+/// What is taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Revoked {
+    /// Every view of the session.
+    Session(SessionId),
+    /// Everything that this principal opened.
+    Principal(String),
+}
+
+/// Whether something that is open may stay open.
+#[derive(Debug)]
+pub(crate) struct Revocation {
+    session: Option<SessionId>,
+    principal: String,
+    news: broadcast::Receiver<Revoked>,
+}
+
+impl Revocation {
+    /// Resolves when it may not.
+    pub(crate) async fn revoked(&mut self) {
+        loop {
+            match self.news.recv().await {
+                Ok(Revoked::Session(id)) if self.session != Some(id) => {}
+                Ok(Revoked::Principal(id)) if self.principal != id => {}
+                // Whose news were missed is not known: rather one view too many is opened anew.
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
 }
 
 /// Things that can be used once, until a moment.
@@ -85,6 +124,10 @@ impl<T> Once<T> {
         (token, until)
     }
 
+    fn forget(&mut self, which: impl Fn(&T) -> bool) {
+        self.open.retain(|_, (value, _)| !which(value));
+    }
+
     fn take(&mut self, token: &str, now: Timestamp) -> Option<T> {
         let (value, until) = self.open.remove(&Hash::of(token))?;
         (now < until).then_some(value)
@@ -99,24 +142,39 @@ impl<T> Default for Once<T> {
     }
 }
 
-/// Which of a session's streams a viewer watches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Pane {
-    Screen,
-    Terminal,
-}
+type Viewers = HashMap<(SessionId, Pane), Vec<(u64, ViewerView)>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Live {
     tickets: Mutex<Once<Ticket>>,
     codes: Mutex<Once<()>>,
     user_codes: Mutex<HashMap<SessionId, String>>,
-    viewers: Arc<Mutex<HashMap<(SessionId, Pane), u32>>>,
+    viewers: Arc<Mutex<Viewers>>,
+    /// Viewers until now.
+    viewer_count: AtomicU64,
+    revoked: broadcast::Sender<Revoked>,
     shown: Mutex<HashSet<SessionId>>,
     /// A viewer came, or had its first frame.
     looks: Notify,
     waiting: Mutex<HashMap<SessionId, String>>,
     runner_failures: Mutex<HashMap<MachineId, u32>>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            tickets: Mutex::default(),
+            codes: Mutex::default(),
+            user_codes: Mutex::default(),
+            viewers: Arc::default(),
+            viewer_count: AtomicU64::default(),
+            revoked: broadcast::channel(256).0,
+            shown: Mutex::default(),
+            looks: Notify::default(),
+            waiting: Mutex::default(),
+            runner_failures: Mutex::default(),
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -130,15 +188,44 @@ impl Live {
         lock(&self.tickets).add(ticket, TICKET_LIFE, now)
     }
 
-    /// Uses a ticket up. None: missing, used, expired, or for another session.
+    /// Uses a ticket up. None: missing, used, expired, revoked, or for another session.
     pub(crate) fn take_ticket(
         &self,
         token: &str,
         session: SessionId,
         now: Timestamp,
-    ) -> Option<Right> {
+    ) -> Option<(Ticket, Revocation)> {
+        // Before the ticket is taken: what is revoked in between is heard.
+        let news = self.revoked.subscribe();
         let ticket = lock(&self.tickets).take(token, now)?;
-        (ticket.session == session).then_some(ticket.right)
+        let revocation = Revocation {
+            session: Some(session),
+            principal: ticket.by.clone(),
+            news,
+        };
+        (ticket.session == session).then_some((ticket, revocation))
+    }
+
+    /// Whether something that `principal` opens without a ticket may stay open.
+    pub(crate) fn revocation(&self, principal: &str) -> Revocation {
+        Revocation {
+            session: None,
+            principal: principal.to_owned(),
+            news: self.revoked.subscribe(),
+        }
+    }
+
+    /// Makes the session's tickets worth nothing and ends its views.
+    pub(crate) fn revoke_session(&self, session: SessionId) {
+        lock(&self.tickets).forget(|ticket| ticket.session == session);
+        // Nobody listening is fine.
+        drop(self.revoked.send(Revoked::Session(session)));
+    }
+
+    /// Makes the tickets of this principal worth nothing and ends what it opened.
+    pub(crate) fn revoke_principal(&self, principal: &str) {
+        lock(&self.tickets).forget(|ticket| ticket.by == principal);
+        drop(self.revoked.send(Revoked::Principal(principal.to_owned())));
     }
 
     /// A new one-time code for a dashboard, and when it expires.
@@ -188,18 +275,39 @@ impl Live {
     }
 
     /// One more viewer, unless there are `limit`. Counted until the guard is dropped.
-    pub(crate) fn viewer(&self, session: SessionId, pane: Pane, limit: u32) -> Option<Viewer> {
+    pub(crate) fn viewer(
+        &self,
+        session: SessionId,
+        view: ViewerView,
+        limit: u32,
+    ) -> Option<Viewer> {
+        let key = (session, view.pane);
         let mut viewers = lock(&self.viewers);
-        let count = viewers.entry((session, pane)).or_default();
-        if *count >= limit {
+        let watching = viewers.entry(key).or_default();
+        if watching.len() >= usize::try_from(limit).unwrap_or(usize::MAX) {
             return None;
         }
-        *count += 1;
+        let id = self.viewer_count.fetch_add(1, Ordering::Relaxed);
+        watching.push((id, view));
         self.looks.notify_waiters();
         Some(Viewer {
             viewers: Arc::clone(&self.viewers),
-            key: (session, pane),
+            key,
+            id,
         })
+    }
+
+    /// Who watches a session, longest first.
+    pub(crate) fn viewers_of(&self, session: SessionId) -> Vec<ViewerView> {
+        let viewers = lock(&self.viewers);
+        let mut views: Vec<_> = [Pane::Screen, Pane::Terminal]
+            .into_iter()
+            .filter_map(|pane| viewers.get(&(session, pane)))
+            .flatten()
+            .cloned()
+            .collect();
+        views.sort_by_key(|(id, _)| *id);
+        views.into_iter().map(|(_, view)| view).collect()
     }
 
     /// A viewer of the session had its first frame.
@@ -237,30 +345,32 @@ impl Live {
 
     /// Viewers of all sessions.
     pub(crate) fn viewers(&self) -> u32 {
-        lock(&self.viewers).values().sum()
+        let count: usize = lock(&self.viewers).values().map(Vec::len).sum();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     /// Whether somebody looks at a session's screen or terminal.
     pub(crate) fn is_watched(&self, session: SessionId) -> bool {
         lock(&self.viewers)
             .iter()
-            .any(|((watched, _), count)| *watched == session && *count > 0)
+            .any(|((watched, _), watching)| *watched == session && !watching.is_empty())
     }
 }
 
 /// One viewer that is counted.
 #[derive(Debug)]
 pub(crate) struct Viewer {
-    viewers: Arc<Mutex<HashMap<(SessionId, Pane), u32>>>,
+    viewers: Arc<Mutex<Viewers>>,
     key: (SessionId, Pane),
+    id: u64,
 }
 
 impl Drop for Viewer {
     fn drop(&mut self) {
         let mut viewers = lock(&self.viewers);
-        if let Some(count) = viewers.get_mut(&self.key) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
+        if let Some(watching) = viewers.get_mut(&self.key) {
+            watching.retain(|(id, _)| *id != self.id);
+            if watching.is_empty() {
                 viewers.remove(&self.key);
             }
         }
@@ -271,47 +381,82 @@ impl Drop for Viewer {
 mod tests {
     use super::*;
 
+    fn ticket(session: SessionId, right: Right) -> Ticket {
+        Ticket {
+            session,
+            right,
+            who: "ada".to_owned(),
+            by: "1".to_owned(),
+        }
+    }
+
+    fn somebody(pane: Pane) -> ViewerView {
+        ViewerView {
+            who: "ada".to_owned(),
+            right: Right::View,
+            pane,
+            since: Timestamp::now(),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_revoked_is_over() {
+        let live = Live::default();
+        let (session, other) = (SessionId::generate(), SessionId::generate());
+        let now = Timestamp::now();
+        let open = |of: SessionId| {
+            let (token, _) = live.ticket(ticket(of, Right::Control), now);
+            live.take_ticket(&token, of, now).unwrap().1
+        };
+        let (mut view, mut stays, mut events) = (open(session), open(other), live.revocation("1"));
+        let (unused, _) = live.ticket(ticket(session, Right::View), now);
+        live.revoke_session(session);
+        view.revoked().await;
+        assert!(live.take_ticket(&unused, session, now).is_none());
+        let still = std::future::poll_fn(|cx| {
+            let of = |r: &mut Revocation, cx: &mut std::task::Context<'_>| {
+                std::pin::pin!(r.revoked()).poll(cx).is_pending()
+            };
+            std::task::Poll::Ready(of(&mut stays, cx) && of(&mut events, cx))
+        });
+        assert!(still.await, "another session, and events, go on");
+        live.revoke_principal("2");
+        live.revoke_principal("1");
+        stays.revoked().await;
+        events.revoked().await;
+    }
+
     #[test]
     fn a_ticket_is_for_one_session_once_for_a_while() {
         let live = Live::default();
         let (session, other) = (SessionId::generate(), SessionId::generate());
         let now = Timestamp::now();
-        let ticket = Ticket {
-            session,
-            right: Right::View,
+        let ticket = ticket(session, Right::View);
+        let right = |token: &str, session, now| {
+            live.take_ticket(token, session, now)
+                .map(|(ticket, _)| ticket.right)
         };
-        let (token, until) = live.ticket(ticket, now);
-        assert_eq!(live.take_ticket(&token, session, now), Some(Right::View));
-        assert_eq!(live.take_ticket(&token, session, now), None, "used");
-        let (token, _) = live.ticket(ticket, now);
-        assert_eq!(live.take_ticket(&token, session, until), None, "expired");
-        let (token, _) = live.ticket(ticket, now);
-        assert_eq!(
-            live.take_ticket(&token, other, now),
-            None,
-            "for another session"
-        );
-        assert_eq!(
-            live.take_ticket(&token, session, now),
-            None,
-            "a wrong try uses it up"
-        );
-        assert_eq!(live.take_ticket("", session, now), None);
+        let (token, until) = live.ticket(ticket.clone(), now);
+        assert_eq!(right(&token, session, now), Some(Right::View));
+        assert_eq!(right(&token, session, now), None, "used");
+        let (token, _) = live.ticket(ticket.clone(), now);
+        assert_eq!(right(&token, session, until), None, "expired");
+        let (token, _) = live.ticket(ticket.clone(), now);
+        assert_eq!(right(&token, other, now), None, "for another session");
+        assert_eq!(right(&token, session, now), None, "a wrong try uses it up");
+        assert_eq!(right("", session, now), None);
     }
 
     #[test]
     fn open_tickets_are_bounded() {
         let live = Live::default();
-        let ticket = Ticket {
-            session: SessionId::generate(),
-            right: Right::Control,
-        };
+        let ticket = ticket(SessionId::generate(), Right::Control);
         let now = Timestamp::now();
-        let (first, _) = live.ticket(ticket, now);
+        let (first, _) = live.ticket(ticket.clone(), now);
         for step in 1..=OPEN_LIMIT {
-            live.ticket(ticket, now.plus(Duration::from_micros(step as u64)));
+            live.ticket(ticket.clone(), now.plus(Duration::from_micros(step as u64)));
         }
-        assert_eq!(live.take_ticket(&first, ticket.session, now), None);
+        assert!(live.take_ticket(&first, ticket.session, now).is_none());
         assert_eq!(lock(&live.tickets).open.len(), OPEN_LIMIT);
     }
 
@@ -328,7 +473,7 @@ mod tests {
         // Somebody comes, and sees after a while.
         let viewer = async {
             tokio::task::yield_now().await;
-            let viewer = live.viewer(session, Pane::Screen, 1);
+            let viewer = live.viewer(session, somebody(Pane::Screen), 1);
             tokio::time::sleep(SOON).await;
             live.shown(session);
             viewer
@@ -343,7 +488,7 @@ mod tests {
 
         // Somebody looks and never sees anything.
         let blind = SessionId::generate();
-        let _viewer = live.viewer(blind, Pane::Screen, 1);
+        let _viewer = live.viewer(blind, somebody(Pane::Screen), 1);
         live.first_look(blind, NEVER, SOON).await;
         assert!(!live.has_seen(blind));
         live.forget(session);
@@ -354,14 +499,15 @@ mod tests {
     fn viewers_are_counted_while_they_watch() {
         let live = Live::default();
         let session = SessionId::generate();
-        let first = live.viewer(session, Pane::Screen, 2);
-        let second = live.viewer(session, Pane::Screen, 2);
+        let first = live.viewer(session, somebody(Pane::Screen), 2);
+        let second = live.viewer(session, somebody(Pane::Screen), 2);
         assert!(first.is_some() && second.is_some());
-        assert!(live.viewer(session, Pane::Screen, 2).is_none());
-        assert!(live.viewer(session, Pane::Terminal, 2).is_some());
+        assert!(live.viewer(session, somebody(Pane::Screen), 2).is_none());
+        assert!(live.viewer(session, somebody(Pane::Terminal), 2).is_some());
         drop(first);
         assert!(live.is_watched(session));
-        assert!(live.viewer(session, Pane::Screen, 2).is_some());
+        assert!(live.viewer(session, somebody(Pane::Screen), 2).is_some());
+        assert_eq!(live.viewers_of(session).len(), 1);
         drop(second);
         assert_eq!(live.viewers(), 0);
         assert!(lock(&live.viewers).is_empty());

@@ -6,9 +6,11 @@ use crate::{
     core::{Core, Shared, off_runtime, stopped},
     http,
     images::Images,
+    listen::{self, Certificates, Listener, Peer, TlsError},
     live::Live,
     metrics::Metrics,
     packs::{Packs, PacksError},
+    people::limits::Limits,
     reconcile::{self, Statuses, Stock},
     scheduler::{Local, Scheduler},
     store::{Store, StoreError},
@@ -34,9 +36,17 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error(
-        "refuse to listen on {0}: only loopback is served; put a reverse proxy with TLS and authentication before it"
+        "refuse to listen on {0} without TLS: set `tls.certificate` and `tls.key`, or listen on loopback behind a reverse proxy \
+         that has TLS"
     )]
-    NotLoopback(SocketAddr),
+    NoTls(SocketAddr),
+    #[error(
+        "refuse to listen on {0} while nobody can sign in: listen on loopback first, and make a user with `vestibule user add` \
+         or a token with `vestibule token new`"
+    )]
+    Nobody(SocketAddr),
+    #[error("set up TLS")]
+    Tls(#[from] TlsError),
     #[error("{operation} `{path}`")]
     File {
         operation: &'static str,
@@ -70,6 +80,10 @@ pub enum ServeError {
 #[derive(Clone)]
 pub struct Serving {
     pub address: SocketAddr,
+    /// Where the command line connects, without TLS; the same as `address` where that has none.
+    pub local: SocketAddr,
+    /// `https://id.example.com`: where links to the dashboard lead.
+    pub base: String,
     /// Opens the dashboard once, within ten minutes. A secret.
     pub link: String,
 }
@@ -106,29 +120,32 @@ pub async fn serve_with(
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce(Serving),
 ) -> Result<(), ServeError> {
-    if !config.listen.ip().is_loopback() {
-        return Err(ServeError::NotLoopback(config.listen));
+    let public = !config.listen.ip().is_loopback();
+    if public && config.tls.is_none() {
+        return Err(ServeError::NoTls(config.listen));
     }
     make_dirs(&config.home)?;
     let _lock = lock(&config.home)?;
-    let listen_err = |err| ServeError::Listen {
-        address: config.listen,
-        err,
-    };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen_err)?;
-    let address = listener.local_addr().map_err(listen_err)?;
+    let store = Store::open(&config.database, &config.home, config.deadlines()).await?;
+    if public && !store.has_people().await? {
+        return Err(ServeError::Nobody(config.listen));
+    }
     let (stop, stopping) = watch::channel(false);
+    let (listener, addresses) = listen(&config, &stopping).await?;
     let home = config.home.clone();
-    let core = assemble(config, scheduler, address, stopping.clone()).await?;
-    let announced = announce(&home, address)?;
+    let core = assemble(config, scheduler, store, addresses, stopping.clone()).await?;
+    let announced = announce(&home, addresses.local)?;
+    let address = addresses.main;
     tracing::info!(%address, home = %home, "serving");
     let reconcilers = tokio::spawn(reconcile::run(core.clone()));
     ready(Serving {
         address,
+        local: addresses.local,
+        base: core.base.clone(),
         link: http::new_code(&core).link,
     });
 
-    let router = http::router(core.clone());
+    let router = http::router(core.clone()).into_make_service_with_connect_info::<Peer>();
     let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stopping));
     let mut server = std::pin::pin!(server.into_future());
     let result = tokio::select! {
@@ -147,10 +164,49 @@ pub async fn serve_with(
     result.map_err(ServeError::Serve)
 }
 
+/// Where is listened.
+#[derive(Clone, Copy)]
+struct Addresses {
+    main: SocketAddr,
+    /// On loopback, without TLS.
+    local: SocketAddr,
+}
+
+async fn listen(
+    config: &Config,
+    stopping: &watch::Receiver<bool>,
+) -> Result<(Listener, Addresses), ServeError> {
+    let failed = |address| move |err| ServeError::Listen { address, err };
+    let tls = match config.tls.clone() {
+        Some(tls) => {
+            let load = move || Certificates::load(&tls.certificate, &tls.key);
+            let certificates = Arc::new(off_runtime(load).await??);
+            tokio::spawn(Arc::clone(&certificates).watch(stopping.clone()));
+            Some(listen::acceptor(certificates)?)
+        }
+        None => None,
+    };
+    let main = TcpListener::bind(config.listen).await;
+    let main = main.map_err(failed(config.listen))?;
+    let address = main.local_addr().map_err(failed(config.listen))?;
+    let (plain, local) = if tls.is_some() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let plain = TcpListener::bind(any).await.map_err(failed(any))?;
+        let local = plain.local_addr().map_err(failed(any))?;
+        (Some(plain), local)
+    } else {
+        (None, address)
+    };
+    let listener = Listener::new(main, tls, plain).map_err(failed(address))?;
+    let main = address;
+    Ok((listener, Addresses { main, local }))
+}
+
 async fn assemble(
     config: Config,
     scheduler: Arc<dyn Scheduler>,
-    address: SocketAddr,
+    store: Store,
+    addresses: Addresses,
     stopping: watch::Receiver<bool>,
 ) -> Result<Shared, ServeError> {
     let home = config.home.clone();
@@ -163,17 +219,19 @@ async fn assemble(
         Ok::<_, ServeError>((token, vault, packs))
     })
     .await??;
-    let store = Store::open(&config.database, &config.home, config.deadlines()).await?;
+    let Addresses { main, local } = addresses;
     Ok(Arc::new(Core {
         clock: Clock::default(),
-        access: Access::new(token, address, &config.allowed_hosts),
+        access: Access::new(token, main, local, &config.hosts(), config.is_secure()),
+        base: config.base(main),
+        policy: http::policy(&config.frame_ancestors),
+        limits: Limits::new(config.limits.starts_per_minute),
         images: Images::new(config.home.clone()),
         config,
         store,
         vault: Arc::new(vault),
         packs,
         scheduler,
-        address,
         live: Live::default(),
         statuses: Statuses::default(),
         stock: Stock::default(),

@@ -1,10 +1,11 @@
 //! The session's state machine, pure: which event may follow in which state, and what is to be done about it.
 //!
 //! ```text
-//! requested ─▶ placing ─▶ starting ─▶ ready ─▶ awaiting-user ─▶ capturing ─▶ completed
-//!     │           │          │          │            │              │
-//!     └───────────┴──────────┴──────────┴────────────┴──────────────┴──▶ failed | cancelled | expired
+//! requested ─▶ placing ─▶ starting ─▶ ready ─▶ awaiting-user ─▶ (confirming) ─▶ capturing ─▶ completed
+//!     │           │          │          │            │               │              │
+//!     └───────────┴──────────┴──────────┴────────────┴───────────────┴──────────────┴──▶ failed | cancelled | expired
 //! ```
+//! `confirming` is for sessions whose owner confirms the account: until then the credential stays in the VM.
 //! One way leads back: a warm start that fails before the VM is ready returns from `starting` to `placing`, for another VM.
 //!
 //! An event that does not fit is [`Illegal`] and changes nothing: late and repeated reports are harmless. From `capturing`
@@ -33,6 +34,10 @@ pub(crate) enum Event {
     LoginStarted,
     /// The agent holds a complete credential.
     CredentialComplete,
+    /// The same, of a session whose owner has to confirm the account.
+    AccountToConfirm,
+    /// The owner said that the account is the right one.
+    AccountConfirmed,
     /// The credential is in the vault.
     CredentialSealed,
     /// The credential can't be had any more.
@@ -52,8 +57,10 @@ pub(crate) enum Event {
 impl Event {
     /// Every event.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Accepted,
+        Self::AccountToConfirm,
+        Self::AccountConfirmed,
         Self::StartFailed,
         Self::Placed,
         Self::MachineReady,
@@ -142,6 +149,7 @@ pub(crate) fn next(current: Current, event: Event, now: Timestamp) -> Result<Tra
         SessionState::Starting => from_starting(event),
         SessionState::Ready => from_ready(event),
         SessionState::AwaitingUser => from_awaiting_user(event),
+        SessionState::Confirming => from_confirming(event),
         SessionState::Capturing => from_capturing(event),
         SessionState::Completed
         | SessionState::Failed
@@ -169,6 +177,8 @@ fn from_requested(event: Event) -> Option<Transition> {
         | Event::MachineReady
         | Event::LoginStarted
         | Event::CredentialComplete
+        | Event::AccountToConfirm
+        | Event::AccountConfirmed
         | Event::CredentialSealed
         | Event::CollectFailed
         | Event::LoginFailed => None,
@@ -185,6 +195,8 @@ fn from_placing(event: Event) -> Option<Transition> {
         | Event::MachineReady
         | Event::LoginStarted
         | Event::CredentialComplete
+        | Event::AccountToConfirm
+        | Event::AccountConfirmed
         | Event::CredentialSealed
         | Event::CollectFailed
         | Event::LoginFailed => None,
@@ -201,6 +213,8 @@ fn from_starting(event: Event) -> Option<Transition> {
         | Event::Placed
         | Event::LoginStarted
         | Event::CredentialComplete
+        | Event::AccountToConfirm
+        | Event::AccountConfirmed
         | Event::CredentialSealed
         | Event::CollectFailed
         | Event::LoginFailed => None,
@@ -212,6 +226,7 @@ fn from_ready(event: Event) -> Option<Transition> {
         Event::LoginStarted => to(SessionState::AwaitingUser, &[]),
         // The agent's report may overtake the reply that the login was started.
         Event::CredentialComplete => to(SessionState::Capturing, &[Effect::Collect]),
+        Event::AccountToConfirm => to(SessionState::Confirming, &[]),
         Event::LoginFailed | Event::MachineFailed | Event::DeadlinePassed => {
             to(SessionState::Failed, END)
         }
@@ -220,6 +235,7 @@ fn from_ready(event: Event) -> Option<Transition> {
         | Event::Accepted
         | Event::Placed
         | Event::MachineReady
+        | Event::AccountConfirmed
         | Event::CredentialSealed
         | Event::CollectFailed => None,
     }
@@ -228,6 +244,7 @@ fn from_ready(event: Event) -> Option<Transition> {
 fn from_awaiting_user(event: Event) -> Option<Transition> {
     match event {
         Event::CredentialComplete => to(SessionState::Capturing, &[Effect::Collect]),
+        Event::AccountToConfirm => to(SessionState::Confirming, &[]),
         Event::LoginFailed | Event::MachineFailed => to(SessionState::Failed, END),
         Event::DeadlinePassed => to(SessionState::Expired, END),
         Event::Cancelled => to(SessionState::Cancelled, END),
@@ -236,8 +253,29 @@ fn from_awaiting_user(event: Event) -> Option<Transition> {
         | Event::Placed
         | Event::MachineReady
         | Event::LoginStarted
+        | Event::AccountConfirmed
         | Event::CredentialSealed
         | Event::CollectFailed => None,
+    }
+}
+
+fn from_confirming(event: Event) -> Option<Transition> {
+    match event {
+        Event::AccountConfirmed => to(SessionState::Capturing, &[Effect::Collect]),
+        // The only copy was in the VM.
+        Event::MachineFailed => to(SessionState::Failed, END),
+        Event::DeadlinePassed => to(SessionState::Expired, END),
+        Event::Cancelled => to(SessionState::Cancelled, END),
+        Event::StartFailed
+        | Event::Accepted
+        | Event::Placed
+        | Event::MachineReady
+        | Event::LoginStarted
+        | Event::CredentialComplete
+        | Event::AccountToConfirm
+        | Event::CredentialSealed
+        | Event::CollectFailed
+        | Event::LoginFailed => None,
     }
 }
 
@@ -253,6 +291,8 @@ fn from_capturing(event: Event) -> Option<Transition> {
         | Event::MachineReady
         | Event::LoginStarted
         | Event::CredentialComplete
+        | Event::AccountToConfirm
+        | Event::AccountConfirmed
         | Event::LoginFailed
         | Event::MachineFailed => None,
     }
@@ -265,6 +305,7 @@ pub(crate) struct Deadlines {
     pub(crate) placing: Duration,
     pub(crate) starting: Duration,
     pub(crate) ready: Duration,
+    pub(crate) confirming: Duration,
     pub(crate) capturing: Duration,
 }
 
@@ -282,6 +323,7 @@ impl Deadlines {
             SessionState::Starting => self.starting,
             SessionState::Ready => self.ready,
             SessionState::AwaitingUser => sign_in,
+            SessionState::Confirming => self.confirming,
             SessionState::Capturing => self.capturing,
             SessionState::Completed
             | SessionState::Failed
@@ -303,6 +345,7 @@ mod tests {
         placing: MINUTE,
         starting: MINUTE,
         ready: MINUTE,
+        confirming: MINUTE,
         capturing: MINUTE,
     };
 

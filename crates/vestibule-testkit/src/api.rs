@@ -112,6 +112,7 @@ impl Api {
         let request = StartRequest {
             provider: provider.parse::<ProviderId>()?,
             user_id: None,
+            owner: None,
             flow: flow.map(str::to_owned),
             image: None,
             warm,
@@ -225,8 +226,12 @@ impl Api {
     /// As [`Api::call`].
     pub async fn ticket(&self, id: SessionId, right: Right) -> Result<TicketReply> {
         let path = format!("/api/auth/session/{id}/tickets");
-        self.call(Method::POST, &path, Some(&TicketRequest { right }))
-            .await
+        self.call(
+            Method::POST,
+            &path,
+            Some(&TicketRequest { right, who: None }),
+        )
+        .await
     }
 
     /// Opens `view` or `terminal` of the session with a fresh ticket.

@@ -9,6 +9,7 @@ mod doctor;
 mod home;
 mod image;
 mod output;
+mod people;
 mod provider;
 mod serve;
 mod session;
@@ -60,6 +61,15 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Put a backup into an empty home, after every credential in it was checked.
     Restore(backup::RestoreArgs),
+    /// Make, list and remove users of the dashboard.
+    #[command(subcommand)]
+    User(people::UserCommand),
+    /// Make, list and revoke service tokens of the API.
+    #[command(subcommand)]
+    Token(people::TokenCommand),
+    /// Make, list and remove organisations.
+    #[command(subcommand)]
+    Org(people::OrgCommand),
     /// Look at provider packs and check them.
     #[command(subcommand)]
     Provider(provider::ProviderCommand),
@@ -118,6 +128,9 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
         Command::Audit(command) => audit::run(&home, command, out),
         Command::Backup(args) => runtime()?.block_on(backup::backup(&home, args, out)),
         Command::Restore(args) => runtime()?.block_on(backup::restore(&home, args, out)),
+        Command::User(command) => runtime()?.block_on(people::user(&home, command, out)),
+        Command::Token(command) => runtime()?.block_on(people::token(&home, command, out)),
+        Command::Org(command) => runtime()?.block_on(people::org(&home, command, out)),
         Command::Provider(command) => provider::run(&home, command, out),
         Command::Diagnose(args) => diagnose::run(&args, out),
         Command::Doctor => doctor::run(&home, out),

@@ -20,7 +20,8 @@ pub(crate) struct ServeArgs {
     /// Configuration [default: $VESTIBULE_HOME/vestibule.toml where it exists].
     #[arg(long, value_name = "FILE")]
     config: Option<Utf8PathBuf>,
-    /// Address to listen on; loopback only [default: the configuration's, 127.0.0.1:4000].
+    /// Address to listen on; other than loopback only with TLS and a user or token [default: the configuration's,
+    /// 127.0.0.1:4000].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Open the dashboard in the browser of this desktop; without a desktop, only the link is printed.
@@ -53,7 +54,7 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
     tracing::info!(driver = %config.vm.driver, "what VMs run under");
     let page = home.path().join("open.html");
     let served = vestibule_controller::serve(config, ended(), |serving| {
-        output::note(&format!("vestibule: serving on http://{}", serving.address));
+        output::note(&format!("vestibule: serving on {}", serving.base));
         output::line(&format!(
             "open the dashboard (works once, 10 minutes): {}",
             serving.link

@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use vestibule_api::{
     ids::{ProviderId, SessionId},
     session::{
-        SessionEvent, SessionEventKind, SessionState, SessionView, StartReply, StartRequest,
+        ConfirmRequest, SessionEvent, SessionEventKind, SessionState, SessionView, StartReply,
+        StartRequest,
     },
 };
 
@@ -38,6 +39,15 @@ pub(crate) enum SessionCommand {
     Follow { session: SessionId },
     /// Cancel a session and destroy its VM.
     Cancel { session: SessionId },
+    /// Say that the account is the right one, where a session waits for that: its credential is then sealed.
+    Confirm {
+        session: SessionId,
+        /// The account as `session show` shows it; leave it out where the tool names none.
+        #[arg(long)]
+        account: Option<String>,
+    },
+    /// End every view of a session, and the tickets that were not used yet.
+    CloseViews { session: SessionId },
     /// Start and end sign-ins and print how long each phase took, from the request to a view that can be used.
     Bench(bench::BenchArgs),
 }
@@ -58,6 +68,7 @@ pub(crate) async fn run(
             let request = StartRequest {
                 provider,
                 user_id: user,
+                owner: None,
                 flow,
                 image: None,
                 warm: None,
@@ -67,7 +78,7 @@ pub(crate) async fn run(
                 .await?;
             out.print(&reply, |reply| {
                 format!(
-                    "{}\nsee it at {}/#/session/{}",
+                    "{}\nsee it at {}/#/sessions/{}",
                     reply.session_id,
                     controller.base(),
                     reply.session_id
@@ -112,6 +123,19 @@ pub(crate) async fn run(
             out.print(&view, show)?;
             Ok(ExitCode::SUCCESS)
         }
+        SessionCommand::Confirm { session, account } => {
+            let path = format!("/api/auth/session/{session}/confirm");
+            let request = ConfirmRequest { account };
+            let view: SessionView = controller.call(Method::POST, &path, Some(&request)).await?;
+            out.print(&view, show)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        SessionCommand::CloseViews { session } => {
+            let path = format!("/api/auth/session/{session}/tickets");
+            let _: serde_json::Value = controller.call(Method::DELETE, &path, None::<&()>).await?;
+            output::note(&format!("the views of {session} are closed"));
+            Ok(ExitCode::SUCCESS)
+        }
         SessionCommand::Bench(args) => bench::run(&controller, args, out).await,
     }
 }
@@ -136,6 +160,17 @@ fn show(view: &SessionView) -> String {
         view.image_digest.as_ref().map(|d| d.short().to_owned()),
     );
     add("account", view.account.clone());
+    let watching = view.viewers.iter();
+    let watching: Vec<_> = watching
+        .map(|v| format!("{} ({})", v.who, word(&v.pane)))
+        .collect();
+    add(
+        "watched by",
+        (!watching.is_empty()).then(|| watching.join(", ")),
+    );
+    if view.state == SessionState::Confirming {
+        add("waits for", Some("the account to be confirmed".to_owned()));
+    }
     add("sealed as", view.credential_id.map(|id| id.to_string()));
     if let Some(finding) = view.failure.as_ref().and_then(|v| v.finding.as_ref()) {
         text.push_str(&format!("\n\n{}", output::finding(finding)));
@@ -166,6 +201,12 @@ async fn follow(
     anyhow::bail!(
         "the controller ended the event stream before session {session} ended; follow it again"
     )
+}
+
+/// A word of the API, as it stands on the wire.
+fn word(value: &impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 fn describe(event: &SessionEvent) -> String {
@@ -202,6 +243,12 @@ fn describe(event: &SessionEvent) -> String {
             format!("  way out: {host}:{port} {reason:?} ({count})")
         }
         SessionEventKind::Viewers { count } => format!("  {count} viewing"),
+        SessionEventKind::ViewerJoined { who, right, pane } => {
+            format!("  {who} watches the {} ({})", word(pane), word(right))
+        }
+        SessionEventKind::ViewerLeft { who, pane, .. } => {
+            format!("  {who} left the {}", word(pane))
+        }
         SessionEventKind::BrowserRestarted => "  browser was closed and started again".to_owned(),
         SessionEventKind::Captured { account } => {
             format!(

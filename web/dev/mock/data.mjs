@@ -4,6 +4,37 @@ const ago = (s) => new Date(Date.now() - s * 1000).toISOString();
 export const uuid = (n) => `0199f3c2-7a10-7000-8000-${String(n).padStart(12, "0")}`;
 const digest = (c) => c.repeat(64);
 
+/** Operations of the API that each role of the mock may use. */
+const MAY = {
+  local: [
+    "start",
+    "sessions",
+    "session",
+    "ticket",
+    "revokeTickets",
+    "confirm",
+    "vms",
+    "vm",
+    "images",
+    "ready",
+    "credentials",
+  ],
+  signer: ["start", "sessions", "session", "ticket", "revokeTickets", "confirm", "credentials"],
+  consumer: ["credentialContent"],
+};
+
+/** Who is signed in: `ada` is a signer, `carl` a consumer. */
+export const me = (name) => {
+  const role = { local: "local", carl: "consumer" }[name] ?? "signer";
+  return {
+    kind: name === "local" ? "local" : "user",
+    name,
+    role: role === "local" ? "admin" : role,
+    organisation: null,
+    operations: MAY[role],
+  };
+};
+
 export const FINDING = {
   cause: "consent-denied",
   stage: "provider",
@@ -130,6 +161,9 @@ const session = (n, provider, state, more = {}) => ({
   userCode: null,
   failure: null,
   viewable: false,
+  confirmAccount: false,
+  viewers: [],
+  own: true,
   ...more,
 });
 

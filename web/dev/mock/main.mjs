@@ -21,6 +21,7 @@ const ERRORS = {
   ],
   404: ["not_found", "there is no such thing", "go back to the list"],
   409: ["conflict", "the session is not viewable yet", "wait for its state `ready`"],
+  429: ["rate_limited", "too many attempts to sign in in a short time", "try again in 17 s"],
   410: ["session_gone", "this session was removed after 30 days", "start a new one"],
 };
 
@@ -94,6 +95,19 @@ function routes(store) {
         json(r, 204);
       },
     ],
+    [
+      "POST",
+      /^\/api\/login\/password$/,
+      async (_, q, r) => {
+        const { name, password } = await read(q);
+        if (name === "often") return fail(r, 429);
+        if (password !== "correct horse battery") return fail(r, 401);
+        store.signedIn = true;
+        store.me = data.me(name);
+        json(r, 204);
+      },
+    ],
+    ["GET", /^\/api\/me$/, () => store.me],
     ["POST", /^\/api\/logout$/, (_, q, r) => ((store.signedIn = false), json(r, 204))],
     ["GET", /^\/api\/providers$/, () => data.providers],
     [
@@ -117,6 +131,26 @@ function routes(store) {
       ([, id]) => {
         store.emit(id, { type: "state", state: "cancelled" });
         return session(id);
+      },
+    ],
+    [
+      "POST",
+      /^\/api\/auth\/session\/([^/]+)\/confirm$/,
+      async ([, id], q, r) => {
+        const { account } = await read(q);
+        if (session(id).state !== "confirming" || account !== session(id).account)
+          return fail(r, 409);
+        store.emit(id, { type: "state", state: "capturing" });
+        setTimeout(() => store.emit(id, { type: "state", state: "completed" }), 50);
+        return session(id);
+      },
+    ],
+    [
+      "DELETE",
+      /^\/api\/auth\/session\/([^/]+)\/tickets$/,
+      ([, id], q, r) => {
+        store.revoke(id);
+        json(r, 204);
       },
     ],
     [
@@ -170,7 +204,7 @@ function routes(store) {
   ];
 }
 
-const OPEN = new Set(["/api/login", "/ready"]);
+const OPEN = new Set(["/api/login", "/api/login/password", "/ready"]);
 
 async function answer(store, table, request, response) {
   const { pathname } = new URL(request.url, "http://mock");
@@ -222,6 +256,7 @@ export async function startMock(port = 0, speed = 1) {
         id,
         (e) => e.event.type === "state" && !store.session(id).viewable && ws.close(4002, "over"),
       );
+      store.watch(id, what === "view" ? "screen" : "terminal", ws);
       if (what === "view") serveRfb(ws, seen);
       else terminal(ws);
     });

@@ -50,6 +50,12 @@ const SCRIPTS = {
     [8.2, state("capturing")],
     [9, state("completed")],
   ],
+  confirm: [
+    ...START,
+    [5.4, opened("claude.ai")],
+    [8, { type: "captured", account: "ada@example.org" }],
+    [8.2, state("confirming")],
+  ],
   gemini: [
     ...START,
     [5.4, opened("accounts.google.com")],

@@ -3,13 +3,18 @@ import * as data from "./data.mjs";
 import { past, script } from "./scenario.mjs";
 
 const TERMINAL = new Set(["completed", "failed", "cancelled", "expired"]);
-const VIEWABLE = new Set(["ready", "awaiting-user", "capturing"]);
+const VIEWABLE = new Set(["ready", "awaiting-user", "confirming", "capturing"]);
 
 export class Store {
   sessions = data.sessions();
   credentials = data.credentials();
   machines = data.machines();
   signedIn = true;
+  /** Who is signed in. */
+  me = data.me("local");
+  /** Whether sign-ins wait for their account to be confirmed. */
+  confirm = false;
+  #watching = [];
   /** Rights of the tickets asked for. */
   rights = [];
   #events = new Map(this.sessions.map((s) => [s.sessionId, past(s)]));
@@ -37,6 +42,25 @@ export class Store {
     return () => this.#listeners.delete(entry);
   }
 
+  /** Counts a viewer until its socket closes. */
+  watch(id, pane, socket) {
+    const view = { who: this.me.name, right: "control", pane, since: new Date().toISOString() };
+    const entry = { id, socket };
+    this.#watching.push(entry);
+    const session = this.session(id);
+    session.viewers = [...session.viewers, view];
+    this.emit(id, { type: "viewer-joined", who: view.who, right: view.right, pane });
+    socket.on("close", () => {
+      this.#watching = this.#watching.filter((e) => e !== entry);
+      session.viewers = session.viewers.filter((v) => v !== view);
+      this.emit(id, { type: "viewer-left", who: view.who, right: view.right, pane });
+    });
+  }
+
+  revoke(id) {
+    for (const entry of this.#watching) if (entry.id === id) entry.socket.close(4010, "revoked");
+  }
+
   start({ provider, flow }) {
     const n = this.#next++;
     const now = new Date().toISOString();
@@ -58,7 +82,9 @@ export class Store {
       data.machine(n + 500, { state: "up", goneAt: null, createdAt: now, hasEvidence: false }),
     );
     this.#events.set(id, []);
-    for (const [at, event] of script(provider)) {
+    for (const [at, event] of script(
+      this.confirm && provider === "claude" ? "confirm" : provider,
+    )) {
       setTimeout(() => this.emit(id, event), (at * 1000) / this.#speed);
     }
     return id;

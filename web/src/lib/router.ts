@@ -14,6 +14,18 @@ export type Route =
   | { page: "status" }
   | { page: "lost"; path: string };
 
+/** The operation of the API without which a page has nothing to show. */
+export const NEEDS: Partial<Record<Route["page"], string>> = {
+  connect: "start",
+  sessions: "sessions",
+  session: "session",
+  credentials: "credentials",
+  machines: "vms",
+  machine: "vm",
+  images: "images",
+  status: "ready",
+};
+
 /** The route of a `location.hash`. Whatever it is not, is `lost`. */
 export function parse(hash: string): Route {
   const path = hash.replace(/^#?\/?/, "").replace(/\/+$/, "");

@@ -8,6 +8,8 @@ import { timeline } from "./timeline";
 /** So many events no sign-in has. Beyond, a page that asks for one refused host after the other is no longer listened to. */
 const MOST_EVENTS = 2000;
 const NOISE = new Set(["egress-refused", "url-refused"]);
+/** Events that change what the row says beyond them: credential, verdict, image, viewers. */
+const NEWS = new Set(["state", "viewer-joined", "viewer-left"]);
 
 export class Session {
   readonly id: string;
@@ -38,6 +40,14 @@ export class Session {
       if (found && !abort.signal.aborted) void this.#follow(abort.signal);
     });
     return () => abort.abort();
+  }
+
+  async confirm(): Promise<void> {
+    this.view = await api.confirm(this.id, this.view?.account ?? null);
+  }
+
+  async endViews(): Promise<void> {
+    await api.revokeTickets(this.id);
   }
 
   async cancel(): Promise<void> {
@@ -79,7 +89,6 @@ export class Session {
   #take(event: SessionEvent): void {
     if (this.#events.length >= MOST_EVENTS && NOISE.has(event.event.type)) return;
     this.#events = [...this.#events, event];
-    // What the row says beyond the events (credential, verdict, image) changes with the state.
-    if (event.event.type === "state") void this.#refresh();
+    if (NEWS.has(event.event.type)) void this.#refresh();
   }
 }

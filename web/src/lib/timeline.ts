@@ -59,6 +59,7 @@ const STEP_OF: Record<SessionState, number | null> = {
   starting: 1,
   ready: 2,
   "awaiting-user": 3,
+  confirming: 3,
   capturing: 3,
   completed: 4,
   failed: null,
@@ -148,6 +149,10 @@ function apply(t: Timeline, at: string, event: SessionEventKind): void {
     case "viewers":
       t.viewers = event.count;
       return;
+    case "viewer-joined":
+      return note(t, at, `viewer ${event.who} ${event.pane}`, watches(event));
+    case "viewer-left":
+      return;
     case "browser-restarted":
       return note(t, at, "browser", "The browser was closed and opened again");
     case "captured":
@@ -163,6 +168,11 @@ function apply(t: Timeline, at: string, event: SessionEventKind): void {
       // A newer server says something that this page does not know: nothing is lost by not showing it.
       return;
   }
+}
+
+function watches(event: { who: string; pane: "screen" | "terminal"; right: "control" | "view" }) {
+  const what = event.pane === "screen" ? "screen" : "terminal";
+  return `${event.who} ${event.right === "control" ? "uses" : "watches"} the ${what}`;
 }
 
 function noWay(event: { host: string; port: number }): string {
@@ -187,6 +197,7 @@ function enter(t: Timeline, at: string, state: SessionState): void {
   step.startedAt ??= at;
   step.status = state === "completed" ? "done" : "active";
   if (state === "completed") t.endedAt = step.endedAt = at;
+  if (state === "confirming") note(t, at, "confirming", "Waiting for you to confirm the account");
   if (state === "capturing") note(t, at, "capturing", "Sealing the credential");
 }
 

@@ -1,11 +1,13 @@
 //! Credentials: metadata, removal, and the one way out of the vault, which is audited and never cached.
-use super::error::{ApiError, Body, Path};
-use crate::core::{Shared, off_runtime};
-use axum::{
-    Json,
-    extract::State,
-    http::{HeaderMap, StatusCode},
+use super::{
+    Caller,
+    error::{ApiError, Body, Path},
 };
+use crate::{
+    core::{Shared, off_runtime},
+    people::Owner,
+};
+use axum::{Json, extract::State, http::StatusCode};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use std::sync::Arc;
 use vestibule_api::{
@@ -23,14 +25,22 @@ const PURPOSE_LIMIT: usize = 200;
     responses((status = 200, body = [CredentialView])))]
 pub(super) async fn list(
     State(core): State<Shared>,
+    caller: Caller,
 ) -> Result<Json<Vec<CredentialView>>, ApiError> {
+    let scope = caller.scope()?;
+    let owners = core.store.credential_owners().await?;
+    let shown = |meta: &CredentialMeta| {
+        let owner = owners.get(&meta.credential_id).cloned();
+        scope.has(&owner.unwrap_or_else(Owner::local))
+    };
     let listing = vault(&core, Vault::list)
         .await?
         .map_err(|err| ApiError::internal(&err))?;
     for (id, err) in &listing.damaged {
         tracing::error!(credential.id = %id, error = %Chain(err), "a record of the vault is damaged");
     }
-    Ok(Json(listing.credentials.into_iter().map(view).collect()))
+    let credentials = listing.credentials.into_iter().filter(shown);
+    Ok(Json(credentials.map(view).collect()))
 }
 
 /// One credential's metadata.
@@ -53,14 +63,17 @@ pub(super) async fn show(
 pub(super) async fn remove(
     State(core): State<Shared>,
     Path(id): Path<CredentialId>,
-    headers: HeaderMap,
+    caller: Caller,
 ) -> Result<StatusCode, ApiError> {
     let access = Access {
-        actor: actor(&core, &headers),
+        actor: caller.principal.actor(),
         purpose: "removed".to_owned(),
     };
     match vault(&core, move |vault| vault.remove(id, &access)).await? {
-        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Ok(()) => {
+            core.store.forget_credential_owner(id).await?;
+            Ok(StatusCode::NO_CONTENT)
+        }
         Err(RemoveError::NotFound(_)) => Err(ApiError::not_found(format!("credential {id}"))),
         Err(err) => Err(ApiError::internal(&err)),
     }
@@ -74,7 +87,7 @@ pub(super) async fn remove(
 pub(super) async fn content(
     State(core): State<Shared>,
     Path(id): Path<CredentialId>,
-    headers: HeaderMap,
+    caller: Caller,
     Body(request): Body<ContentRequest>,
 ) -> Result<Json<ContentReply>, ApiError> {
     let purpose = request.purpose.trim();
@@ -88,7 +101,7 @@ pub(super) async fn content(
         ));
     }
     let access = Access {
-        actor: actor(&core, &headers),
+        actor: caller.principal.actor(),
         purpose: purpose.to_owned(),
     };
     let content = vault(&core, move |vault| vault.get(id, &access)).await?;
@@ -104,15 +117,6 @@ async fn vault<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let vault = Arc::clone(&core.vault);
     Ok(off_runtime(move || work(&vault)).await?)
-}
-
-fn actor(core: &Shared, headers: &HeaderMap) -> String {
-    let who = if core.access.has_token(headers) {
-        "api:token"
-    } else {
-        "api:dashboard"
-    };
-    who.to_owned()
 }
 
 fn view(meta: CredentialMeta) -> CredentialView {

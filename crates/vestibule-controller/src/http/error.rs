@@ -84,7 +84,9 @@ pub(crate) const fn status(code: ErrorCode) -> StatusCode {
         ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ErrorCode::SessionGone => StatusCode::GONE,
         ErrorCode::Conflict => StatusCode::CONFLICT,
-        ErrorCode::TooManySessions => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::TooManySessions | ErrorCode::QuotaExceeded | ErrorCode::RateLimited => {
+            StatusCode::TOO_MANY_REQUESTS
+        }
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::ImageMissing | ErrorCode::MachineUnavailable | ErrorCode::Unavailable => {
             StatusCode::SERVICE_UNAVAILABLE

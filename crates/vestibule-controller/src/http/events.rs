@@ -1,9 +1,13 @@
 //! A session's events as they happen (server-sent events, WHATWG HTML section 9.2).
 use super::{
+    Caller,
     error::{ApiError, Path},
     sessions,
 };
-use crate::core::{Shared, stopped};
+use crate::{
+    core::{Shared, stopped},
+    live::Revocation,
+};
 use axum::{
     extract::State,
     http::{HeaderMap, StatusCode},
@@ -37,6 +41,7 @@ const PAGE: u32 = 256;
     ))]
 pub(super) async fn events(
     State(core): State<Shared>,
+    caller: Caller,
     Path(id): Path<SessionId>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -55,6 +60,7 @@ pub(super) async fn events(
     };
     // Listening begins before the look at the rows: nothing falls between.
     let changes = core.store.signals.sessions.subscribe();
+    let revocation = core.live.revocation(&caller.principal.id);
     let row = sessions::find(&core, id).await?;
     if row.state.is_terminal() && core.store.events(id, after, 1).await?.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -67,6 +73,7 @@ pub(super) async fn events(
         ready: VecDeque::new(),
         changes,
         stopping,
+        revocation,
         done: false,
     };
     let frames = stream::unfold(tail, |mut tail| async move {
@@ -85,6 +92,7 @@ struct Tail {
     ready: VecDeque<SessionEvent>,
     changes: broadcast::Receiver<SessionId>,
     stopping: watch::Receiver<bool>,
+    revocation: Revocation,
     done: bool,
 }
 
@@ -119,7 +127,7 @@ impl Tail {
         event
     }
 
-    /// Waits for a change of this session. None: the controller stops.
+    /// Waits for a change of this session. None: the controller stops, or who listens may do so no more.
     async fn changed(&mut self) -> Option<()> {
         loop {
             tokio::select! {
@@ -130,6 +138,7 @@ impl Tail {
                     Err(broadcast::error::RecvError::Closed) => return None,
                 },
                 () = stopped(self.stopping.clone()) => return None,
+                () = self.revocation.revoked() => return None,
             }
         }
     }

@@ -1,19 +1,30 @@
-//! What stands before every handler: request id, own names only, authentication, and the headers of every reply.
+//! What stands before every handler: request id, own names only, who asks and whether they may, and the headers of every
+//! reply.
 use super::error::{ApiError, REQUEST_ID};
-use crate::{core::Shared, live::Hash};
+use crate::{
+    auth::Access,
+    core::Shared,
+    people::Principal,
+    rights::{self, Gate, Object, Reach},
+    store::Scope,
+};
 use axum::{
-    extract::{Request, State},
-    http::{HeaderName, HeaderValue, Method, header},
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use std::time::Instant;
-use vestibule_api::{error::ErrorCode, time::Timestamp};
+use std::{str::FromStr, time::Instant};
+use vestibule_api::{
+    error::ErrorCode,
+    ids::{CredentialId, InvalidId, MachineId, SessionId},
+    time::Timestamp,
+};
 
 /// Nothing inline, nothing remote. `data:` is noVNC's cursor and JPEG rectangles; xterm.js colours spans by attribute.
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self' data:; \
                    font-src 'self'; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; \
-                   frame-ancestors 'none'";
+                   frame-ancestors ";
 const PERMISSIONS: &str = "clipboard-read=(self), clipboard-write=(self), fullscreen=(self), camera=(), microphone=(), \
                            geolocation=(), display-capture=()";
 
@@ -23,9 +34,14 @@ pub(crate) async fn guard(State(core): State<Shared>, request: Request, next: Ne
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = REQUEST_ID
         .scope(id.clone(), async {
-            let needed = check(&core, &request);
-            match settle(&core, needed).await {
-                Ok(()) => next.run(request).await,
+            let (mut parts, body) = request.into_parts();
+            match admit(&core, &parts).await {
+                Ok(caller) => {
+                    if let Some(caller) = caller {
+                        parts.extensions.insert(caller);
+                    }
+                    next.run(Request::from_parts(parts, body)).await
+                }
                 Err(err) => err.into_response(),
             }
         })
@@ -35,19 +51,38 @@ pub(crate) async fn guard(State(core): State<Shared>, request: Request, next: Ne
     // The path without its query: a ticket stands there.
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::debug!(request.id = id, %method, path, status, took_ms, "request");
-    headers(&mut response, &id);
+    headers(&core, &mut response, &id);
     response
 }
 
-/// What has still to be shown before the request is served.
-enum Needed {
-    Nothing,
-    /// A dashboard that is signed in has this cookie.
-    Login(Option<Hash>),
+/// Who asks, and how far the right goes by which they may. Handlers that list or make something ask it.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) principal: Principal,
+    pub(crate) reach: Reach,
 }
 
-fn check(core: &Shared, request: &Request) -> Result<Needed, ApiError> {
-    let headers = request.headers();
+impl Caller {
+    /// Which objects a list shows.
+    pub(crate) fn scope(&self) -> Result<Scope, ApiError> {
+        self.reach
+            .scope(&self.principal)
+            .ok_or_else(|| forbidden(&self.principal))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let caller = parts.extensions.get::<Self>();
+        caller.cloned().ok_or_else(unauthenticated)
+    }
+}
+
+/// Lets a request through that may be served. None: it needs nobody.
+async fn admit(core: &Shared, request: &Parts) -> Result<Option<Caller>, ApiError> {
+    let headers = &request.headers;
     if !core.access.is_own_host(headers) {
         return Err(ApiError::new(
             ErrorCode::Forbidden,
@@ -55,58 +90,166 @@ fn check(core: &Shared, request: &Request) -> Result<Needed, ApiError> {
             "use http://localhost with the port, or add the name to `allowed_hosts` in the configuration",
         ));
     }
-    if !core.access.is_own_origin(request.method(), headers) {
+    if !core.access.is_own_origin(&request.method, headers) {
         return Err(ApiError::new(
             ErrorCode::Forbidden,
             "the request comes from a page of another origin",
             "use the dashboard of this server, or send the token instead of a cookie",
         ));
     }
-    if is_open(request) || core.access.has_token(headers) {
-        return Ok(Needed::Nothing);
+    let matched = request.extensions.get::<MatchedPath>();
+    let Some(matched) = matched.map(MatchedPath::as_str) else {
+        return if is_public_file(request) {
+            Ok(None)
+        } else {
+            // Whether there is such a route is for those who are known.
+            let principal = authenticate(core, headers).await?;
+            let reach = Reach::None;
+            Ok(Some(Caller { principal, reach }))
+        };
+    };
+    let rule = rights::find(request.method.as_str(), matched);
+    let granted = match rule.map(|rule| &rule.gate) {
+        Some(Gate::Open) => return Ok(None),
+        Some(Gate::Ticket(_)) if headers.contains_key(header::UPGRADE) => return Ok(None),
+        Some(Gate::HomeToken | Gate::Ticket(_) | Gate::Roles(_)) | None => {
+            authenticate(core, headers).await?
+        }
+    };
+    let (principal, Some(rule)) = (granted, rule) else {
+        return Err(super::no_method(&request.method));
+    };
+    let reach = match &rule.gate {
+        Gate::Open => Reach::Yes,
+        Gate::HomeToken if core.access.has_token(headers) => Reach::Yes,
+        Gate::HomeToken => Reach::None,
+        Gate::Ticket(granted) | Gate::Roles(granted) => rights::reach(granted, principal.role),
     }
-    Ok(Needed::Login(core.access.cookie_hash(headers)))
+    .of(&principal);
+    if reach == Reach::None {
+        return Err(forbidden(&principal));
+    }
+    let caller = Caller { principal, reach };
+    within_reach(core, &caller, rule.object, matched, request.uri.path()).await?;
+    Ok(Some(caller))
 }
 
-async fn settle(core: &Shared, needed: Result<Needed, ApiError>) -> Result<(), ApiError> {
-    match needed? {
-        Needed::Nothing => return Ok(()),
-        Needed::Login(Some(hash)) if core.store.is_login(&hash.hex(), Timestamp::now()).await? => {
-            return Ok(());
-        }
-        Needed::Login(_) => {}
+/// Who carries the token or cookie.
+async fn authenticate(core: &Shared, headers: &HeaderMap) -> Result<Principal, ApiError> {
+    let now = Timestamp::now();
+    if core.access.has_token(headers) {
+        return Ok(Principal::local());
     }
-    Err(ApiError::new(
+    let found = if let Some(hash) = Access::bearer(headers) {
+        core.store.principal_of_token(&hash.hex(), now).await?
+    } else if let Some(hash) = core.access.cookie_hash(headers) {
+        core.store.principal_of_login(&hash.hex(), now).await?
+    } else {
+        None
+    };
+    found.ok_or_else(unauthenticated)
+}
+
+fn unauthenticated() -> ApiError {
+    ApiError::new(
         ErrorCode::Unauthenticated,
         "the request carries no token that is known",
-        "open the link that `vestibule link` prints, or send `Authorization: Bearer` with the content of $VESTIBULE_HOME/token",
-    ))
+        "sign in, open the link that `vestibule link` prints, or send `Authorization: Bearer` with a token",
+    )
 }
 
-/// What needs no token: the dashboard's files, liveness, the exchange of a one-time code, and a WebSocket, which has a
-/// ticket and is told by a close code what is wrong with it (a browser can't read the body of a refused upgrade).
-fn is_open(request: &Request) -> bool {
-    let path = request.uri().path();
-    let reading = matches!(*request.method(), Method::GET | Method::HEAD);
-    let private = path == "/api"
-        || path.starts_with("/api/")
-        || matches!(path, "/metrics" | "/ready" | "/docs");
-    let socket = request.headers().contains_key(header::UPGRADE)
-        && path.starts_with("/api/auth/session/")
-        && (path.ends_with("/view") || path.ends_with("/terminal"));
-    (reading && (!private || socket)) || (path == "/api/login" && *request.method() == Method::POST)
+fn forbidden(principal: &Principal) -> ApiError {
+    ApiError::new(
+        ErrorCode::Forbidden,
+        format!("the role `{}` may not do this", principal.role),
+        "ask the admin of this installation",
+    )
 }
 
-fn headers(response: &mut Response, id: &str) {
+/// An object that is not within reach is not there: the reply is that of an id that nobody ever gave.
+async fn within_reach(
+    core: &Shared,
+    caller: &Caller,
+    object: Object,
+    template: &str,
+    path: &str,
+) -> Result<(), ApiError> {
+    if object == Object::None || matches!(caller.reach, Reach::All | Reach::Yes) {
+        return Ok(());
+    }
+    let id = template
+        .split('/')
+        .zip(path.split('/'))
+        .find_map(|(name, value)| name.starts_with('{').then_some(value))
+        .unwrap_or_default();
+    let (owner, what) = match object {
+        Object::None => return Ok(()),
+        Object::Session => {
+            let id = parse::<SessionId>(id)?;
+            (core.store.session_owner(id).await?, format!("session {id}"))
+        }
+        Object::Machine => {
+            let id = parse::<MachineId>(id)?;
+            (core.store.machine_owner(id).await?, format!("VM {id}"))
+        }
+        Object::Credential => {
+            let id = parse::<CredentialId>(id)?;
+            let owner = core.store.credential_owner(id).await?;
+            (Some(owner), format!("credential {id}"))
+        }
+    };
+    match owner {
+        Some(owner) if caller.reach.has(&caller.principal, &owner) => Ok(()),
+        Some(_) | None => Err(ApiError::not_found(what)),
+    }
+}
+
+/// Of the path as it was sent: an id with escapes in it is none.
+fn parse<T: FromStr<Err = InvalidId>>(id: &str) -> Result<T, ApiError> {
+    id.parse().map_err(|err: InvalidId| {
+        ApiError::new(
+            ErrorCode::InvalidRequest,
+            err.to_string(),
+            "correct the id in the path",
+        )
+    })
+}
+
+/// The dashboard's own files need nobody.
+fn is_public_file(request: &Parts) -> bool {
+    let path = request.uri.path();
+    let reading = matches!(request.method, Method::GET | Method::HEAD);
+    reading && path != "/api" && !path.starts_with("/api/")
+}
+
+/// The content security policy, with whose pages may show this server's in a frame; nobody's where none is named.
+pub(crate) fn policy(frame_ancestors: &[String]) -> String {
+    let ancestors = match frame_ancestors {
+        [] => "'none'".to_owned(),
+        allowed => allowed.join(" "),
+    };
+    format!("{CSP}{ancestors}")
+}
+
+fn headers(core: &Shared, response: &mut Response, id: &str) {
     let headers = response.headers_mut();
+    if let Ok(policy) = HeaderValue::from_str(&core.policy) {
+        headers
+            .entry(header::CONTENT_SECURITY_POLICY)
+            .or_insert(policy);
+    }
+    if core.config.frame_ancestors.is_empty() {
+        // For browsers that do not know the policy's `frame-ancestors`; it can name nobody.
+        headers
+            .entry(header::X_FRAME_OPTIONS)
+            .or_insert(HeaderValue::from_static("DENY"));
+    }
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
     }
     let fixed = [
-        (header::CONTENT_SECURITY_POLICY, CSP),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (header::X_FRAME_OPTIONS, "DENY"),
         (
             HeaderName::from_static("cross-origin-opener-policy"),
             "same-origin",

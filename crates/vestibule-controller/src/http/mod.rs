@@ -7,7 +7,10 @@ mod events;
 mod guard;
 mod images;
 mod login;
+mod me;
+mod people;
 
+pub(crate) use guard::{Caller, policy};
 pub(crate) use login::new_code;
 mod sessions;
 mod sockets;
@@ -19,7 +22,14 @@ use axum::{
     Router, extract::DefaultBodyLimit, http::Method, middleware, response::IntoResponse as _,
 };
 use error::ApiError;
-use utoipa::OpenApi as _;
+use utoipa::{
+    OpenApi as _,
+    openapi::{
+        ContentBuilder, Ref, RefOr, ResponseBuilder, Schema,
+        schema::{SchemaType, Type},
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use vestibule_api::error::{ErrorBody, ErrorCode};
 
@@ -31,8 +41,9 @@ const BODY_LIMIT: usize = 64 << 10;
     info(
         title = "Vestibule",
         description = "Sign-ins with official tools, in disposable virtual machines. Every operation but the liveness \
-                       probe and the exchange of a one-time code needs `Authorization: Bearer` with the content of \
-                       `$VESTIBULE_HOME/token`, or the dashboard's cookie.",
+                       probe and the two that sign a dashboard in needs `Authorization: Bearer` with a service token or the \
+                       content of `$VESTIBULE_HOME/token`, or the dashboard's cookie; and a role that may use it. What \
+                       belongs to somebody else answers as if it were not there.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     components(schemas(ErrorBody, vestibule_api::session::SessionEvent)),
@@ -40,6 +51,7 @@ const BODY_LIMIT: usize = 64 << 10;
         (name = "sign-in", description = "One sign-in, from start to sealed credential"),
         (name = "machines", description = "VMs and their evidence"),
         (name = "credentials", description = "What lies in the vault"),
+        (name = "people", description = "Users, service tokens, organisations, and who asks"),
         (name = "system", description = "Health, readiness, images, providers"),
     )
 )]
@@ -50,7 +62,8 @@ fn api() -> OpenApiRouter<Shared> {
         .routes(routes!(sessions::start))
         .routes(routes!(sessions::session))
         .routes(routes!(events::events))
-        .routes(routes!(sessions::ticket))
+        .routes(routes!(sessions::ticket, sessions::revoke))
+        .routes(routes!(sessions::confirm))
         .routes(routes!(sessions::cancel))
         .routes(routes!(sessions::end))
         .routes(routes!(sessions::list))
@@ -70,7 +83,17 @@ fn api() -> OpenApiRouter<Shared> {
         .routes(routes!(credentials::content))
         .routes(routes!(login::code))
         .routes(routes!(login::login))
+        .routes(routes!(login::by_password))
         .routes(routes!(login::logout))
+        .routes(routes!(me::me))
+        .routes(routes!(me::set_password))
+        .routes(routes!(people::users, people::add_user))
+        .routes(routes!(people::remove_user))
+        .routes(routes!(people::set_password))
+        .routes(routes!(people::tokens, people::add_token))
+        .routes(routes!(people::revoke_token))
+        .routes(routes!(people::organisations, people::add_organisation))
+        .routes(routes!(people::remove_organisation))
         .routes(routes!(system::reconcilers))
         .routes(routes!(system::health))
         .routes(routes!(system::ready))
@@ -81,20 +104,80 @@ fn api() -> OpenApiRouter<Shared> {
 
 /// The OpenAPI document, as `openapi/vestibule.json` holds it.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    api().into_openapi()
+    let mut document = api().into_openapi();
+    complete(&mut document);
+    document
+}
+
+/// Adds what holds for every operation: how one shows who one is, and what any other refusal looks like.
+fn complete(document: &mut utoipa::openapi::OpenApi) {
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some(
+            "a service token, or the content of `$VESTIBULE_HOME/token`",
+        ))
+        .build();
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    let needed = SecurityRequirement::new("bearer", Vec::<String>::new());
+    document.security = Some(vec![needed]);
+    let error = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("ErrorBody")))
+        .build();
+    let refusal = ResponseBuilder::new()
+        .description("refused: who asks, their role, the request, or how often")
+        .content("application/json", error)
+        .build();
+    for item in document.paths.paths.values_mut() {
+        let operations = [
+            &mut item.get,
+            &mut item.put,
+            &mut item.post,
+            &mut item.delete,
+        ];
+        for operation in operations.into_iter().flatten() {
+            let responses = &mut operation.responses.responses;
+            responses.insert("default".to_owned(), RefOr::T(refusal.clone()));
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    parameter.schema = parameter.schema.take().map(without_null);
+                }
+            }
+        }
+    }
+}
+
+/// A parameter that is left out is not there; there is no `null` in an address or a header.
+fn without_null(schema: RefOr<Schema>) -> RefOr<Schema> {
+    match schema {
+        RefOr::T(Schema::Object(mut object)) => {
+            if let SchemaType::Array(types) = &mut object.schema_type {
+                types.retain(|kind| *kind != Type::Null);
+                if let [kind] = &types[..] {
+                    object.schema_type = SchemaType::Type(kind.clone());
+                }
+            }
+            RefOr::T(Schema::Object(object))
+        }
+        RefOr::T(Schema::OneOf(mut one)) => {
+            one.items.retain(|item| {
+                let null = SchemaType::Type(Type::Null);
+                !matches!(item, RefOr::T(Schema::Object(object)) if object.schema_type == null)
+            });
+            match &one.items[..] {
+                [only] => only.clone(),
+                _ => RefOr::T(Schema::OneOf(one)),
+            }
+        }
+        other => other,
+    }
 }
 
 /// Everything that is served.
 pub(crate) fn router(core: Shared) -> Router {
     let (router, _) = api().split_for_parts();
     router
-        .method_not_allowed_fallback(async |method: Method| {
-            ApiError::new(
-                ErrorCode::MethodNotAllowed,
-                format!("this route does not have the method {method}"),
-                "see /docs for the methods of each route",
-            )
-        })
+        .method_not_allowed_fallback(async |method: Method| no_method(&method))
         .fallback(async |request: axum::extract::Request| {
             if request.uri().path().starts_with("/api/") {
                 let err = ApiError::new(
@@ -109,4 +192,12 @@ pub(crate) fn router(core: Shared) -> Router {
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn_with_state(core.clone(), guard::guard))
         .with_state(core)
+}
+
+fn no_method(method: &Method) -> ApiError {
+    ApiError::new(
+        ErrorCode::MethodNotAllowed,
+        format!("this route does not have the method {method}"),
+        "see /docs for the methods of each route",
+    )
 }

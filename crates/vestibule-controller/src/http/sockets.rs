@@ -2,7 +2,8 @@
 use super::error::{ApiError, Path, Query};
 use crate::{
     core::Shared,
-    live::{Pane, Viewer},
+    listen::Stream,
+    live::{Revocation, Viewer},
     relay::{self, Close},
 };
 use axum::{
@@ -15,13 +16,13 @@ use axum::{
 use hyper::upgrade::OnUpgrade;
 use hyper_util::{rt::TokioIo, server::conn::auto::upgrade::downcast};
 use serde::Deserialize;
-use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use vestibule_api::{
-    error::{ErrorBody, ErrorCode},
+    error::{Chain, ErrorBody, ErrorCode},
     ids::{MachineId, SessionId},
     machine::MachineState,
-    session::{CloseCode, Right},
+    session::{CloseCode, Pane, SessionEventKind, ViewerView},
     time::Timestamp,
 };
 
@@ -37,7 +38,7 @@ pub(super) struct TicketQuery {
 #[utoipa::path(get, path = "/api/auth/session/{id}/view", tag = "sign-in", operation_id = "view",
     params(("id" = SessionId, Path), TicketQuery),
     responses(
-        (status = 101, description = "WebSocket; closed with a code of 4001 to 4009 and a reason"),
+        (status = 101, description = "WebSocket; closed with a code of 4001 to 4010 and a reason"),
         (status = 400, body = ErrorBody, description = "not a WebSocket upgrade"),
     ))]
 pub(super) async fn view(
@@ -51,8 +52,17 @@ pub(super) async fn view(
             return;
         };
         let close = match admit(&core, id, &query.ticket, Pane::Screen).await {
-            Ok((machine, right, _viewer)) => {
-                relay::view::run(&core, machine, right, &mut socket).await
+            Ok(mut admitted) => {
+                let close = relay::view::run(
+                    &core,
+                    admitted.machine,
+                    admitted.view.right,
+                    &mut admitted.revocation,
+                    &mut socket,
+                )
+                .await;
+                admitted.leave(&core, id).await;
+                close
             }
             Err(close) => close,
         };
@@ -66,7 +76,7 @@ pub(super) async fn view(
 #[utoipa::path(get, path = "/api/auth/session/{id}/terminal", tag = "sign-in", operation_id = "terminal",
     params(("id" = SessionId, Path), TicketQuery),
     responses(
-        (status = 101, description = "WebSocket; closed with a code of 4001 to 4009 and a reason"),
+        (status = 101, description = "WebSocket; closed with a code of 4001 to 4010 and a reason"),
         (status = 400, body = ErrorBody, description = "not a WebSocket upgrade"),
     ))]
 pub(super) async fn terminal(
@@ -78,8 +88,17 @@ pub(super) async fn terminal(
     let upgrade = accept(upgrade)?;
     Ok(upgrade.on_upgrade(async move |mut socket| {
         let close = match admit(&core, id, &query.ticket, Pane::Terminal).await {
-            Ok((machine, right, _viewer)) => {
-                relay::terminal::run(&core, machine, right, &mut socket).await
+            Ok(mut admitted) => {
+                let close = relay::terminal::run(
+                    &core,
+                    admitted.machine,
+                    admitted.view.right,
+                    &mut admitted.revocation,
+                    &mut socket,
+                )
+                .await;
+                admitted.leave(&core, id).await;
+                close
             }
             Err(close) => close,
         };
@@ -129,8 +148,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Connection {
 
 /// The connection, out of hyper's hands. None: the viewer is gone.
 async fn open(on: OnUpgrade) -> Option<relay::socket::Socket> {
-    let parts = downcast::<TokioIo<TcpStream>>(on.await.ok()?)
-        .inspect_err(|_| tracing::error!("a viewer's connection is not TCP"))
+    let parts = downcast::<TokioIo<Stream>>(on.await.ok()?)
+        .inspect_err(|_| tracing::error!("a viewer's connection is none of ours"))
         .ok()?;
     relay::socket::open(parts.io.into_inner(), parts.read_buf)
         .await
@@ -152,17 +171,43 @@ fn accept(
         .max_frame_size(relay::MESSAGE_LIMIT))
 }
 
+/// A viewer that was let in.
+struct Admitted {
+    machine: MachineId,
+    view: ViewerView,
+    revocation: Revocation,
+    /// Counts the viewer as long as it is here.
+    viewer: Viewer,
+    /// Writes down that it came.
+    joined: JoinHandle<()>,
+}
+
+impl Admitted {
+    /// Writes down that the viewer is gone, after it was written down that it came.
+    async fn leave(self, core: &Shared, id: SessionId) {
+        drop(self.viewer);
+        drop(self.joined.await);
+        let ViewerView {
+            who, right, pane, ..
+        } = self.view;
+        note(core, id, SessionEventKind::ViewerLeft { who, right, pane }).await;
+    }
+}
+
+/// Who watches is shown to the owner; a view does not fail for it.
+async fn note(core: &Shared, id: SessionId, event: SessionEventKind) {
+    if let Err(err) = core.store.add_events(id, &[event], Timestamp::now()).await {
+        tracing::warn!(session.id = %id, error = %Chain(&err), "who watches could not be written down");
+    }
+}
+
 /// Uses the ticket up and counts the viewer.
-async fn admit(
-    core: &Shared,
-    id: SessionId,
-    ticket: &str,
-    pane: Pane,
-) -> Result<(MachineId, Right, Viewer), Close> {
-    let Some(right) = core.live.take_ticket(ticket, id, Timestamp::now()) else {
+async fn admit(core: &Shared, id: SessionId, ticket: &str, pane: Pane) -> Result<Admitted, Close> {
+    let now = Timestamp::now();
+    let Some((ticket, revocation)) = core.live.take_ticket(ticket, id, now) else {
         return Err(Close::new(
             CloseCode::BadTicket,
-            "the ticket is missing, used, expired or for another session",
+            "the ticket is missing, used, expired, revoked or for another session",
         ));
     };
     let internal = |_| {
@@ -181,12 +226,34 @@ async fn admit(
     };
     match machine {
         Some(machine) if matches!(machine.state, MachineState::Up | MachineState::Paused) => {
-            let viewer = core.live.viewer(id, pane, core.config.limits.viewers);
-            let full = Close::new(
-                CloseCode::TooManyViewers,
-                "as many people watch this session as may",
-            );
-            viewer.map(|viewer| (machine.id, right, viewer)).ok_or(full)
+            let view = ViewerView {
+                who: ticket.who,
+                right: ticket.right,
+                pane,
+                since: now,
+            };
+            let limit = core.config.limits.viewers;
+            let Some(viewer) = core.live.viewer(id, view.clone(), limit) else {
+                return Err(Close::new(
+                    CloseCode::TooManyViewers,
+                    "as many people watch this session as may",
+                ));
+            };
+            let joined = SessionEventKind::ViewerJoined {
+                who: view.who.clone(),
+                right: view.right,
+                pane,
+            };
+            let noting = core.clone();
+            // The first frame does not wait for it.
+            let joined = tokio::spawn(async move { note(&noting, id, joined).await });
+            Ok(Admitted {
+                machine: machine.id,
+                view,
+                revocation,
+                viewer,
+                joined,
+            })
         }
         Some(machine)
             if matches!(

@@ -1,12 +1,13 @@
 //! VMs: those that live, through their runners, and the evidence of those that are gone.
 use super::{
+    Caller,
     error::{ApiError, Path, Query},
     sessions,
 };
 use crate::{
     core::{Shared, off_runtime},
     machine::{evidence, teardown},
-    store::MachineRow,
+    store::{MachineRow, Scope},
 };
 use axum::{
     Json,
@@ -38,6 +39,7 @@ const FILE_LIMIT: u64 = 64 << 20;
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub(super) struct Which {
     /// `1`: also those that are gone, the newest 200.
+    #[param(minimum = 0, maximum = 1)]
     all: Option<u8>,
 }
 
@@ -46,12 +48,31 @@ pub(super) struct Which {
     responses((status = 200, body = [VmView])))]
 pub(super) async fn list(
     State(core): State<Shared>,
+    caller: Caller,
     Query(which): Query<Which>,
 ) -> Result<Json<Vec<VmView>>, ApiError> {
-    let rows = match which.all {
-        Some(1..) => core.store.all_machines(200).await?,
+    let scope = caller.scope()?;
+    let mut rows = match which.all {
+        Some(2..) => {
+            return Err(ApiError::new(
+                ErrorCode::InvalidRequest,
+                "all: neither 0 nor 1",
+                "send `all=1`, or leave it out",
+            ));
+        }
+        Some(1) => core.store.all_machines(200).await?,
         Some(0) | None => core.store.machines().await?,
     };
+    if scope != Scope::All {
+        let mut shown = Vec::new();
+        for row in rows {
+            let owner = core.store.machine_owner(row.id).await?;
+            if owner.is_some_and(|owner| scope.has(&owner)) {
+                shown.push(row);
+            }
+        }
+        rows = shown;
+    }
     let views = rows.into_iter().map(|row| view(&core, row));
     Ok(Json(futures_util::future::join_all(views).await))
 }

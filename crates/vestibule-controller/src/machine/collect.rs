@@ -1,5 +1,5 @@
 //! Fetches the credential, sealed to a key made for this one call, and seals it in the vault. Vault first, then the row.
-use super::{EffectError, launch::machine_of, lost};
+use super::{EffectError, launch::machine_of, lost, report::cut};
 use crate::{
     core::{Shared, off_runtime},
     crash::point,
@@ -95,6 +95,11 @@ async fn fetch_and_seal(core: &Shared, session: &SessionRow) -> Result<Fetched, 
     };
     point("collect:fetched").await;
     let account = captured.account.clone();
+    if session.confirm_account && account.as_deref().map(cut) != session.account {
+        return Ok(Err(Box::new(invalid(
+            "the account is another one than its owner confirmed",
+        ))));
+    }
     let new = match unpack(session, &captured) {
         Ok(new) => new,
         Err(why) => return Ok(Err(Box::new(invalid(&why)))),

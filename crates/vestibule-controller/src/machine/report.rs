@@ -144,7 +144,7 @@ fn login(event: &LoginEvent, reported: &mut Reported) -> Option<String> {
 }
 
 /// What a guest says is shown to people and kept: it is bounded.
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     text.chars().take(500).collect()
 }
 

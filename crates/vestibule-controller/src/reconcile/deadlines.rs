@@ -60,6 +60,11 @@ async fn finding(core: &Shared, session: &SessionRow) -> Result<Finding, Reconci
             "the sign-in was not finished in time",
             "start the sign-in again",
         ),
+        SessionState::Confirming => (
+            Cause::PersonLeft,
+            "nobody confirmed in time that the account is the right one; nothing was kept of it",
+            "start the sign-in again, and confirm the account when it is shown",
+        ),
         SessionState::Capturing => (
             Cause::Deadline,
             "the credential could not be fetched and sealed in time",
@@ -89,6 +94,8 @@ async fn last_words(core: &Shared, session: &SessionRow) -> Result<String, Recon
         | SessionEventKind::CredentialPartial { .. }
         | SessionEventKind::EgressRefused { .. }
         | SessionEventKind::Viewers { .. }
+        | SessionEventKind::ViewerJoined { .. }
+        | SessionEventKind::ViewerLeft { .. }
         | SessionEventKind::BrowserRestarted
         | SessionEventKind::BrowserNavigated
         | SessionEventKind::FirstFrame

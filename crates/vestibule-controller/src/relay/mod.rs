@@ -27,6 +27,11 @@ impl Close {
         }
     }
 
+    /// The owner ended the view, or whoever opened it may do so no more.
+    fn revoked() -> Self {
+        Self::new(CloseCode::Revoked, "the view was revoked")
+    }
+
     /// The reason as it fits: a control frame's payload has at most 125 bytes, two of which are the code (RFC 6455
     /// section 5.5).
     fn short(&self) -> &str {

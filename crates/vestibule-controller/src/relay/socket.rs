@@ -1,5 +1,6 @@
 //! A viewer's WebSocket whose connection somebody else may write to: the runner, or [`vestibule_api::view::pump`] here.
 use super::Close;
+use crate::listen::Stream;
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::{
@@ -9,13 +10,14 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::mpsc,
 };
+use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -30,13 +32,63 @@ pub(crate) type Socket = WebSocketStream<Connection>;
 /// The connection of a [`Socket`].
 #[derive(Debug)]
 pub(crate) struct Connection {
-    read: OwnedReadHalf,
+    read: Reader,
     out: Out,
 }
 
 #[derive(Debug)]
+enum Reader {
+    Plain(OwnedReadHalf),
+    Tls(ReadHalf<Box<TlsStream<TcpStream>>>),
+}
+
+/// The half that is written to.
+#[derive(Debug)]
+pub(crate) enum Writer {
+    Plain(OwnedWriteHalf),
+    Tls(WriteHalf<Box<TlsStream<TcpStream>>>),
+}
+
+impl Writer {
+    /// The connection, where its bytes are the viewer's as they are: then somebody else may write them.
+    pub(super) fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(write) => Some(write.as_ref()),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(write) => Pin::new(write).poll_write(cx, bytes),
+            Self::Tls(write) => Pin::new(write).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(write) => Pin::new(write).poll_flush(cx),
+            Self::Tls(write) => Pin::new(write).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(write) => Pin::new(write).poll_shutdown(cx),
+            Self::Tls(write) => Pin::new(write).poll_shutdown(cx),
+        }
+    }
+}
+
+#[derive(Debug)]
 enum Out {
-    Viewer(OwnedWriteHalf),
+    Viewer(Writer),
     /// Somebody else writes to the viewer; what the WebSocket says of itself (pongs, the answer to a close) waits for the
     /// end of a frame there.
     Elsewhere(mpsc::Sender<Bytes>),
@@ -46,10 +98,20 @@ enum Out {
 ///
 /// # Errors
 /// When the connection takes no options.
-pub(crate) async fn open(tcp: TcpStream, first: Bytes) -> io::Result<Socket> {
+pub(crate) async fn open(stream: Stream, first: Bytes) -> io::Result<Socket> {
     // An update is written whole: there is nothing to wait for.
-    tcp.set_nodelay(true)?;
-    let (read, write) = tcp.into_split();
+    let (read, write) = match stream {
+        Stream::Plain(tcp) => {
+            tcp.set_nodelay(true)?;
+            let (read, write) = tcp.into_split();
+            (Reader::Plain(read), Writer::Plain(write))
+        }
+        Stream::Tls(tls) => {
+            tls.get_ref().0.set_nodelay(true)?;
+            let (read, write) = tokio::io::split(tls);
+            (Reader::Tls(read), Writer::Tls(write))
+        }
+    };
     let connection = Connection {
         read,
         out: Out::Viewer(write),
@@ -63,7 +125,7 @@ pub(crate) async fn open(tcp: TcpStream, first: Bytes) -> io::Result<Socket> {
 
 impl Connection {
     /// Takes the half that is written to; control frames go to `controls` meanwhile.
-    pub(super) fn take(&mut self, controls: mpsc::Sender<Bytes>) -> Option<OwnedWriteHalf> {
+    pub(super) fn take(&mut self, controls: mpsc::Sender<Bytes>) -> Option<Writer> {
         match std::mem::replace(&mut self.out, Out::Elsewhere(controls)) {
             Out::Viewer(write) => Some(write),
             Out::Elsewhere(_) => None,
@@ -71,7 +133,7 @@ impl Connection {
     }
 
     /// Gives it back, between two frames.
-    pub(super) fn put(&mut self, write: OwnedWriteHalf) {
+    pub(super) fn put(&mut self, write: Writer) {
         self.out = Out::Viewer(write);
     }
 }
@@ -97,7 +159,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.read).poll_read(cx, buf)
+        match &mut self.read {
+            Reader::Plain(read) => Pin::new(read).poll_read(cx, buf),
+            Reader::Tls(read) => Pin::new(read).poll_read(cx, buf),
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! The terminal: a WebSocket to the agent, through the runner, and the viewer's, message for message.
 use super::{Close, MESSAGE_LIMIT, PING, SLOW};
-use crate::core::{Shared, stopped};
+use crate::{
+    core::{Shared, stopped},
+    live::Revocation,
+};
 use axum::extract::ws::{Message, WebSocket};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::net::UnixStream;
@@ -18,6 +21,7 @@ pub(crate) async fn run(
     core: &Shared,
     machine: MachineId,
     right: Right,
+    revocation: &mut Revocation,
     viewer: &mut WebSocket,
 ) -> Close {
     let mut agent = match dial(core, machine, right).await {
@@ -31,6 +35,7 @@ pub(crate) async fn run(
             message = agent.next() => from_agent(message, viewer).await,
             message = viewer.recv() => from_viewer(message, right, &mut agent).await,
             _ = ping.tick() => send(viewer, Message::Ping(bytes::Bytes::new())).await,
+            () = revocation.revoked() => Err(Close::revoked()),
             () = &mut stop => Err(Close::new(CloseCode::GoingAway, "the controller stops")),
         };
         if let Err(close) = step {

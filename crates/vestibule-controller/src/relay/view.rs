@@ -1,9 +1,14 @@
 //! The screen: RFB from the guest, byte for byte, in binary WebSocket frames. The runner writes them on the viewer's own
-//! connection (see [`vestibule_api::view`]); a runner that is too old for that is relayed here. What the viewer says is
-//! read here in both cases.
-use super::{Close, filter::ViewOnly, socket::Socket};
+//! connection (see [`vestibule_api::view`]); a viewer with TLS, or a runner that is too old for that, is relayed here. What
+//! the viewer says is read here in every case.
+use super::{
+    Close,
+    filter::ViewOnly,
+    socket::{Socket, Writer},
+};
 use crate::{
     core::{Shared, stopped},
+    live::Revocation,
     metrics::Direction,
 };
 use bytes::Bytes;
@@ -15,7 +20,7 @@ use prometheus_client::metrics::counter::Counter;
 use std::{io, os::fd::AsFd as _, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixStream, tcp, unix::OwnedWriteHalf},
+    net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot},
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -28,6 +33,8 @@ use vestibule_api::{
 
 /// A frame that is under way has so long to end when a view ends.
 const LAST_FRAME: Duration = Duration::from_secs(2);
+/// And so long where the view is taken away: then the connection is cut.
+const LAST_FRAME_REVOKED: Duration = Duration::from_millis(300);
 
 /// A view as the runner opened it.
 struct Dialled {
@@ -50,17 +57,28 @@ pub(crate) async fn run(
     core: &Shared,
     machine: MachineId,
     right: Right,
+    revocation: &mut Revocation,
     socket: &mut Socket,
 ) -> Close {
-    let dialled = match dial(core, machine).await {
-        Ok(dialled) => dialled,
-        Err(close) => return close,
-    };
     let (queue, controls) = mpsc::channel(view::CONTROLS);
     let Some(mut viewer) = socket.get_mut().take(queue) else {
         return Close::new(CloseCode::Protocol, "the view is open already");
     };
-    let close = relay(core, dialled, right, socket, &mut viewer, controls).await;
+    let close = match dial(core, machine, viewer.tcp().is_some()).await {
+        Ok(dialled) => {
+            relay(
+                core,
+                dialled,
+                right,
+                revocation,
+                socket,
+                &mut viewer,
+                controls,
+            )
+            .await
+        }
+        Err(close) => close,
+    };
     socket.get_mut().put(viewer);
     close
 }
@@ -69,8 +87,9 @@ async fn relay(
     core: &Shared,
     mut dialled: Dialled,
     right: Right,
+    revocation: &mut Revocation,
     socket: &mut Socket,
-    viewer: &mut tcp::OwnedWriteHalf,
+    viewer: &mut Writer,
     controls: mpsc::Receiver<Bytes>,
 ) -> Close {
     let to_viewer = core.metrics.relayed(Direction::ToViewer);
@@ -78,8 +97,10 @@ async fn relay(
     let sent = |bytes| {
         to_viewer.inc_by(bytes);
     };
-    if dialled.frames {
-        let fd = viewer.as_ref().as_fd();
+    if dialled.frames
+        && let Some(tcp) = viewer.tcp()
+    {
+        let fd = tcp.as_fd();
         if let Err(err) = view::hand_over(&mut dialled.runner, &dialled.first, fd).await {
             tracing::warn!(error = %err, "a view could not be handed over");
             return Close::new(CloseCode::MachineGone, "the VM's runner is gone");
@@ -91,7 +112,12 @@ async fn relay(
         };
         let upload = upload(socket, guest, right, &to_guest);
         // The end of the upload drops its half of the connection, which tells the runner.
-        both(core, view::follow(read, sent), upload, ()).await
+        let ended = both(core, view::follow(read, sent), upload, revocation, ()).await;
+        if ended.cut {
+            // Whoever writes a frame there stops.
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+        }
+        ended.close
     } else {
         let (read, write) = dialled.runner.into_split();
         let (tell, told) = oneshot::channel::<()>();
@@ -103,30 +129,40 @@ async fn relay(
         let read = io::Cursor::new(dialled.first).chain(read);
         let sent = |payload: &[u8]| sent(payload.len() as u64);
         let download = async { Some(view::pump(read, viewer, controls, told, sent).await) };
-        both(core, download, upload, tell).await
+        both(core, download, upload, revocation, tell).await.close
     }
 }
 
-/// Until one direction ends. The download ends between two frames, so that the good-bye is understood; to drop `tell`
-/// and the upload asks for that.
+/// Why a view ended, and whether in the middle of a frame.
+struct Ended {
+    close: Close,
+    cut: bool,
+}
+
+/// Until one direction ends, or the view is taken away. The download ends between two frames, so that the good-bye is
+/// understood; to drop `tell` and the upload asks for that.
 async fn both<T>(
     core: &Shared,
     download: impl Future<Output = Option<End>>,
     upload: impl Future<Output = Close>,
+    revocation: &mut Revocation,
     tell: T,
-) -> Close {
+) -> Ended {
     let mut download = std::pin::pin!(download);
-    let close = {
+    let (close, last) = {
         let upload = std::pin::pin!(upload);
         tokio::select! {
-            end = &mut download => return of_end(end),
-            close = upload => close,
-            () = stopped(core.stopping.clone()) => Close::new(CloseCode::GoingAway, "the controller stops"),
+            end = &mut download => return Ended { close: of_end(end), cut: false },
+            close = upload => (close, LAST_FRAME),
+            () = stopped(core.stopping.clone()) => {
+                (Close::new(CloseCode::GoingAway, "the controller stops"), LAST_FRAME)
+            }
+            () = revocation.revoked() => (Close::revoked(), LAST_FRAME_REVOKED),
         }
     };
     drop(tell);
-    drop(tokio::time::timeout(LAST_FRAME, download).await);
-    close
+    let cut = tokio::time::timeout(last, download).await.is_err();
+    Ended { close, cut }
 }
 
 fn of_end(end: Option<End>) -> Close {
@@ -144,13 +180,18 @@ fn of_end(end: Option<End>) -> Close {
     }
 }
 
-/// Asks the runner for the view.
-async fn dial(core: &Shared, machine: MachineId) -> Result<Dialled, Close> {
+/// Asks the runner for the view; as frames where the viewer's connection can be handed over.
+async fn dial(core: &Shared, machine: MachineId, frames: bool) -> Result<Dialled, Close> {
+    // In order of preference (RFC 9110 section 7.8); the reply names the one that the runner chose.
+    let upgrade = if frames {
+        format!("{}, {}", view::FRAMES, view::RAW)
+    } else {
+        view::RAW.to_owned()
+    };
     let request = Request::get("/view")
         .header(header::HOST, "vestibule")
         .header(header::CONNECTION, "upgrade")
-        // In order of preference (RFC 9110 section 7.8); the reply names the one that the runner chose.
-        .header(header::UPGRADE, format!("{}, {}", view::FRAMES, view::RAW))
+        .header(header::UPGRADE, upgrade)
         .body(Full::new(Bytes::new()))
         .map_err(|err| {
             Close::of(&CallError::Request {

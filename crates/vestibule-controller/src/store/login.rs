@@ -1,12 +1,13 @@
 //! Dashboards that are signed in. Only the hash of a cookie is here.
 use super::{Store, StoreError};
-use vestibule_api::time::Timestamp;
+use vestibule_api::{ids::UserId, time::Timestamp};
 
 impl Store {
-    /// Remembers a cookie by its hash; forgets those that have expired.
+    /// Remembers a cookie by its hash, for this user or the local admin; forgets those that have expired.
     pub(crate) async fn add_login(
         &self,
         hash: &str,
+        user: Option<UserId>,
         expires_at: Timestamp,
         now: Timestamp,
     ) -> Result<(), StoreError> {
@@ -16,26 +17,16 @@ impl Store {
             .execute(&self.pool)
             .await
             .map_err(failed())?;
-        sqlx::query("INSERT INTO dashboard_login (token_hash, expires_at) VALUES ($1, $2)")
-            .bind(hash)
-            .bind(expires_at.as_micros())
-            .execute(&self.pool)
-            .await
-            .map(|_| ())
-            .map_err(failed())
-    }
-
-    /// Whether a cookie with this hash is signed in now.
-    pub(crate) async fn is_login(&self, hash: &str, now: Timestamp) -> Result<bool, StoreError> {
         sqlx::query(
-            "SELECT token_hash FROM dashboard_login WHERE token_hash = $1 AND expires_at > $2",
+            "INSERT INTO dashboard_login (token_hash, expires_at, user_id) VALUES ($1, $2, $3)",
         )
         .bind(hash)
-        .bind(now.as_micros())
-        .fetch_optional(&self.pool)
+        .bind(expires_at.as_micros())
+        .bind(user.map(|id| id.to_string()))
+        .execute(&self.pool)
         .await
-        .map(|row| row.is_some())
-        .map_err(StoreError::query("look up a dashboard's sign-in"))
+        .map(|_| ())
+        .map_err(failed())
     }
 
     /// Signs a dashboard out.

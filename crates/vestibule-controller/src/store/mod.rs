@@ -6,12 +6,16 @@ mod effect;
 mod event;
 mod login;
 mod machine;
+mod owner;
+mod people;
 mod pool;
 mod row;
 mod session;
 
 pub(crate) use effect::DueEffect;
 pub(crate) use machine::{Ingested, MachineRow, Reported};
+pub(crate) use owner::{Created, Quota, Scope};
+pub(crate) use people::{NewToken, Removed};
 pub(crate) use session::{Applied, Facts, NewSession, SessionRow};
 
 use crate::state::Deadlines;

@@ -1,6 +1,13 @@
 //! Session rows: made once, changed only by [`crate::state::next`].
-use super::{Store, StoreError, effect, event, row};
-use crate::state::{self, Current, Event, Illegal};
+use super::{
+    Store, StoreError, effect, event,
+    owner::{self, Created, Quota, Scope},
+    row,
+};
+use crate::{
+    people::Owner,
+    state::{self, Current, Event, Illegal},
+};
 use sqlx::{Any, Transaction, any::AnyRow};
 use std::time::Duration;
 use vestibule_api::{
@@ -35,6 +42,10 @@ pub(crate) struct SessionRow {
     pub(crate) sealed_at: Option<Timestamp>,
     pub(crate) account: Option<String>,
     pub(crate) failure: Option<Verdict>,
+    /// Whether its owner confirms the account before the credential is fetched.
+    pub(crate) confirm_account: bool,
+    /// The id of its owner.
+    pub(crate) owner_id: String,
     event_seq: u64,
 }
 
@@ -48,6 +59,9 @@ pub(crate) struct NewSession {
     pub(crate) image_alias: String,
     pub(crate) login_timeout: Duration,
     pub(crate) start_at_most: StartKind,
+    pub(crate) owner: Owner,
+    pub(crate) quota: Quota,
+    pub(crate) confirm_account: bool,
 }
 
 /// The VM that a session was given.
@@ -116,6 +130,8 @@ impl SessionRow {
             sealed_at: row::maybe_time(row, "sealed_at")?,
             account: row::maybe_text(row, "account")?,
             failure: row::maybe_json(row, "failure")?,
+            confirm_account: row::int(row, "confirm_account")? != 0,
+            owner_id: row::text(row, "owner_id")?,
             event_seq: row::count(row, "event_seq")?,
         })
     }
@@ -138,7 +154,7 @@ impl SessionRow {
         if let Some(finding) = &facts.finding {
             self.failure = Some(Verdict::of(finding.clone(), vec!["events".to_owned()]));
         }
-        if event == Event::CredentialComplete {
+        if matches!(event, Event::CredentialComplete | Event::AccountToConfirm) {
             self.captured_at = Some(now);
         }
         if event == Event::CredentialSealed {
@@ -148,18 +164,23 @@ impl SessionRow {
 }
 
 impl Store {
-    /// Makes the row of a session and its first event.
+    /// Makes the row of a session and its first event, if its owner may have another one.
     pub(crate) async fn create_session(
         &self,
         new: &NewSession,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Created, StoreError> {
         let state = SessionState::Requested;
         let mut tx = self.begin().await?;
+        let room = owner::room(&mut tx, new).await?;
+        if room != Created::Yes {
+            return Ok(room);
+        }
+        let credential = CredentialId::generate();
         sqlx::query(
             "INSERT INTO session (id, provider, flow, user_id, image_alias, state, revision, created_at, updated_at, \
-             deadline_at, login_timeout_s, credential_id, start_at_most, event_seq) \
-             VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $7, $8, $9, $10, $11, 1)",
+             deadline_at, login_timeout_s, credential_id, start_at_most, event_seq, owner_id, organisation_id, \
+             confirm_account) VALUES ($1, $2, $3, $4, $5, $6, 0, $7, $7, $8, $9, $10, $11, 1, $12, $13, $14)",
         )
         .bind(new.id.to_string())
         .bind(new.provider.as_str())
@@ -170,13 +191,18 @@ impl Store {
         .bind(now.as_micros())
         .bind(self.deadlines.of(state, now, new.login_timeout).map(Timestamp::as_micros))
         .bind(row::signed(new.login_timeout.as_secs()))
-        .bind(CredentialId::generate().to_string())
+        .bind(credential.to_string())
         .bind(new.start_at_most.id())
+        .bind(&new.owner.id)
+        .bind(&new.owner.organisation)
+        .bind(i64::from(new.confirm_account))
         .execute(&mut *tx)
         .await
         .map_err(StoreError::query("insert a session"))?;
+        owner::remember(&mut tx, credential, &new.owner).await?;
         event::insert(&mut tx, new.id, 1, now, &SessionEventKind::State { state }).await?;
-        self.commit(tx, Some(new.id)).await
+        self.commit(tx, Some(new.id)).await?;
+        Ok(Created::Yes)
     }
 
     /// The session's row.
@@ -190,23 +216,30 @@ impl Store {
             .transpose()
     }
 
-    /// Sessions, newest first: at most `limit`, older than `before`.
+    /// Sessions of this scope, newest first: at most `limit`, older than `before`.
     pub(crate) async fn sessions(
         &self,
+        scope: &Scope,
         before: Option<SessionId>,
         limit: u32,
     ) -> Result<Vec<SessionRow>, StoreError> {
+        let (owner, organisation) = scope.columns();
         // UUIDv7: the order of ids is the order of creation. `g` comes after every hex digit.
         let before = before.map_or_else(|| "g".to_owned(), |id| id.to_string());
-        sqlx::query("SELECT * FROM session WHERE id < $1 ORDER BY id DESC LIMIT $2")
-            .bind(before)
-            .bind(i64::from(limit))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(StoreError::query("list sessions"))?
-            .iter()
-            .map(SessionRow::read)
-            .collect()
+        sqlx::query(
+            "SELECT * FROM session WHERE id < $1 AND ($3 = '' OR owner_id = $3) \
+             AND ($4 = '' OR organisation_id = $4) ORDER BY id DESC LIMIT $2",
+        )
+        .bind(before)
+        .bind(i64::from(limit))
+        .bind(owner)
+        .bind(organisation)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("list sessions"))?
+        .iter()
+        .map(SessionRow::read)
+        .collect()
     }
 
     /// Sessions in `state`, oldest first.
@@ -318,7 +351,8 @@ impl Store {
         let mut tx = self.begin().await?;
         let failed = || StoreError::query("forget old sessions");
         sqlx::query(
-            "INSERT INTO session_gone (id, gone_at) SELECT id, $2 FROM session \
+            "INSERT INTO session_gone (id, gone_at, owner_id, organisation_id) \
+             SELECT id, $2, owner_id, organisation_id FROM session \
              WHERE deadline_at IS NULL AND updated_at < $1",
         )
         .bind(before.as_micros())
@@ -327,6 +361,9 @@ impl Store {
         .await
         .map_err(failed())?;
         for sql in [
+            // Those whose credential was never sealed: the others are still somebody's.
+            "DELETE FROM credential_owner WHERE credential_id IN (SELECT credential_id FROM session \
+             WHERE sealed_at IS NULL AND id IN (SELECT id FROM session_gone))",
             "DELETE FROM effect WHERE session_id IN (SELECT id FROM session_gone)",
             "DELETE FROM session_event WHERE session_id IN (SELECT id FROM session_gone)",
         ] {
@@ -364,6 +401,11 @@ impl Store {
             state: row.state,
             deadline_at: row.deadline_at,
         };
+        let event = if event == Event::CredentialComplete && row.confirm_account {
+            Event::AccountToConfirm
+        } else {
+            event
+        };
         let transition = match state::next(current, event, now) {
             Ok(transition) => transition,
             Err(illegal) => return Ok(Applied::Ignored(illegal)),
@@ -372,7 +414,7 @@ impl Store {
         row.state = transition.state;
         row.deadline_at = self.deadlines.of(row.state, now, row.login_timeout);
         let mut kinds = Vec::new();
-        if event == Event::CredentialComplete {
+        if matches!(event, Event::CredentialComplete | Event::AccountToConfirm) {
             kinds.push(SessionEventKind::Captured {
                 account: row.account.clone(),
             });

@@ -1,6 +1,9 @@
 //! Each body runs on SQLite, and on PostgreSQL where its server is installed.
 use super::*;
-use crate::state::{Effect, Event};
+use crate::{
+    people::{Owner, Principal},
+    state::{Effect, Event},
+};
 use std::time::Duration;
 use vestibule_api::{
     cause::Cause,
@@ -21,6 +24,7 @@ const DEADLINES: Deadlines = {
         placing: minute,
         starting: minute,
         ready: minute,
+        confirming: minute,
         capturing: minute,
     }
 };
@@ -90,6 +94,9 @@ async fn session(store: &Store) -> SessionId {
         image_alias: "browser".to_owned(),
         login_timeout: Duration::from_secs(30),
         start_at_most: StartKind::Pool,
+        owner: Owner::local(),
+        quota: Quota::default(),
+        confirm_account: false,
     };
     store.create_session(&new, Timestamp::now()).await.unwrap();
     new.id
@@ -139,7 +146,7 @@ mod bodies {
                 && row.machine_id.is_none()
         );
         let listed: Vec<_> = store
-            .sessions(None, 10)
+            .sessions(&Scope::All, None, 10)
             .await
             .unwrap()
             .iter()
@@ -147,7 +154,7 @@ mod bodies {
             .collect();
         assert_eq!(listed, [second, first]);
         let page: Vec<_> = store
-            .sessions(Some(second), 10)
+            .sessions(&Scope::All, Some(second), 10)
             .await
             .unwrap()
             .iter()
@@ -398,14 +405,12 @@ mod bodies {
     pub(super) async fn dashboards_sign_in_and_out(store: &Store) {
         let now = Timestamp::now();
         let later = now.plus(Duration::from_secs(60));
-        store.add_login("abc", later, now).await.unwrap();
-        assert!(store.is_login("abc", now).await.unwrap());
-        assert!(
-            !store.is_login("abd", now).await.unwrap()
-                && !store.is_login("abc", later).await.unwrap()
-        );
+        store.add_login("abc", None, later, now).await.unwrap();
+        let who = async |hash: &str, at| store.principal_of_login(hash, at).await.unwrap();
+        assert_eq!(who("abc", now).await, Some(Principal::local()));
+        assert!(who("abd", now).await.is_none() && who("abc", later).await.is_none());
         store.remove_login("abc").await.unwrap();
-        assert!(!store.is_login("abc", now).await.unwrap());
+        assert!(who("abc", now).await.is_none());
     }
 
     pub(super) async fn a_verdict_can_be_improved(store: &Store) {

@@ -4,10 +4,12 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
 /// Operations that need no token, and why.
-const OPEN: [(&str, &str); 2] = [
+const OPEN: [(&str, &str); 3] = [
     ("get", "/health"),
     // Exchanges a one-time code for the cookie.
     ("post", "/api/login"),
+    // Asks for name and password.
+    ("post", "/api/login/password"),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -23,6 +25,7 @@ async fn every_operation_needs_a_token() {
             let concrete = path
                 .replace("{file}", "serial.log")
                 .replace("{id}", "01890000-0000-7000-8000-000000000000")
+                .replace("{name}", "nobody")
                 .replace("{sessionId}", "01890000-0000-7000-8000-000000000000");
             let verb: Method = method.to_uppercase().parse().unwrap();
             let send =

@@ -6,12 +6,17 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers end the test")]
 mod auth;
 mod backup;
+mod confirm;
 mod failures;
 mod lifecycle;
 mod openapi;
+mod people;
 mod pool;
 mod requests;
 mod restart;
+mod rights;
+mod schemathesis;
 mod support;
+mod tls;
 mod views;
 mod warm;

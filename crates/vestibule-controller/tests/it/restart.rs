@@ -213,5 +213,5 @@ async fn one_controller_for_one_home() {
     let refused = vestibule_controller::serve(config, async {}, |_| {})
         .await
         .unwrap_err();
-    assert!(refused.to_string().contains("only loopback"), "{refused}");
+    assert!(refused.to_string().contains("without TLS"), "{refused}");
 }

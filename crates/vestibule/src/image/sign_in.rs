@@ -165,6 +165,7 @@ async fn one(controller: &Controller, provider: &ProviderId) -> anyhow::Result<S
     let request = StartRequest {
         provider: provider.clone(),
         user_id: None,
+        owner: None,
         flow: None,
         image: None,
         warm: None,

@@ -147,6 +147,7 @@ async fn turn(controller: &Controller, args: &BenchArgs) -> anyhow::Result<Turn>
     let request = StartRequest {
         provider: args.provider.clone(),
         user_id: Some("bench".to_owned()),
+        owner: None,
         flow: None,
         image: args.image.clone(),
         warm: args.cold.then_some(false),
@@ -249,7 +250,10 @@ async fn view_of(
     session: SessionId,
     begun: Instant,
 ) -> anyhow::Result<(f64, f64)> {
-    let request = TicketRequest { right: Right::View };
+    let request = TicketRequest {
+        right: Right::View,
+        who: None,
+    };
     let path = format!("/api/auth/session/{session}/tickets");
     let ticket: TicketReply = controller.call(Method::POST, &path, Some(&request)).await?;
     let path = format!("/api/auth/session/{session}/view?ticket={}", ticket.ticket);

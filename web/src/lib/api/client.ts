@@ -4,6 +4,7 @@ import type {
   CredentialView,
   EvidenceFile,
   ImageView,
+  MeView,
   ProviderView,
   Readiness,
   ReconcilerView,
@@ -65,6 +66,9 @@ export const sessionPath = (id: string) => `/api/auth/session/${enc(id)}`;
 export const machinePath = (id: string) => `/api/vms/${enc(id)}`;
 
 export const api = {
+  me: () => get<MeView>("/api/me"),
+  loginWithPassword: (name: string, password: string) =>
+    call<void>("POST", "/api/login/password", { name, password }),
   login: (code: string) => call<void>("POST", "/api/login", { code }),
   logout: () => call<void>("POST", "/api/logout"),
 
@@ -74,6 +78,10 @@ export const api = {
   sessions: () => get<SessionView[]>("/api/sessions?limit=200"),
   session: (id: string) => get<SessionView>(sessionPath(id)),
   cancel: (id: string) => call<SessionView>("POST", `${sessionPath(id)}/cancel`),
+  confirm: (id: string, account: string | null) =>
+    call<SessionView>("POST", `${sessionPath(id)}/confirm`, { account }),
+  /** Ends every view of it. */
+  revokeTickets: (id: string) => call<void>("DELETE", `${sessionPath(id)}/tickets`),
   ticket: (id: string, right: Right) =>
     call<TicketReply>("POST", `${sessionPath(id)}/tickets`, { right }),
 

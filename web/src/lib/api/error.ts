@@ -26,6 +26,8 @@ const TITLES: Record<ProblemCode, string> = {
   session_gone: "This sign-in has ended",
   conflict: "Things changed in the meantime",
   too_many_sessions: "All places are taken right now",
+  quota_exceeded: "As many of your sign-ins are under way as may be",
+  rate_limited: "That was too often",
   too_large: "That was too much at once",
   image_missing: "No image has been published yet",
   machine_unavailable: "The private computer does not answer",
@@ -37,7 +39,7 @@ const TITLES: Record<ProblemCode, string> = {
 
 const FIXES: Record<ProblemCode, string> = {
   invalid_request: "Reload the page and try once more.",
-  unauthenticated: "Ask for a new sign-in link.",
+  unauthenticated: "Sign in.",
   forbidden: "Ask whoever runs this Vestibule.",
   not_found: "It may have been removed. Go back to the list.",
   unknown_provider: "Choose one from the Connect page.",
@@ -45,6 +47,8 @@ const FIXES: Record<ProblemCode, string> = {
   session_gone: "Start a new sign-in. What was captured before is under Credentials.",
   conflict: "Reload the page to see the current state.",
   too_many_sessions: "Wait for another sign-in to finish, or cancel one, then try again.",
+  quota_exceeded: "Wait for one of them to finish, or cancel one, then try again.",
+  rate_limited: "Wait a little, then try again.",
   too_large: "Send less at a time.",
   image_missing: "Whoever runs this Vestibule has to build and publish an image.",
   machine_unavailable: "Try again in a moment. If it stays like this, start a new sign-in.",

@@ -38,6 +38,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/auth/session/{id}/confirm": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Says that the account is the right one: only then is the credential fetched from the VM and sealed. To refuse it, cancel
+         *     the session.
+         */
+        post: operations["confirm"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/auth/session/{id}/events": {
         parameters: {
             query?: never;
@@ -81,9 +101,10 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** A ticket for one WebSocket of the session. */
+        /** A ticket for one WebSocket of the session. Its owner alone gets one, and may give it to somebody else. */
         post: operations["ticket"];
-        delete?: never;
+        /** Ends every view of the session within a second, and makes the tickets that were not used yet worth nothing. */
+        delete: operations["revokeTickets"];
         options?: never;
         head?: never;
         patch?: never;
@@ -218,8 +239,25 @@ export interface paths {
         };
         get?: never;
         put?: never;
-        /** A one-time code for a dashboard. Only the token gets one, not another dashboard's cookie. */
+        /** A one-time code for a dashboard. Only the home's token gets one, not a dashboard's cookie. */
         post: operations["loginCode"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/login/password": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Signs a dashboard in by name and password. */
+        post: operations["passwordLogin"];
         delete?: never;
         options?: never;
         head?: never;
@@ -243,6 +281,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/me": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Who asks, and what their role may do. */
+        get: operations["me"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/me/password": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /** Changes the password of the user who asks. Their other dashboards are signed out. */
+        put: operations["setOwnPassword"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/openapi.json": {
         parameters: {
             query?: never;
@@ -255,6 +327,41 @@ export interface paths {
         put?: never;
         post?: never;
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/organisations": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Organisations by name, each with its live sessions. */
+        get: operations["organisations"];
+        put?: never;
+        /** Makes an organisation. */
+        post: operations["addOrganisation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/organisations/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Removes an organisation to which nothing belongs any more. */
+        delete: operations["removeOrganisation"];
         options?: never;
         head?: never;
         patch?: never;
@@ -304,6 +411,93 @@ export interface paths {
         /** Sessions, newest first. */
         get: operations["sessions"];
         put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/tokens": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Service tokens by name, without the tokens themselves. */
+        get: operations["tokens"];
+        put?: never;
+        /** Makes a service token. The reply is the only place where it is shown. */
+        post: operations["addToken"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/tokens/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Revokes a service token: the next request with it is refused, and what it opened is closed. Its sessions go on. */
+        delete: operations["revokeToken"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/users": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Users by name. */
+        get: operations["users"];
+        put?: never;
+        /** Makes a user. */
+        post: operations["addUser"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/users/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Removes a user: their dashboards are signed out, their views closed, their sessions cancelled. Credentials stay. */
+        delete: operations["removeUser"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/users/{name}/password": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /** Gives a user another password. Their dashboards are signed out. */
+        put: operations["setPassword"];
         post?: never;
         delete?: never;
         options?: never;
@@ -527,6 +721,11 @@ export interface components {
          * @enum {string}
          */
         Cause: "build-failed" | "image-missing" | "made-from-older-image" | "agent-build-mismatch" | "root-device-missing" | "root-driver-missing" | "init-missing" | "init-crashed" | "mount-device-missing" | "filesystem-check-failed" | "first-boot-prompt" | "out-of-memory-guest" | "kernel-panic" | "vmm-exited" | "guest-not-executing" | "vmm-missing" | "host-disk-full" | "launch-refused" | "snapshot-refused" | "snapshot-failed" | "stream-refused" | "stream-lost" | "network-driver-missing" | "runner-lost" | "unit-not-enabled" | "unit-masked" | "unit-file-missing" | "enablement-link-invalid" | "wanted-by-unreached-target" | "template-without-instance" | "default-target-wrong" | "generator-hangs" | "ordering-cycle" | "conflicting-unit" | "condition-unmet" | "waits-for-network-online" | "network-matches-no-link" | "waits-for-unit" | "unit-shadowed" | "unit-file-unreadable" | "unit-without-exec" | "unit-settings-refused" | "exec-path-invalid" | "required-unit-missing" | "required-unit-masked" | "required-unit-failed" | "requisite-inactive" | "bound-unit-stopped" | "assert-failed" | "job-timeout" | "exec-missing" | "exec-not-executable" | "exec-wrong-architecture" | "exec-format" | "exec-interpreter-missing" | "shared-library-missing" | "user-missing" | "group-missing" | "working-directory-missing" | "environment-file-missing" | "credential-missing" | "namespace-path-missing" | "security-profile-missing" | "pre-start-failed" | "program-file-missing" | "start-limit-hit" | "exited-cleanly" | "never-notified-ready" | "watchdog-killed" | "crashed" | "illegal-instruction" | "killed-by-seccomp" | "memory-protection" | "out-of-memory-cgroup" | "port-in-use" | "localhost-unresolvable" | "disk-full" | "root-read-only" | "listens-on-loopback" | "listens-on-wrong-port" | "environment-ignored" | "private-network" | "address-filtered" | "firewall-drops" | "wrong-address" | "listening-not-answering" | "display-not-ready" | "browser-not-ready" | "browser-missing" | "agent-incompatible" | "pack-incompatible" | "egress-refused" | "egress-unreachable" | "name-not-found" | "tls-failed" | "tool-failed" | "tool-needs-terminal" | "url-not-captured" | "callback-not-reached" | "consent-denied" | "state-mismatch" | "code-expired" | "verifier-refused" | "token-endpoint-failed" | "credential-invalid" | "credential-moved" | "person-left" | "deadline";
+        /** @description `POST /api/auth/session/{id}/confirm`. */
+        ConfirmRequest: {
+            /** @description The account as the session shows it; `null` where the tool names none. */
+            account?: string | null;
+        };
         /** @description One file of a [`ContentReply`]. */
         ContentFile: {
             /** @description Base64 of the bytes. */
@@ -603,7 +802,7 @@ export interface components {
          * @description What went wrong with a request, for programs. Each value says what its reader does next.
          * @enum {string}
          */
-        ErrorCode: "invalid_request" | "unauthenticated" | "forbidden" | "not_found" | "unknown_provider" | "method_not_allowed" | "session_gone" | "conflict" | "too_many_sessions" | "too_large" | "image_missing" | "machine_unavailable" | "unavailable" | "internal";
+        ErrorCode: "invalid_request" | "unauthenticated" | "forbidden" | "not_found" | "unknown_provider" | "method_not_allowed" | "session_gone" | "conflict" | "too_many_sessions" | "quota_exceeded" | "rate_limited" | "too_large" | "image_missing" | "machine_unavailable" | "unavailable" | "internal";
         /** @description One error as a client sees it. */
         ErrorDetail: {
             code: components["schemas"]["ErrorCode"];
@@ -745,6 +944,11 @@ export interface components {
             code: string;
         };
         /**
+         * @description The name of a user or of a service token: `alice`, `bob@example.com`. Lower-case letters, digits and `-_.@+`, at most
+         *     128, and not `local`.
+         */
+        LoginName: string;
+        /**
          * Format: uuid
          * @description One life of a VM. Owned by its runner.
          */
@@ -754,6 +958,16 @@ export interface components {
          * @enum {string}
          */
         MachineState: "creating" | "booting" | "up" | "paused" | "stopping" | "gone" | "lost";
+        /** @description `GET /api/me`. */
+        MeView: {
+            kind: components["schemas"]["PrincipalKind"];
+            /** @description The user's or token's name; `local` for the local admin. */
+            name: string;
+            /** @description Operation ids of this API that the role may use. */
+            operations: string[];
+            organisation?: components["schemas"]["OrganisationName"] | null;
+            role: components["schemas"]["Role"];
+        };
         MemoryReport: {
             /**
              * Format: int64
@@ -772,16 +986,97 @@ export interface components {
              */
             totalKib: number;
         };
+        /** @description `POST /api/organisations`. */
+        NewOrganisationRequest: {
+            /**
+             * Format: int32
+             * @description Sessions at a time; none: `limits.live_per_organisation` of the configuration.
+             */
+            maxLive?: number | null;
+            name: components["schemas"]["OrganisationName"];
+        };
+        /** @description `201` of `POST /api/tokens`: the only time that the token is shown. */
+        NewTokenReply: {
+            details: components["schemas"]["TokenView"];
+            /** @description For `Authorization: Bearer`. */
+            token: string;
+        };
+        /** @description `POST /api/tokens`. */
+        NewTokenRequest: {
+            /**
+             * Format: int64
+             * @description Seconds until it is worth nothing, 60 to 315,360,000 (ten years); none: until it is revoked.
+             */
+            expiresInS?: number | null;
+            /** @description Which program it is for. */
+            name: components["schemas"]["LoginName"];
+            organisation?: components["schemas"]["OrganisationName"] | null;
+            role: components["schemas"]["Role"];
+        };
+        /** @description `POST /api/users`. */
+        NewUserRequest: {
+            name: components["schemas"]["LoginName"];
+            organisation?: components["schemas"]["OrganisationName"] | null;
+            password: components["schemas"]["Password"];
+            role: components["schemas"]["Role"];
+        };
         /**
          * @description Evidence is weak, and why. A note is never the verdict.
          * @enum {string}
          */
         Note: "evidence-console-disabled" | "evidence-journal-volatile" | "evidence-journal-other-machine" | "evidence-journal-not-flushed" | "evidence-journal-namespace" | "evidence-journald-masked" | "evidence-output-elsewhere" | "evidence-overlay-root" | "evidence-log-level" | "evidence-clock";
+        /** @description The name of an organisation. Same alphabet as [`ProviderId`]. */
+        OrganisationName: string;
+        /** @description An organisation: users, tokens, sessions and credentials of one see nothing of another's. */
+        OrganisationView: {
+            createdAt: components["schemas"]["Timestamp"];
+            /**
+             * Format: int32
+             * @description Sessions that have not ended.
+             */
+            live: number;
+            /**
+             * Format: int32
+             * @description Sessions at a time; none: `limits.live_per_organisation` of the configuration.
+             */
+            maxLive?: number | null;
+            name: components["schemas"]["OrganisationName"];
+        };
+        /** @description `PUT /api/me/password`. Every other dashboard of the user is signed out. */
+        OwnPasswordRequest: {
+            /** @description The password until now. */
+            current: components["schemas"]["Password"];
+            password: components["schemas"]["Password"];
+        };
+        /**
+         * @description Which of a session's streams somebody watches.
+         * @enum {string}
+         */
+        Pane: "screen" | "terminal";
+        /**
+         * Format: password
+         * @description A password on its way to be hashed. Never printed, and zeroed when it is dropped.
+         */
+        Password: string;
+        /** @description `POST /api/login/password`: signs a dashboard in. */
+        PasswordLoginRequest: {
+            name: string;
+            password: components["schemas"]["Password"];
+        };
+        /** @description `PUT /api/users/{name}/password`. Every dashboard of the user is signed out. */
+        PasswordRequest: {
+            password: components["schemas"]["Password"];
+        };
         /**
          * @description Milestones of a start, in order.
          * @enum {string}
          */
         Phase: "vmm-started" | "restored" | "resumed" | "kernel-output" | "stream-up" | "identity" | "agent-up" | "painted" | "ready";
+        /**
+         * @description How whoever asks has shown who they are.
+         * @enum {string}
+         */
+        PrincipalKind: "local" | "user" | "token";
         /** @description The id of a provider pack: `codex`, `gh`. Lower-case letters, digits, `-` and `_`, at most 64. */
         ProviderId: string;
         /** @description A provider, as the dashboard shows it. */
@@ -898,6 +1193,11 @@ export interface components {
          * @enum {string}
          */
         Right: "control" | "view";
+        /**
+         * @description What somebody is there for. `docs/security.md` has the table of what each may do.
+         * @enum {string}
+         */
+        Role: "signer" | "operator" | "image-engineer" | "consumer" | "admin";
         /** @description One event of `GET /api/auth/session/{id}/events`; the SSE `id` is `seq`, its `event` the `type`. */
         SessionEvent: {
             at: components["schemas"]["Timestamp"];
@@ -971,6 +1271,19 @@ export interface components {
             /** @enum {string} */
             type: "viewers";
         } | {
+            pane: components["schemas"]["Pane"];
+            right: components["schemas"]["Right"];
+            /** @enum {string} */
+            type: "viewer-joined";
+            /** @description As the ticket names them. */
+            who: string;
+        } | {
+            pane: components["schemas"]["Pane"];
+            right: components["schemas"]["Right"];
+            /** @enum {string} */
+            type: "viewer-left";
+            who: string;
+        } | {
             /** @enum {string} */
             type: "first-frame";
         } | {
@@ -994,10 +1307,12 @@ export interface components {
          * @description States of a session. The last four are terminal; every other one has a deadline.
          * @enum {string}
          */
-        SessionState: "requested" | "placing" | "starting" | "ready" | "awaiting-user" | "capturing" | "completed" | "failed" | "cancelled" | "expired";
+        SessionState: "requested" | "placing" | "starting" | "ready" | "awaiting-user" | "confirming" | "capturing" | "completed" | "failed" | "cancelled" | "expired";
         /** @description `GET /api/auth/session/{id}`. */
         SessionView: {
             account?: string | null;
+            /** @description Whether the account has to be confirmed before the credential enters the vault. */
+            confirmAccount?: boolean;
             createdAt: components["schemas"]["Timestamp"];
             credentialId?: components["schemas"]["CredentialId"] | null;
             deadlineAt?: components["schemas"]["Timestamp"] | null;
@@ -1008,6 +1323,8 @@ export interface components {
             machineState?: components["schemas"]["MachineState"] | null;
             /** @description Whether the alias points to another image by now. */
             madeFromOlderImage: boolean;
+            /** @description Whether it is that of whoever asks: only they view it and confirm its account. */
+            own?: boolean;
             provider: components["schemas"]["ProviderId"];
             sessionId: components["schemas"]["SessionId"];
             state: components["schemas"]["SessionState"];
@@ -1017,6 +1334,8 @@ export interface components {
             userId: string;
             /** @description Whether a view can be opened now. */
             viewable: boolean;
+            /** @description Who watches now. */
+            viewers?: components["schemas"]["ViewerView"][];
         };
         /** @description A memory snapshot's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name each file's digest). */
         SnapshotId: string;
@@ -1042,8 +1361,9 @@ export interface components {
             flow?: string | null;
             /** @description Image alias; none: the configured one. */
             image?: string | null;
+            owner?: components["schemas"]["LoginName"] | null;
             provider: components["schemas"]["ProviderId"];
-            /** @description For whom; `local` where nobody is named. */
+            /** @description For whom; `local` where nobody is named. A label: whoever asks owns the session. A user asks for themself only. */
             userId?: string | null;
             /** @description `false`: boot the VM, also where a snapshot of the image or a VM of the pool is there. */
             warm?: boolean | null;
@@ -1057,12 +1377,31 @@ export interface components {
         /** @description `POST /api/auth/session/{id}/tickets`. */
         TicketRequest: {
             right: components["schemas"]["Right"];
+            /** @description Whom the owner gives it to, 1 to 100 characters: so they stand in the list of viewers. None: the owner. */
+            who?: string | null;
         };
         /**
          * Format: date-time
          * @description A moment in UTC. On the wire RFC 3339 (`2026-11-23T08:00:00.000001Z`), in a database µs since the epoch.
          */
         Timestamp: string;
+        /**
+         * Format: uuid
+         * @description A program that asks with a token of its own.
+         */
+        TokenId: string;
+        /** @description A service token, without the token itself. */
+        TokenView: {
+            createdAt: components["schemas"]["Timestamp"];
+            /** @description Who made it. */
+            createdBy: string;
+            expiresAt?: components["schemas"]["Timestamp"] | null;
+            lastUsedAt?: components["schemas"]["Timestamp"] | null;
+            name: components["schemas"]["LoginName"];
+            organisation?: components["schemas"]["OrganisationName"] | null;
+            role: components["schemas"]["Role"];
+            tokenId: components["schemas"]["TokenId"];
+        };
         UnitReport: {
             /** @description `active`, `failed`, `inactive`, `activating`, … */
             active: string;
@@ -1076,6 +1415,20 @@ export interface components {
             /** @description `Result=` of a service: `success`, `exit-code`, `timeout`, … */
             result?: string;
             sub: string;
+        };
+        /**
+         * Format: uuid
+         * @description Somebody who signs in to the dashboard by name and password.
+         */
+        UserId: string;
+        /** @description A user. */
+        UserView: {
+            createdAt: components["schemas"]["Timestamp"];
+            lastLoginAt?: components["schemas"]["Timestamp"] | null;
+            name: components["schemas"]["LoginName"];
+            organisation?: components["schemas"]["OrganisationName"] | null;
+            role: components["schemas"]["Role"];
+            userId: components["schemas"]["UserId"];
         };
         /** @description One verdict. For `cause` the finding is [`Verdict::finding`]; what else was found stands in [`Verdict::also`]. */
         Verdict: {
@@ -1098,6 +1451,13 @@ export interface components {
          * @enum {string}
          */
         VerdictKind: "healthy" | "cause" | "unknown";
+        /** @description Somebody who watches now. */
+        ViewerView: {
+            pane: components["schemas"]["Pane"];
+            right: components["schemas"]["Right"];
+            since: components["schemas"]["Timestamp"];
+            who: string;
+        };
         /** @description A VM, as the controller knows it: alive or long gone. What only its runner knows is absent when that does not answer. */
         VmView: {
             createdAt: components["schemas"]["Timestamp"];
@@ -1186,6 +1546,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     cancel: {
@@ -1216,6 +1585,74 @@ export interface operations {
                 };
             };
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    confirm: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: components["schemas"]["SessionId"];
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ConfirmRequest"];
+            };
+        };
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionView"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description nothing waits to be confirmed, or it is another account */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1271,6 +1708,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     terminal: {
@@ -1287,7 +1733,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description WebSocket; closed with a code of 4001 to 4009 and a reason */
+            /** @description WebSocket; closed with a code of 4001 to 4010 and a reason */
             101: {
                 headers: {
                     [name: string]: unknown;
@@ -1296,6 +1742,15 @@ export interface operations {
             };
             /** @description not a WebSocket upgrade */
             400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1328,6 +1783,14 @@ export interface operations {
                     "application/json": components["schemas"]["TicketReply"];
                 };
             };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1338,6 +1801,59 @@ export interface operations {
             };
             /** @description the session has ended */
             410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    revokeTickets: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: components["schemas"]["SessionId"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1361,7 +1877,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description WebSocket; closed with a code of 4001 to 4009 and a reason */
+            /** @description WebSocket; closed with a code of 4001 to 4010 and a reason */
             101: {
                 headers: {
                     [name: string]: unknown;
@@ -1370,6 +1886,15 @@ export interface operations {
             };
             /** @description not a WebSocket upgrade */
             400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1418,7 +1943,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description too many sign-ins wait for a place */
+            /** @description too many sign-ins wait for a place, are under way for the user or organisation, or were started in the last minute */
             429: {
                 headers: {
                     [name: string]: unknown;
@@ -1429,6 +1954,15 @@ export interface operations {
             };
             /** @description no image is published */
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1453,6 +1987,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["CredentialView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };
@@ -1484,6 +2027,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     removeCredential: {
@@ -1504,6 +2056,15 @@ export interface operations {
                 content?: never;
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1552,6 +2113,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     images: {
@@ -1569,6 +2139,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ImageView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };
@@ -1594,6 +2173,15 @@ export interface operations {
                 content?: never;
             };
             401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1628,6 +2216,64 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    passwordLogin: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PasswordLoginRequest"];
+            };
+        };
+        responses: {
+            /** @description the cookie is set */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description no such user, or another password */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many attempts */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     logout: {
@@ -1645,6 +2291,109 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content?: never;
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    me: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MeView"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    setOwnPassword: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["OwnPasswordRequest"];
+            };
+        };
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description the new password is too short or too long */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description the current password is another one */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description whoever asks has no password */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many attempts */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
             };
         };
     };
@@ -1673,6 +2422,137 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    organisations: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OrganisationView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    addOrganisation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewOrganisationRequest"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OrganisationView"];
+                };
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description there is an organisation of that name */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    removeOrganisation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: components["schemas"]["OrganisationName"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description users, tokens, sessions or credentials belong to it */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     providers: {
@@ -1692,6 +2572,15 @@ export interface operations {
                     "application/json": components["schemas"]["ProviderView"][];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     reconcilers: {
@@ -1709,6 +2598,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ReconcilerView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };
@@ -1733,6 +2631,291 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["SessionView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    tokens: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TokenView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    addToken: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewTokenRequest"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewTokenReply"];
+                };
+            };
+            /** @description a name, role, organisation or lifetime that can't be */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description there is a token of that name */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    revokeToken: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: components["schemas"]["TokenId"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    users: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    addUser: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewUserRequest"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserView"];
+                };
+            };
+            /** @description a name, role, organisation or password that can't be */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description there is a user of that name */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    removeUser: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: components["schemas"]["LoginName"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    setPassword: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                name: components["schemas"]["LoginName"];
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PasswordRequest"];
+            };
+        };
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };
@@ -1770,6 +2953,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     vms: {
@@ -1790,6 +2982,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["VmView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };
@@ -1814,6 +3015,15 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1850,6 +3060,15 @@ export interface operations {
                 };
             };
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1899,6 +3118,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     evidence: {
@@ -1921,6 +3149,15 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1951,6 +3188,15 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1995,6 +3241,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     verdict: {
@@ -2017,6 +3272,15 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2051,6 +3315,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
         };
     };
     health: {
@@ -2068,6 +3341,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Liveness"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };
@@ -2090,6 +3372,15 @@ export interface operations {
                 };
             };
             401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2122,6 +3413,15 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Readiness"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
                 };
             };
         };

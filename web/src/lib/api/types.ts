@@ -15,6 +15,7 @@ export type EvidenceFile = Schemas["EvidenceFile"];
 export type Finding = Schemas["Finding"];
 export type ImageView = Schemas["ImageView"];
 export type MachineState = Schemas["MachineState"];
+export type MeView = Schemas["MeView"];
 export type Phase = Schemas["Phase"];
 export type ProviderView = Schemas["ProviderView"];
 export type Readiness = Schemas["Readiness"];
@@ -31,6 +32,7 @@ export type StartKind = Schemas["StartKind"];
 export type StartRequest = Schemas["StartRequest"];
 export type TicketReply = Schemas["TicketReply"];
 export type Verdict = Schemas["Verdict"];
+export type ViewerView = Schemas["ViewerView"];
 export type VmView = Schemas["VmView"];
 
 /** States after which nothing comes. */

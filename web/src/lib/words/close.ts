@@ -25,6 +25,7 @@ const CODES: Record<number, Closed> = {
   4006: { next: "stop", words: "As many people are watching as one sign-in allows." },
   4007: { next: "stop", words: "The view got mixed up and was closed." },
   4008: { next: "retry", words: "Your connection was too slow to keep up." },
+  4010: { next: "stop", words: "The owner of this sign-in ended the view." },
   4009: { next: "retry", words: "Vestibule is restarting." },
 };
 

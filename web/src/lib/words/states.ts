@@ -7,6 +7,7 @@ export const SESSION_STATES: Record<SessionState, string> = {
   starting: "Starting",
   ready: "Ready",
   "awaiting-user": "Waiting for you",
+  confirming: "Is this your account?",
   capturing: "Finishing",
   completed: "Completed",
   failed: "Failed",

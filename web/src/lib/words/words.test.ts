@@ -10,6 +10,7 @@ describe("closed", () => {
     [4004, "retry"],
     [4006, "stop"],
     [4009, "retry"],
+    [4010, "stop"],
     [1006, "retry"],
   ])("knows what follows %i", (code, next) => {
     expect(closed(code, "").next).toBe(next);

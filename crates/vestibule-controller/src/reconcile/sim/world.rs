@@ -8,15 +8,17 @@ use crate::{
     clock::Clock,
     config::Config,
     core::{Core, Shared},
+    http,
     images::Images,
     live::Live,
     machine::follow,
     metrics::Metrics,
     packs::Packs,
+    people::{Owner, limits::Limits},
     reconcile::{self, Statuses, Stock},
     scheduler::Scheduler as _,
     state::Event,
-    store::{Applied, Facts, NewSession, Store},
+    store::{Applied, Facts, NewSession, Quota, Store},
 };
 use camino_tempfile::Utf8TempDir;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -194,14 +196,16 @@ impl World {
         let deadlines = config.deadlines();
         let core = Core {
             clock: self.clock.clone(),
-            access: Access::new(token, address, &[]),
+            access: Access::new(token, address, address, &[], false),
+            base: config.base(address),
+            policy: http::policy(&config.frame_ancestors),
+            limits: Limits::new(config.limits.starts_per_minute),
             images: Images::new(home.clone()),
             packs: self.packs.clone(),
             store: Store::open("sqlite", &home, deadlines).await.unwrap(),
             vault: Arc::new(Vault::open(&home.join("vault"), &KeySource::Own).unwrap()),
             scheduler: Arc::<Host>::clone(&self.host),
             config,
-            address,
             live: Live::default(),
             statuses: Statuses::default(),
             stock: Stock::default(),
@@ -313,6 +317,9 @@ impl World {
             } else {
                 StartKind::Pool
             },
+            owner: Owner::local(),
+            quota: Quota::default(),
+            confirm_account: false,
         };
         let now = self.clock.now();
         self.core().store.create_session(&new, now).await.unwrap();

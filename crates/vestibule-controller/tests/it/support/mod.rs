@@ -1,6 +1,7 @@
 //! A controller on a home of its own, its HTTP client, and the runners it starts.
 pub(crate) mod api;
 pub(crate) mod home;
+pub(crate) mod people;
 pub(crate) mod runner;
 pub(crate) mod runners;
 

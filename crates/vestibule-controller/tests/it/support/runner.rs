@@ -470,8 +470,10 @@ async fn credential(
 /// An RFB server's first word, then everything that is said to it is kept; `POUR` in the bytes is answered with 32 MiB.
 async fn open_view(State(runner): State<Arc<Runner>>, mut request: Request) -> Response {
     let asked = request.headers()[header::UPGRADE].to_str().unwrap();
-    assert_eq!(asked, format!("{}, {}", view::FRAMES, view::RAW));
-    let frames = !runner.old.load(Ordering::Relaxed);
+    // A viewer with TLS can't be handed over.
+    let plain = asked == format!("{}, {}", view::FRAMES, view::RAW);
+    assert!(plain || asked == view::RAW, "{asked}");
+    let frames = plain && !runner.old.load(Ordering::Relaxed);
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let upgraded = upgrade.await.unwrap();
