@@ -1461,7 +1461,7 @@ export interface components {
         /** @description A VM, as the controller knows it: alive or long gone. What only its runner knows is absent when that does not answer. */
         VmView: {
             createdAt: components["schemas"]["Timestamp"];
-            /** @description `qemu/tcg`, `qemu/kvm`, `firecracker/kvm`. */
+            /** @description `qemu/tcg`, `qemu/kvm`, `firecracker`. */
             driver?: string | null;
             egress: components["schemas"]["EgressCounters"];
             failure?: components["schemas"]["Finding"] | null;
@@ -1667,7 +1667,7 @@ export interface operations {
             query?: never;
             header?: {
                 /** @description the last event that was seen */
-                "Last-Event-ID"?: number | null;
+                "Last-Event-ID"?: number;
             };
             path: {
                 id: components["schemas"]["SessionId"];
@@ -2106,6 +2106,14 @@ export interface operations {
                 };
             };
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            503: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -2614,10 +2622,10 @@ export interface operations {
     sessions: {
         parameters: {
             query?: {
-                /** @description At most so many, 1 to 200. */
-                limit?: number | null;
+                /** @description At most so many, 1 to 200; 50 where nothing is said. */
+                limit?: number;
                 /** @description Older than this session. */
-                before?: components["schemas"]["SessionId"] | null;
+                before?: components["schemas"]["SessionId"];
             };
             header?: never;
             path?: never;
@@ -2968,7 +2976,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description `1`: also those that are gone, the newest 200. */
-                all?: number | null;
+                all?: number;
             };
             header?: never;
             path?: never;
@@ -3082,9 +3090,9 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description The last so many bytes; none: all that was kept. */
-                tail?: number | null;
+                tail?: number;
                 /** @description `1` or `true`: then as it grows, until the VM ends. */
-                follow?: string | null;
+                follow?: string;
             };
             header?: never;
             path: {
