@@ -3,7 +3,8 @@
 //
 //   node sign-in.mjs [wrangler] [oidc]      screenshots in target/e2e/<provider>/
 import assert from 'node:assert/strict';
-import { mkdir, readFile, rm, stat } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
 import { chromium } from 'playwright-core';
@@ -45,9 +46,43 @@ async function typeLogin(page, login, password) {
   await type(page, password);
 }
 
+/** What the person's clipboard holds when they paste it. */
+const clipboard = `clip-${randomBytes(16).toString('hex')}`;
+
+async function paste(page) {
+  await click(page, 'password');
+  await testid(page, 'clipboard').click();
+  await page.locator('#clipboard-send').fill(clipboard);
+  await page.getByRole('button', { name: 'Paste it there' }).click();
+}
+
+/**
+ * Of what was typed, pasted, shown and given, nothing is in a file that Vestibule can write, in shared memory, or in the
+ * memory of a process of its, but in the sealed record. Asked for before anybody fetches the credential.
+ */
+async function leakless(stage) {
+  const issued = (await stage.issued()).at(-1);
+  const { codes, cookies, page } = await stage.secrets();
+  assert.ok(codes.length > 0 && cookies.length > 0, 'the identity provider gave codes and cookies');
+  const words = { password: stage.password, clipboard, page };
+  for (const key of ['access_token', 'refresh_token', 'id_token']) if (issued[key]) words[key] = issued[key];
+  codes.forEach((code, i) => { words[`code ${i}`] = code; });
+  cookies.forEach((cookie, i) => { words[`cookie ${i}`] = cookie; });
+  const hits = await stage.scan(words);
+  assert.deepEqual(hits, [], `secrets lie about: ${JSON.stringify(hits)}`);
+  // The same scan sees one that does.
+  const planted = path.join(stage.home, 'evidence', 'planted');
+  await writeFile(planted, `x${Buffer.from(`??${issued.access_token}`).toString('base64')}`);
+  const seen = await stage.scan(words);
+  await rm(planted);
+  assert.deepEqual(seen.map(({ canary }) => canary), ['access_token'], 'the scan finds what is there');
+  console.log(`  ${Object.keys(words).length} secrets looked for, none found`);
+}
+
 /** A wrong password: the provider's page comes again, with a line above its fields, and nothing else happens. */
 async function mistype(page, stage, shot) {
   const { y } = await control(page, 'login');
+  await paste(page);
   await typeLogin(page, stage.login, 'not the password');
   await page.keyboard.press('Enter');
   await control(page, 'login', { where: (found) => found.y > y + 10 });
@@ -158,6 +193,8 @@ async function main(providers) {
       const begin = Date.now();
       try {
         const id = await signIn(page, stage, provider);
+        await nothingLeft(stage);
+        await leakless(stage);
         const bytes = provider === 'wrangler' ? await checkWrangler(stage, id) : await checkOidc(stage, id);
         await nothingLeft(stage);
         if (bytes) await toolAccepts(stage, bytes);

@@ -32,6 +32,18 @@ export class Stage {
     return (await fetch(new URL('/issued', this.control))).json();
   }
 
+  /** Where these words, by name, are that only one sign-in knew: in files, shared memory, and memory of processes. */
+  async scan(words) {
+    const scanning = run(testkit, ['scan', '--home', this.home, '--pid', String(this.pid)], { maxBuffer: 1 << 24 });
+    scanning.child.stdin.end(JSON.stringify(words));
+    return JSON.parse((await scanning).stdout);
+  }
+
+  /** Codes and cookies that the identity provider gave, and a word of its pages. */
+  async secrets() {
+    return (await fetch(new URL('/secrets', this.control))).json();
+  }
+
   /** What VMs left behind: processes, sockets, directories. */
   async residue() {
     const { stdout } = await run(testkit, ['residue', '--home', this.home, '--except', String(this.pid)]);

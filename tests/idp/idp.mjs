@@ -6,13 +6,14 @@
 // Prints one line of JSON when it listens: {"issuer", "address", "control"}. `issuer` is what a guest is told,
 // `address` where the test's egress proxy maps that host to, `control` is for the test alone:
 //   GET control/issued    every token response so far (they open nothing but this server)
+//   GET control/secrets   every authorization code and cookie so far, and the word that its pages hold
 //   GET control/seen      every request so far: method, path, status
 //   POST control/slow?ms=N   the token endpoint answers so much later
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { setTimeout as pause } from 'node:timers/promises';
 import { Provider } from 'oidc-provider';
-import { consentPage, loginPage, messagePage } from './pages.mjs';
+import { canary, consentPage, loginPage, messagePage } from './pages.mjs';
 
 const option = (name, fallback) => {
   const at = process.argv.indexOf(`--${name}`);
@@ -22,6 +23,7 @@ const option = (name, fallback) => {
 const people = new Map([['alice', { password: 'correct horse battery', email: 'alice@example.test' }]]);
 const issued = [];
 const seen = [];
+const secrets = { codes: [], cookies: [] };
 let slow = 0;
 
 /** A public client (RFC 8252) with one redirect URI. */
@@ -119,9 +121,20 @@ async function listen(port, handler) {
   return server;
 }
 
+/** What a reply gives to this one sign-in alone. */
+function noteSecrets(res) {
+  const code = /[?&]code=([^&]+)/.exec(res.getHeader('location') ?? '')?.[1];
+  if (code) secrets.codes.push(decodeURIComponent(code));
+  for (const cookie of [res.getHeader('set-cookie') ?? []].flat()) {
+    const value = /^[^=]+=([^;]+)/.exec(cookie)?.[1];
+    if (value) secrets.cookies.push(value);
+  }
+}
+
 let provider;
 const server = await listen(Number(option('port', '0')), async (req, res) => {
   const path = req.url.split('?')[0];
+  res.on('finish', () => noteSecrets(res));
   res.on('finish', () => seen.push({ method: req.method, path, status: res.statusCode }));
   if (path === '/token' && slow > 0) await pause(slow);
   if (path.startsWith('/interaction/')) return interact(provider, req, res);
@@ -137,6 +150,7 @@ const control = await listen(0, (req, res) => {
   const url = new URL(req.url, 'http://control');
   const json = (value) => send(res, 200, 'application/json', JSON.stringify(value));
   if (url.pathname === '/issued') return json(issued);
+  if (url.pathname === '/secrets') return json({ ...secrets, page: canary });
   if (url.pathname === '/seen') return json(seen);
   if (url.pathname === '/slow' && req.method === 'POST') {
     slow = Math.min(Number(url.searchParams.get('ms')) || 0, 600_000);

@@ -2,10 +2,6 @@
 
 /// Dies here where a test says so ([`vestibule_api::crash`]). In a simulation: others may act here, and the controller
 /// may be killed.
-#[cfg_attr(
-    not(test),
-    expect(clippy::unused_async, reason = "a simulation waits here")
-)]
 pub(crate) async fn point(name: &'static str) {
     vestibule_api::crash::point(name);
     #[cfg(test)]

@@ -11,6 +11,7 @@
 //! | [`person`] | what a person does in front of a screen |
 //! | [`api`] | a client of the controller's API |
 //! | [`runner`] | a runner without a VM, as a process |
+//! | [`scan`] | looks for secrets in files and memory |
 //! | [`stage`] | a controller with a home of its own, and what it must not leave behind |
 //! | [`bench`] | what Vestibule costs and how long a person waits, in figures |
 //! | [`wait`] | bounded waits on conditions |
@@ -23,6 +24,7 @@ pub mod person;
 pub mod process;
 pub mod rfb;
 pub mod runner;
+pub mod scan;
 pub mod stage;
 pub mod vendor;
 pub mod wait;

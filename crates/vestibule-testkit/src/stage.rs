@@ -2,7 +2,7 @@
 //! not leave behind.
 mod residue;
 
-pub use residue::residue;
+pub use residue::{processes_of, residue};
 
 use crate::{
     api::Api,

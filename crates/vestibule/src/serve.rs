@@ -7,6 +7,7 @@ use crate::{
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use hyper::Method;
+use sd_notify::NotifyState;
 use std::{
     io::Write as _,
     net::SocketAddr,
@@ -53,8 +54,15 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
     config.vm.driver = vestibule_vm::doctor::resolve(config.vm.driver);
     tracing::info!(driver = %config.vm.driver, "what VMs run under");
     let page = home.path().join("open.html");
-    let served = vestibule_controller::serve(config, ended(), |serving| {
-        output::note(&format!("vestibule: serving on {}", serving.base));
+    let shutdown = async {
+        ended().await;
+        tell_systemd(&[NotifyState::Stopping]);
+    };
+    let watchdog = tokio::spawn(feed_watchdog());
+    let served = vestibule_controller::serve(config, shutdown, |serving| {
+        let status = format!("serving on {}", serving.base);
+        tell_systemd(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        output::note(&format!("vestibule: {status}"));
         output::line(&format!(
             "open the dashboard (works once, 10 minutes): {}",
             serving.link
@@ -64,9 +72,29 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
         }
     })
     .await;
+    watchdog.abort();
     std::fs::remove_file(&page).ok();
     served?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// sd_notify(3). Not under systemd, nothing happens.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd does not hear us");
+    }
+}
+
+/// Feeds systemd's watchdog, where there is one, from the threads that serve requests: a controller that hangs starves it.
+async fn feed_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut tick = tokio::time::interval(limit / 3);
+    loop {
+        tick.tick().await;
+        tell_systemd(&[NotifyState::Watchdog]);
+    }
 }
 
 /// Whether a browser can be shown to whoever runs this.

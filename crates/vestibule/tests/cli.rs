@@ -261,3 +261,51 @@ fn the_audit_log_is_checked_without_a_controller() {
     );
     assert!(!home.path().join("vault/master.key").exists());
 }
+
+#[test]
+fn systemd_hears_that_it_serves_lives_and_stops() {
+    use std::os::unix::net::UnixDatagram;
+    let home = home();
+    let socket = home.path().join("notify");
+    let systemd = UnixDatagram::bind(&socket).unwrap();
+    systemd
+        .set_read_timeout(Some(std::time::Duration::from_secs(60)))
+        .unwrap();
+    let served = home.path().join("home");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vestibule"))
+        .args([
+            "--home",
+            served.as_str(),
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+        ])
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "300000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let heard = |word: &str| {
+        let mut buffer = [0; 1024];
+        loop {
+            let count = systemd.recv(&mut buffer).unwrap();
+            let said = text(&buffer[..count]).to_owned();
+            if said.lines().any(|line| line == word) {
+                return said;
+            }
+        }
+    };
+    let ready = heard("READY=1");
+    assert!(
+        ready.contains("STATUS=serving on http://127.0.0.1:"),
+        "{ready}"
+    );
+    for _ in 0..3 {
+        heard("WATCHDOG=1");
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    heard("STOPPING=1");
+    assert!(child.wait().unwrap().success());
+}

@@ -155,9 +155,9 @@ fn copy_settings(home: &Utf8Path, to: &Utf8Path, with_key: bool) -> Result<(), B
     }
     for name in names {
         let from = home.join(&name);
-        match std::fs::copy(&from, to.join(&name)) {
+        match std::fs::read(&from).and_then(|bytes| std::fs::write(to.join(&name), bytes)) {
             Err(err) if err.kind() == io::ErrorKind::NotFound && name == CONFIG => {}
-            copied => drop(copied.map_err(failed("copy", &from))?),
+            copied => copied.map_err(failed("copy", &from))?,
         }
     }
     Ok(())

@@ -210,6 +210,16 @@ fn not_launched(err: &LaunchError) -> Finding {
         )
         .retryable();
     }
+    // EMFILE and ENFILE (open(2)).
+    if matches!(err.io().raw_os_error(), Some(23 | 24)) {
+        return Finding::new(
+            Cause::LaunchRefused,
+            quote,
+            "the controller, or the host, has no file descriptor left",
+            "raise `LimitNOFILE=` of the service (or `ulimit -n`), or lower `limits.vms` and `limits.viewers`",
+        )
+        .retryable();
+    }
     Finding::new(
         Cause::LaunchRefused,
         quote,

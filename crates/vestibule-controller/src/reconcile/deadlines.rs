@@ -6,11 +6,54 @@ use crate::{
     state::Event,
     store::{Applied, Facts, SessionRow},
 };
+use std::time::Instant;
 use vestibule_api::{
     cause::Cause,
     finding::{Finding, Quote},
     session::{SessionEventKind, SessionState},
+    time::Timestamp,
 };
+
+/// The host's clock may be off by so much between two runs before it is said to have jumped.
+const JUMP: i64 = 5_000_000;
+
+/// The two clocks at one moment; the first does not jump, nor go on while the host sleeps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clocks {
+    pub(super) steady: Instant,
+    pub(super) wall: Timestamp,
+}
+
+impl Clocks {
+    /// Microseconds by which the host's clock went further than time did; none: it did not jump.
+    fn jump_since(self, before: Self) -> Option<i64> {
+        let passed = self.steady.duration_since(before.steady).as_micros();
+        let passed = i64::try_from(passed).unwrap_or(i64::MAX);
+        let went = self
+            .wall
+            .as_micros()
+            .saturating_sub(before.wall.as_micros());
+        Some(went.saturating_sub(passed)).filter(|jump| jump.abs() >= JUMP)
+    }
+}
+
+/// A clock that jumps, and a host that slept, take no time from anybody: every deadline moves with it.
+pub(super) async fn follow_clock(
+    core: &Shared,
+    seen: &mut Option<Clocks>,
+    now: Clocks,
+) -> Result<(), ReconcileError> {
+    let before = seen.replace(now);
+    let Some(jump) = before.and_then(|before| now.jump_since(before)) else {
+        return Ok(());
+    };
+    tracing::warn!(
+        seconds = jump / 1_000_000,
+        "the host's clock jumped: deadlines move with it"
+    );
+    core.store.shift(jump).await?;
+    Ok(())
+}
 
 pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
     let now = core.now();
@@ -111,4 +154,29 @@ async fn last_words(core: &Shared, session: &SessionRow) -> Result<String, Recon
             session.updated_at
         )
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn only_a_clock_that_leaves_time_behind_has_jumped() {
+        let steady = Instant::now();
+        let at = |passed: u64, wall: i64| Clocks {
+            steady: steady + Duration::from_secs(passed),
+            wall: Timestamp::from_micros(1_000_000_000 + wall * 1_000_000),
+        };
+        for (passed, wall, jump) in [
+            (5, 5, None),
+            (5, 9, None),
+            (600, 600, None),
+            (5, 3605, Some(3_600_000_000)),
+            (5, -3595, Some(-3_600_000_000)),
+            (0, 5, Some(5_000_000)),
+        ] {
+            assert_eq!(at(passed, wall).jump_since(at(0, 0)), jump);
+        }
+    }
 }

@@ -183,6 +183,7 @@ struct State {
     effects: effects::UnderWay,
     followed: machines::Followed,
     pool: pool::UnderWay,
+    clocks: Option<deadlines::Clocks>,
 }
 
 async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, ReconcileError> {
@@ -190,7 +191,14 @@ async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, Recon
         Kind::Place => place::run(core).await,
         Kind::Pool => pool::run(core, state).await,
         Kind::Effects => effects::run(core, state).await,
-        Kind::Deadlines => deadlines::run(core).await,
+        Kind::Deadlines => {
+            let clocks = deadlines::Clocks {
+                steady: Instant::now(),
+                wall: core.now(),
+            };
+            deadlines::follow_clock(core, &mut state.clocks, clocks).await?;
+            deadlines::run(core).await
+        }
         Kind::Machines => machines::run(core, state).await,
         Kind::Orphans => orphans::run(core).await,
         Kind::Retention => retention::run(core).await,

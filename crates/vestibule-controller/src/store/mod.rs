@@ -48,7 +48,43 @@ pub enum StoreError {
     },
 }
 
+/// What keeps a database from doing anything now, and may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hindrance {
+    /// Another process holds it, or every connection is in use.
+    Busy,
+    /// Its file system is full.
+    DiskFull,
+}
+
 impl StoreError {
+    /// The hindrance behind this error, if it is one.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "sqlx's enum is not exhaustive"
+    )]
+    pub(crate) fn hindrance(&self) -> Option<Hindrance> {
+        let Self::Query { err, .. } = self else {
+            return None;
+        };
+        match err {
+            sqlx::Error::PoolTimedOut => Some(Hindrance::Busy),
+            // Result codes of SQLite (sqlite.org/rescode.html), of which the low byte is the primary one; SQLSTATE of PostgreSQL.
+            sqlx::Error::Database(err) => match err.code().as_deref() {
+                Some("55P03") => Some(Hindrance::Busy),
+                Some("53100") => Some(Hindrance::DiskFull),
+                Some(code) => match code.parse::<u32>().map(|code| code & 0xff) {
+                    Ok(5 | 6) => Some(Hindrance::Busy),
+                    Ok(13) => Some(Hindrance::DiskFull),
+                    Ok(_) | Err(_) => None,
+                },
+                None => None,
+            },
+            // Of an enum that is not exhaustive.
+            _ => None,
+        }
+    }
+
     fn query(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |err| Self::Query { what, err }
     }

@@ -269,6 +269,22 @@ impl Store {
             .collect()
     }
 
+    /// Moves every deadline, and the time of every effect that waits, by so many microseconds.
+    pub(crate) async fn shift(&self, micros: i64) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        for sql in [
+            "UPDATE session SET deadline_at = deadline_at + $1 WHERE deadline_at IS NOT NULL",
+            "UPDATE effect SET not_before = not_before + $1 WHERE done_at IS NULL",
+        ] {
+            sqlx::query(sql)
+                .bind(micros)
+                .execute(&mut *tx)
+                .await
+                .map_err(StoreError::query("move deadlines"))?;
+        }
+        self.commit(tx, None).await
+    }
+
     /// Ends a session whose VM, or what that needs, failed for this.
     ///
     /// # Errors

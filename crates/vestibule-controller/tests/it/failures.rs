@@ -393,3 +393,51 @@ async fn the_way_out_opens_with_the_claim() {
     nothing_left(&home).await;
     controller.stop().await;
 }
+
+/// Another program that holds the database: whoever asks hears so by name, and nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_held_is_named() {
+    use sqlx::{Connection as _, Executor as _};
+    let home = Home::new();
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let (id, runner) = signing_in(&home, api).await;
+    sqlx::any::install_default_drivers();
+    let url = format!("sqlite://{}", home.path().join("vestibule.db"));
+    let mut other = sqlx::AnyConnection::connect(&url).await.unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    runner.capture(FILE, SECRET);
+    let reply = api
+        .post("/api/auth/start", &json!({ "provider": "codex" }))
+        .await;
+    assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(reply.headers()["retry-after"], "5");
+    let body: serde_json::Value = reply.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "unavailable");
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("database is busy"), "{message}");
+    // What only reads goes on.
+    assert_eq!(api.session(id).await.state, SessionState::AwaitingUser);
+    other.execute("ROLLBACK").await.unwrap();
+    let view = api.until(id, SessionState::Completed).await;
+    assert!(view.credential_id.is_some());
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
+/// A host without descriptors, as the kernel says it: the session's cause names them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_without_descriptors_is_named() {
+    let home = Home::new();
+    let controller = home.serve().await;
+    *home.runners.refuse_os.lock().unwrap() = Some(24);
+    let id = controller.api.start("codex").await;
+    let view = failed(&controller.api, id).await;
+    let finding = view.failure.unwrap().finding.unwrap();
+    assert_eq!(finding.cause, Cause::LaunchRefused);
+    assert!(finding.why.contains("file descriptor"), "{}", finding.why);
+    assert!(finding.retryable && finding.fix.contains("LimitNOFILE"));
+    assert!(finding.evidence[0].text.contains("Too many open files"));
+    nothing_left(&home).await;
+    controller.stop().await;
+}

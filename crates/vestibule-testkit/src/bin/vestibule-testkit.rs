@@ -9,6 +9,7 @@ use vestibule_testkit::{
     ca::TestCa,
     idp::{self, Idp},
     runner,
+    scan::Scan,
     stage::{Setting, Stage, binary, residue},
     vendor::{HOSTS, Vendor},
 };
@@ -19,6 +20,7 @@ vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
 vestibule-testkit idp
 vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
 vestibule-testkit residue --home DIR --except PID
+vestibule-testkit scan --home DIR --pid PID    where words (a JSON object on standard input, by name) are that a sign-in left
 vestibule-testkit runner [--boot-ms N] [--sign-in-ms N] [--hand-over-ms N]
                                                a runner without a VM; 0 for --sign-in-ms: its person never signs in";
 
@@ -90,6 +92,14 @@ async fn main() -> Result<()> {
                 hand_over: millis("hand-over-ms", 0)?,
             })
             .await
+        }
+        "scan" => {
+            let home = option("home").context("`--home DIR` is missing")?;
+            let pid = option("pid").and_then(|pid| pid.parse().ok());
+            let words = serde_json::from_reader(std::io::stdin()).context("read the words")?;
+            say(&serde_json::json!(
+                Scan::new(&words).everywhere(&Utf8PathBuf::from(home), pid)?
+            ))
         }
         "residue" => {
             let home = option("home").context("`--home DIR` is missing")?;

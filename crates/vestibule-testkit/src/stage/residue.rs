@@ -17,7 +17,23 @@ pub fn residue(home: &Utf8Path, controller: Option<u32>) -> Vec<String> {
     found
 }
 
+/// Every process but this one that mentions `home` or has a file in it open.
+pub fn processes_of(home: &Utf8Path) -> Vec<u32> {
+    found_processes(home)
+        .into_iter()
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
 fn processes(home: &Utf8Path, controller: Option<u32>) -> Vec<String> {
+    found_processes(home)
+        .into_iter()
+        .filter(|(pid, _)| Some(*pid) != controller)
+        .map(|(pid, line)| format!("process {pid} {line}"))
+        .collect()
+}
+
+fn found_processes(home: &Utf8Path) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry
@@ -27,14 +43,14 @@ fn processes(home: &Utf8Path, controller: Option<u32>) -> Vec<String> {
         else {
             continue;
         };
-        if pid == std::process::id() || Some(pid) == controller {
+        if pid == std::process::id() {
             continue;
         }
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         if line.contains(home.as_str()) || holds(&entry.path(), home) {
             let short: String = line.chars().take(120).collect();
-            found.push(format!("process {pid} {short}"));
+            found.push((pid, short));
         }
     }
     found

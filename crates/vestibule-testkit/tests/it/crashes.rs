@@ -191,7 +191,13 @@ async fn killed_at_random() -> Result<()> {
     let images = images()?;
     let setting = without_vms(images.path(), ["60", "60", "60"]);
     let lives = number("VESTIBULE_CRASH_LIVES").unwrap_or(LIVES);
-    random_lives(&setting, lives, Duration::from_millis(350)).await
+    random_lives(
+        &setting,
+        lives,
+        Duration::from_millis(350),
+        &["controller", "runner"],
+    )
+    .await
 }
 
 /// Real VMs of the image tiny: controller, runner or VMM is killed somewhere between start and end.
@@ -200,21 +206,27 @@ async fn killed_at_random() -> Result<()> {
 async fn vms_killed_at_random() -> Result<()> {
     let lives = number("VESTIBULE_CRASH_VMS").unwrap_or(3);
     let setting = Setting::image("tiny").with(PACK);
-    random_lives(&setting, lives, Duration::from_secs(9)).await
+    let victims = ["controller", "runner", "vmm"];
+    random_lives(&setting, lives, Duration::from_secs(9), &victims).await
 }
 
 #[expect(
     clippy::print_stdout,
     reason = "what a run did is what its reader wants"
 )]
-async fn random_lives(setting: &Setting, lives: u32, longest: Duration) -> Result<()> {
+async fn random_lives(
+    setting: &Setting,
+    lives: u32,
+    longest: Duration,
+    victims: &[&str],
+) -> Result<()> {
     let seed = number("VESTIBULE_CRASH_SEED").unwrap_or_else(|| rand::rng().random());
     println!("VESTIBULE_CRASH_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed.into());
     let mut stage = Stage::start(setting).await?;
     let (mut ends, mut slowest) = (std::collections::BTreeMap::new(), Duration::ZERO);
     for life in 0..lives {
-        let victim = ["controller", "runner", "vmm"][rng.random_range(0..3)];
+        let victim = victims[rng.random_range(0..victims.len())];
         let id = stage.api().start("oidc", None).await?;
         tokio::time::sleep(longest.mul_f64(rng.random())).await;
         stage = kill(stage, victim).await?;

@@ -315,8 +315,10 @@ impl Runner {
 
     fn view(&self) -> Value {
         let (spec, vm) = (&self.spec, self.vm());
+        let first = vm.claimed.first().copied();
+        let owner = spec.session_id.or(first);
         json!({
-            "machineId": spec.machine_id, "sessionId": spec.session_id.or(vm.claimed.first().copied()), "state": vm.state,
+            "machineId": spec.machine_id, "sessionId": owner, "state": vm.state,
             "generation": vm.generation, "imageDigest": spec.image_digest, "driver": "simulated",
             "memoryMib": spec.memory_mib, "vcpus": spec.vcpus, "runnerPid": 1, "startedAt": Timestamp::now(), "viewers": 0,
             "egress": { "connections": 0, "refused": 0, "bytesOut": 0, "bytesIn": 0 },
@@ -372,8 +374,8 @@ async fn machine(State(runner): State<Arc<Runner>>) -> Json<Value> {
 
 async fn claim(State(runner): State<Arc<Runner>>, Json(claim): Json<Claim>) -> Response {
     runner.answer(|| {
-        let owner = runner.spec.session_id;
-        let owner = owner.or(runner.vm().claimed.first().copied());
+        let first = runner.vm().claimed.first().copied();
+        let owner = runner.spec.session_id.or(first);
         if owner.is_some_and(|owner| owner != claim.session_id) {
             return StatusCode::CONFLICT.into_response();
         }

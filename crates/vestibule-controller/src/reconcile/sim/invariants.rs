@@ -49,9 +49,11 @@ impl World {
             let events = core.store.events(*id, 0, 100_000).await.unwrap();
             let states: Vec<_> = events
                 .iter()
-                .filter_map(|event| match event.event {
-                    SessionEventKind::State { state } => Some(state),
-                    _ => None,
+                .filter_map(|event| {
+                    let SessionEventKind::State { state } = event.event else {
+                        return None;
+                    };
+                    Some(state)
                 })
                 .collect();
             let ends = states.iter().filter(|state| state.is_terminal()).count();

@@ -21,7 +21,9 @@
 //! | `VESTIBULE_SIM_SEED` | this seed alone, with its whole history |
 pub(crate) mod gate;
 mod host;
+mod image;
 mod invariants;
+mod tally;
 mod world;
 
 use std::{
@@ -31,7 +33,8 @@ use std::{
     },
     time::Instant,
 };
-use world::{LIVES, Tally, World};
+use tally::Tally;
+use world::{LIVES, World};
 
 /// Lives of an ordinary test run.
 const SOME: u64 = 1000;
@@ -119,4 +122,46 @@ fn a_seed_gives_the_same_history_again() {
         assert_eq!(once, again, "seed {seed}");
         assert!(once.len() > 50, "something happened: {}", once.len());
     }
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_takes_no_time_from_anybody() {
+    use crate::reconcile::deadlines::{self, Clocks};
+    use std::time::Duration;
+    let mut world = World::new(1).await;
+    world.ask().await;
+    let (core, id) = (world.core(), world.sessions[0]);
+    let deadline = async || {
+        core.store
+            .session(id)
+            .await
+            .unwrap()
+            .unwrap()
+            .deadline_at
+            .unwrap()
+    };
+    let before = deadline().await;
+    let (steady, mut seen) = (Instant::now(), None);
+    let look = |passed| Clocks {
+        steady: steady + Duration::from_secs(passed),
+        wall: core.now(),
+    };
+    deadlines::follow_clock(&core, &mut seen, look(0))
+        .await
+        .unwrap();
+    let hour = Duration::from_secs(3600);
+    world.clock.advance_to(core.now().plus(hour));
+    deadlines::follow_clock(&core, &mut seen, look(0))
+        .await
+        .unwrap();
+    assert_eq!(deadline().await, before.plus(hour));
+    assert_eq!(deadlines::run(&core).await.unwrap(), 0, "nobody is late");
+    // Time that really passed is not given back.
+    world.clock.advance_to(core.now().plus(hour));
+    deadlines::follow_clock(&core, &mut seen, look(3600))
+        .await
+        .unwrap();
+    assert_eq!(deadlines::run(&core).await.unwrap(), 1);
+    drop(core);
+    world.end().await;
 }

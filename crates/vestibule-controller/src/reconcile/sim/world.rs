@@ -2,6 +2,8 @@
 use super::{
     gate::{Step, drive},
     host::{Dice, Host, Runner},
+    image::publish,
+    tally::Tally,
 };
 use crate::{
     auth::{self, Access},
@@ -22,8 +24,6 @@ use crate::{
 };
 use camino_tempfile::Utf8TempDir;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
 use std::{
     collections::{BTreeMap, HashMap},
     future::Future,
@@ -38,11 +38,6 @@ use vestibule_api::{
     ids::{MachineId, SessionId},
     machine::MachineState,
     session::{SessionState, StartKind},
-    snapshot::{
-        Binding, MANIFEST_FILE, MEMORY_FILE, SNAPSHOT_SCHEMA, STATE_FILE, SavedFile,
-        SnapshotManifest,
-    },
-    time::Timestamp,
 };
 use vestibule_vault::{KeySource, Vault};
 
@@ -55,59 +50,6 @@ const ROUNDS: usize = 400;
 
 /// Both reconcilers that count places hold a lock: one that waits for it would wait for one that stands still.
 const PLACES: &str = "places";
-
-/// What happened, for people, and to see that the seeds reach what they should.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tally {
-    pub(super) lives: u64,
-    completed: u64,
-    failed: u64,
-    cancelled: u64,
-    expired: u64,
-    crashes: u64,
-    killed_mid_action: u64,
-    runners_killed: u64,
-    vms_broken: u64,
-    events_again: u64,
-    events_late: u64,
-    fell_back: u64,
-    from_pool: u64,
-}
-
-impl Tally {
-    pub(super) fn add(&mut self, other: &Self) {
-        self.lives += other.lives;
-        self.completed += other.completed;
-        self.failed += other.failed;
-        self.cancelled += other.cancelled;
-        self.expired += other.expired;
-        self.crashes += other.crashes;
-        self.killed_mid_action += other.killed_mid_action;
-        self.runners_killed += other.runners_killed;
-        self.vms_broken += other.vms_broken;
-        self.events_again += other.events_again;
-        self.events_late += other.events_late;
-        self.fell_back += other.fell_back;
-        self.from_pool += other.from_pool;
-    }
-
-    pub(super) fn named(&self) -> [(&'static str, u64); 12] {
-        [
-            ("a completed end", self.completed),
-            ("a failed end", self.failed),
-            ("a cancelled end", self.cancelled),
-            ("an expired end", self.expired),
-            ("a crash", self.crashes),
-            ("a crash in an action's middle", self.killed_mid_action),
-            ("a killed runner", self.runners_killed),
-            ("a VM that broke", self.vms_broken),
-            ("an event twice", self.events_again),
-            ("an event too late", self.events_late),
-            ("a start that fell back", self.fell_back),
-            ("a start from the pool", self.from_pool),
-        ]
-    }
-}
 
 /// Something that the controller has under way.
 struct Action {
@@ -301,7 +243,7 @@ impl World {
     }
 
     /// Somebody clicks *Connect*.
-    async fn ask(&mut self) {
+    pub(super) async fn ask(&mut self) {
         if self.sessions.len() >= LIVES {
             return;
         }
@@ -608,7 +550,13 @@ impl World {
                 SessionState::Completed => self.tally.completed += 1,
                 SessionState::Cancelled => self.tally.cancelled += 1,
                 SessionState::Expired => self.tally.expired += 1,
-                _ => self.tally.failed += 1,
+                SessionState::Failed => self.tally.failed += 1,
+                SessionState::Requested
+                | SessionState::Placing
+                | SessionState::Starting
+                | SessionState::Ready
+                | SessionState::AwaitingUser
+                | SessionState::Capturing => {}
             }
             let events = core.store.events(id, 0, 10_000).await.unwrap();
             let text = serde_json::to_string(&events).unwrap();
@@ -636,68 +584,4 @@ async fn hear(core: Shared, id: MachineId, line: Vec<u8>, runner: Arc<Runner>) {
         Ok(false) => {}
         Err(err) => panic!("{}: {}", runner.spec.machine_id, Chain(&err)),
     }
-}
-
-/// An image as the store holds one, and a snapshot of it, without anything that boots.
-fn publish(home: &camino::Utf8Path, snapshot: bool) {
-    let manifest = json!({
-        "schema": 1, "recipe": "browser", "recipeDigest": "0".repeat(64), "artifacts": {}, "kernelRelease": "6.1",
-        "cmdline": "quiet", "drivers": [], "minMemoryMib": 512, "defaultMemoryMib": 512, "defaultVcpus": 1,
-        "requiredUnits": [], "features": ["agent", "browser"], "agentBuild": "0".repeat(64), "packages": [],
-        "tools": [{ "provider": "codex", "package": "codex", "version": "1", "path": "/usr/bin/codex" }], "files": {},
-    });
-    let bytes = serde_json::to_vec(&manifest).unwrap();
-    let digest = sha256(&bytes);
-    let dir = home.join("images").join(&digest);
-    std::fs::create_dir_all(&dir).unwrap();
-    for dir in ["aliases", "vms", "evidence"] {
-        std::fs::create_dir_all(home.join(dir)).unwrap();
-    }
-    std::fs::write(dir.join("manifest.json"), bytes).unwrap();
-    std::os::unix::fs::symlink(format!("../images/{digest}"), home.join("aliases/browser"))
-        .unwrap();
-    if !snapshot {
-        return;
-    }
-    let file = SavedFile {
-        bytes: 1,
-        allocated_bytes: 1,
-        sha256: "c".repeat(64),
-    };
-    let manifest = SnapshotManifest {
-        schema: SNAPSHOT_SCHEMA,
-        binding: Binding {
-            image_digest: digest.parse().unwrap(),
-            agent_build: "0".repeat(64),
-            driver: "simulated".to_owned(),
-            vmm_version: "1".to_owned(),
-            machine: "1".to_owned(),
-            cpu: "max".to_owned(),
-            cpu_features: Vec::new(),
-            memory_mib: 512,
-            vcpus: 1,
-            runner: "0".to_owned(),
-            arguments: "d".repeat(64),
-            cmdline: "quiet".to_owned(),
-            tsc_khz: 1,
-        },
-        taken_at: Timestamp::from_micros(0),
-        memory: file.clone(),
-        state: file,
-    };
-    let bytes = serde_json::to_vec(&manifest).unwrap();
-    let dir = home.join("snapshots").join(sha256(&bytes));
-    std::fs::create_dir_all(&dir).unwrap();
-    for (name, content) in [
-        (MEMORY_FILE, &b"m"[..]),
-        (STATE_FILE, b"s"),
-        (MANIFEST_FILE, &bytes),
-    ] {
-        std::fs::write(dir.join(name), content).unwrap();
-    }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -16,6 +16,8 @@ pub(crate) struct Runners {
     all: Mutex<HashMap<MachineId, Arc<Runner>>>,
     /// Why the next launch is refused.
     pub(crate) refuse: Mutex<Option<std::io::ErrorKind>>,
+    /// The operating system's error that the next launch comes to.
+    pub(crate) refuse_os: Mutex<Option<i32>>,
     pub(crate) launches: Mutex<u32>,
     /// Memory of the host, MiB and percent; none: not known.
     pub(crate) memory: Mutex<Option<(u64, f64)>>,
@@ -63,6 +65,12 @@ impl Scheduler for Runners {
             return Err(LaunchError::Spawn {
                 program: "fake".to_owned(),
                 err: kind.into(),
+            });
+        }
+        if let Some(code) = self.refuse_os.lock().unwrap().take() {
+            return Err(LaunchError::Spawn {
+                program: "fake".to_owned(),
+                err: std::io::Error::from_raw_os_error(code),
             });
         }
         for dir in [&spec.vm_dir, &spec.evidence_dir] {

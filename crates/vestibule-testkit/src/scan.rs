@@ -1,0 +1,324 @@
+//! Looks for canaries, words that only one sign-in knew: in every file that Vestibule can write, in shared memory, in core
+//! dumps, and in the memory of its processes.
+//!
+//! A word is looked for as it is, in hexadecimal, percent-encoded, in UTF-16, and in base64 at each of the three places
+//! where it can begin in a group.
+use crate::stage::processes_of;
+use anyhow::{Context, Result};
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD as BASE64};
+use camino::Utf8Path;
+use memchr::memmem::Finder;
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt as _,
+    path::Path,
+};
+
+/// Bytes read at once.
+const BLOCK: usize = 1 << 20;
+
+/// A canary where none may be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Hit {
+    /// The canary's name, never its value.
+    pub canary: String,
+    /// How it was written there.
+    pub form: &'static str,
+    pub place: String,
+}
+
+#[derive(Debug)]
+struct Needle {
+    canary: String,
+    form: &'static str,
+    finder: Finder<'static>,
+}
+
+/// What is looked for.
+#[derive(Debug)]
+pub struct Scan {
+    needles: Vec<Needle>,
+    longest: usize,
+    hits: Vec<Hit>,
+}
+
+impl Scan {
+    /// For these words by their names. Words of fewer than eight bytes are found by chance, and left out.
+    pub fn new(canaries: &BTreeMap<String, String>) -> Self {
+        let mut needles = Vec::new();
+        for (name, word) in canaries.iter().filter(|(_, word)| word.len() >= 8) {
+            for (form, bytes) in forms(word.as_bytes()) {
+                needles.push(Needle {
+                    canary: name.clone(),
+                    form,
+                    finder: Finder::new(&bytes).into_owned(),
+                });
+            }
+        }
+        let lengths = needles.iter().map(|needle| needle.finder.needle().len());
+        Self {
+            longest: lengths.max().unwrap_or(1),
+            needles,
+            hits: Vec::new(),
+        }
+    }
+
+    /// Everything that the controller `pid` on `home` and its VMs can have left.
+    ///
+    /// # Errors
+    /// When a place can't be looked at.
+    pub fn everywhere(mut self, home: &Utf8Path, pid: Option<u32>) -> Result<Vec<Hit>> {
+        self.files(home.as_std_path());
+        self.files(Path::new("/dev/shm"));
+        for dir in ["/var/crash", "/var/lib/systemd/coredump"] {
+            self.files(Path::new(dir));
+        }
+        for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
+            let name = entry.file_name();
+            let ours = ["vestibule", "core"].map(|word| name.to_string_lossy().starts_with(word));
+            if ours.contains(&true) && !entry.path().starts_with(home.as_std_path()) {
+                self.files(&entry.path());
+            }
+        }
+        let processes: Vec<u32> = processes_of(home).into_iter().chain(pid).collect();
+        for pid in processes {
+            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            let name = exe
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if name == "vestibule" || name.starts_with("qemu") || name == "firecracker" {
+                self.memory(pid)
+                    .with_context(|| format!("read the memory of {name} ({pid})"))?;
+            }
+        }
+        Ok(self.found())
+    }
+
+    /// The places, each named once.
+    pub fn found(mut self) -> Vec<Hit> {
+        self.hits.sort();
+        self.hits.dedup();
+        self.hits
+    }
+
+    /// Every regular file below `path`; links are not followed. What is gone meanwhile held nothing.
+    pub fn files(&mut self, path: &Path) {
+        let Ok(meta) = std::fs::symlink_metadata(path) else {
+            return;
+        };
+        if meta.is_dir() {
+            for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+                self.files(&entry.path());
+            }
+        } else if meta.is_file()
+            && let Ok(file) = File::open(path)
+        {
+            let place = path.display().to_string();
+            // A file that can't be read to its end was looked at as far as it can.
+            drop(self.stream(file, &place));
+        }
+    }
+
+    /// Every readable byte of a process's memory (proc_pid_mem(5)).
+    ///
+    /// # Errors
+    /// When the process is gone or not ours to look into.
+    pub fn memory(&mut self, pid: u32) -> io::Result<()> {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        let mem = File::open(format!("/proc/{pid}/mem"))?;
+        for line in maps.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(range), Some(rights)) = (words.next(), words.next()) else {
+                continue;
+            };
+            let name = words.nth(3).unwrap_or("anonymous");
+            let Some((from, to)) = range.split_once('-') else {
+                continue;
+            };
+            let bounds = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16));
+            let (Ok(from), Ok(to)) = bounds else { continue };
+            if !rights.starts_with('r') || name.starts_with("[v") {
+                continue;
+            }
+            let region = Region {
+                mem: &mem,
+                at: from,
+                to,
+            };
+            // Pages that are not there (a file that was cut short) can't be read and hold nothing.
+            drop(self.stream(region, &format!("memory of process {pid}, {name}")));
+        }
+        Ok(())
+    }
+
+    fn stream(&mut self, mut from: impl Read, place: &str) -> io::Result<()> {
+        let keep = self.longest.saturating_sub(1);
+        let mut buffer = Vec::with_capacity(BLOCK + keep);
+        loop {
+            let kept = buffer.len();
+            let count = (&mut from).take(BLOCK as u64).read_to_end(&mut buffer);
+            self.look(&buffer, place);
+            if count? == 0 {
+                return Ok(());
+            }
+            // A word may lie across two blocks.
+            let end = buffer.len();
+            debug_assert!(end >= kept, "it only grows");
+            buffer.drain(..end.saturating_sub(keep));
+        }
+    }
+
+    fn look(&mut self, bytes: &[u8], place: &str) {
+        for needle in &self.needles {
+            if needle.finder.find(bytes).is_some() {
+                self.hits.push(Hit {
+                    canary: needle.canary.clone(),
+                    form: needle.form,
+                    place: place.to_owned(),
+                });
+            }
+        }
+    }
+}
+
+struct Region<'a> {
+    mem: &'a File,
+    at: u64,
+    to: u64,
+}
+
+impl Read for Region<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.to.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let want = left.min(buffer.len());
+        if want == 0 {
+            return Ok(0);
+        }
+        let count = self.mem.read_at(&mut buffer[..want], self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+fn forms(word: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let hex: String = word.iter().map(|byte| format!("{byte:02x}")).collect();
+    let percent: String = word
+        .iter()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(*byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect();
+    let utf16 = word.iter().flat_map(|byte| [*byte, 0]).collect();
+    let mut forms = vec![
+        ("as it is", word.to_vec()),
+        ("hexadecimal", hex.into_bytes()),
+        ("UTF-16", utf16),
+    ];
+    if percent.as_bytes() != word {
+        forms.push(("percent-encoded", percent.into_bytes()));
+    }
+    for before in 0..3 {
+        // Only what does not depend on the bytes beside it: whole groups in the word's middle.
+        let skip = (3 - before) % 3;
+        let whole = (word.len() - skip) / 3 * 3;
+        let middle = &word[skip..skip + whole];
+        if middle.len() >= 6 {
+            forms.push(("base64", BASE64.encode(middle).into_bytes()));
+        }
+    }
+    forms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    const WORD: &str = "correct horse +/battery?";
+
+    fn scan() -> Scan {
+        Scan::new(&[("word".to_owned(), WORD.to_owned())].into())
+    }
+
+    #[test]
+    fn every_form_is_found_wherever_it_lies_in_a_file() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("below")).unwrap();
+        let hex: String = WORD.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let utf16: Vec<u8> = WORD.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let mut texts = vec![
+            WORD.as_bytes().to_vec(),
+            hex.into_bytes(),
+            utf16,
+            b"correct%20horse%20%2B%2Fbattery%3F".to_vec(),
+        ];
+        texts.extend((0..3).map(|before| {
+            let around = format!("{}{WORD} and more", &"xyz"[..before]);
+            BASE64.encode(around).into_bytes()
+        }));
+        for (number, text) in texts.iter().enumerate() {
+            // At the beginning, in the middle of a block, and across two.
+            for at in [0, 5000, BLOCK - 7] {
+                let path = dir.path().join("below/file");
+                let mut bytes = vec![b'.'; at];
+                bytes.extend_from_slice(text);
+                bytes.extend(vec![b'.'; 3 * BLOCK / 2]);
+                std::fs::write(&path, bytes).unwrap();
+                let mut scan = scan();
+                scan.files(dir.path().as_std_path());
+                let hits = scan.found();
+                assert!(!hits.is_empty(), "form {number} at {at}");
+                assert_eq!(hits[0].place, path.as_str());
+            }
+        }
+        std::fs::write(dir.path().join("below/file"), "correct horses, batteries").unwrap();
+        let mut scan = scan();
+        scan.files(dir.path().as_std_path());
+        assert_eq!(scan.found(), []);
+    }
+
+    #[test]
+    fn a_word_in_another_processs_memory_is_found() {
+        let mut child = Command::new("cat")
+            .env("SOMETHING", WORD)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut with = scan();
+        // Its environment is there once it is the new program.
+        let begun = std::time::Instant::now();
+        while !std::fs::read_link(format!("/proc/{}/exe", child.id()))
+            .is_ok_and(|exe| exe.ends_with("cat"))
+        {
+            assert!(begun.elapsed().as_secs() < 10);
+            std::thread::yield_now();
+        }
+        with.memory(child.id()).unwrap();
+        let found = with.found();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            found.iter().any(|hit| hit.place.contains("[stack]")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn shared_memory_is_looked_at() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let name = format!("/dev/shm/vestibule-scan-{}", std::process::id());
+        std::fs::write(&name, WORD).unwrap();
+        let hits = scan().everywhere(home.path(), None);
+        std::fs::remove_file(&name).unwrap();
+        assert!(hits.unwrap().iter().any(|hit| hit.place == name));
+    }
+}
