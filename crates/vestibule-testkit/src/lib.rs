@@ -11,11 +11,13 @@
 //! | [`person`] | what a person does in front of a screen |
 //! | [`api`] | a client of the controller's API |
 //! | [`stage`] | a controller with a home of its own, and what it must not leave behind |
+//! | [`conformance`] | what a VM is, whatever runs it |
 //! | [`bench`] | what Vestibule costs and how long a person waits, in figures |
 //! | [`wait`] | bounded waits on conditions |
 pub mod api;
 pub mod bench;
 pub mod ca;
+pub mod conformance;
 pub mod idp;
 pub mod nested;
 pub mod person;

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use vestibule_api::control::LoginCodeReply;
 use vestibule_testkit::{
     ca::TestCa,
+    conformance,
     idp::{self, Idp},
     stage::{Setting, Stage, binary, residue},
     vendor::{HOSTS, Vendor},
@@ -17,6 +18,7 @@ vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
                          [--config FILE]       grants by itself; FILE is what `image verify --sign-in` takes
 vestibule-testkit idp
 vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
+vestibule-testkit conformance --driver DRIVER --image DIR --home DIR   what a VM is, by `vestibule` ($VESTIBULE_BIN)
 vestibule-testkit residue --home DIR --except PID";
 
 #[tokio::main]
@@ -73,6 +75,16 @@ async fn main() -> Result<()> {
             }))?;
             ended().await?;
             stage.end().await
+        }
+        "conformance" => {
+            let given = |name: &str| option(name).with_context(|| format!("`--{name}` is missing"));
+            conformance::run(conformance::Setup {
+                program: binary()?,
+                driver: given("driver")?.parse()?,
+                image: Utf8PathBuf::from(given("image")?).canonicalize_utf8()?,
+                home: given("home")?.into(),
+            })
+            .await
         }
         "residue" => {
             let home = option("home").context("`--home DIR` is missing")?;
