@@ -452,7 +452,6 @@ mod tests {
             ("image = 'A B'", "image"),
             ("database = 'x'", "database"),
             ("[deadlines]\npool_s = 0", "deadlines.pool_s"),
-            ("[vm]\ndriver = 'xen'", "driver"),
             ("[vm.jail]\nfirst_uid = 0", "vm.jail"),
             ("[deadlines]\nsign_in_s = 3601", "deadlines.sign_in_s"),
             ("[egress]\nmode = 'closed'", "egress.mode"),

@@ -204,25 +204,10 @@ fn put(path: &str) -> Result<()> {
 
 /// The words that put a program beside the VMM and run a script there.
 fn entering(pid: u32, uid: u32, script: &str) -> Vec<String> {
-    let pid = pid.to_string();
-    let user = format!("{uid}:{uid}");
+    let (pid, uid) = (pid.to_string(), uid.to_string());
     let words = [
-        BUSYBOX,
-        "nsenter",
-        "-t",
-        &pid,
-        "-m",
-        "-n",
-        "-i",
-        "-u",
-        "-p",
-        "/busybox",
-        "setuidgid",
-        &user,
-        "/busybox",
-        "sh",
-        "-c",
-        script,
+        BUSYBOX, "nsenter", "-t", &pid, "-m", "-n", "-i", "-u", "-p", "-S", &uid, "-G", &uid,
+        "/busybox", "sh", "-c", script,
     ];
     words.map(str::to_owned).into()
 }
