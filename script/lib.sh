@@ -113,7 +113,7 @@ need_firecracker() {
 # what they do (nested.rs). The kernel is Debian's own for clouds, of which images are made too.
 need_nested() {
   local directory="$root/target/tools/nested" work package number=10 module
-  [ -f "$directory/initrd" ] && return 0
+  [ "$directory/initrd" -nt crates/vestibule-testkit/src/nested/init ] && return 0
   say "making the nested machine's kernel and initrd"
   work=$(mktemp -d)
   apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || as_root apt-get update -qq

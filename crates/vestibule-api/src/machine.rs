@@ -62,10 +62,35 @@ pub struct VmSpec {
     /// killed runner leaves is whoever's who chose the name. Not together with `restore` or `session_id`.
     #[serde(default)]
     pub save_to: Option<String>,
+    /// Which users VMs run as, where the runner is root.
+    #[serde(default)]
+    pub jail: JailSpec,
     /// A directory of this host in which runners keep what they found out about its VMMs, which costs as much as a tenth of a
     /// restore. What is in it is used only while the program is the same file. None: each runner asks again.
     #[serde(default)]
     pub cache_dir: Option<String>,
+}
+
+/// Users that nobody else is. A VMM that is jailed runs as one of them that no other VM has, and as the group of the same
+/// number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct JailSpec {
+    #[serde(alias = "first_uid")]
+    pub first_uid: u32,
+    /// So many, one for each VM at a time.
+    pub uids: u32,
+}
+
+impl Default for JailSpec {
+    /// Above what distributions give to people (60000) and to containers by default (from 100000, 65536 each), below
+    /// systemd's dynamic ranges for containers of 2^19 and more.
+    fn default() -> Self {
+        Self {
+            first_uid: 470_000,
+            uids: 1000,
+        }
+    }
 }
 
 /// A snapshot to begin from.
@@ -326,7 +351,7 @@ pub struct Disposal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DisposedItem {
-    /// `process`, `socket`, `directory`, `memory`, `file`.
+    /// `process`, `socket`, `directory`, `memory`, `cgroup`.
     pub kind: String,
     pub name: String,
     pub gone: bool,

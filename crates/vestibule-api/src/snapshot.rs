@@ -1,6 +1,6 @@
 //! Memory snapshots: a VM's memory and devices on disk, from which any number of VMs begin.
 //!
-//! A snapshot is a directory with three files of mode 0600, written by the runner and never changed afterwards:
+//! A snapshot is a directory of mode 0700 with three files, written by the runner and never changed afterwards:
 //!
 //! | file | what |
 //! |---|---|

@@ -15,7 +15,7 @@ use url::Url;
 use vestibule_api::{
     egress::{EgressMode, EgressPolicy, Pin},
     ids::{AliasName, ProviderId},
-    machine::DriverChoice,
+    machine::{DriverChoice, JailSpec},
     pack::{self, Override},
 };
 use vestibule_vault::KeySource;
@@ -111,6 +111,8 @@ pub struct VmConfig {
     pub memory_mib: Option<u32>,
     /// none: what the image declares.
     pub vcpus: Option<u32>,
+    /// Users that VMs run as, where the controller is root.
+    pub jail: JailSpec,
 }
 
 /// `[limits]`
@@ -306,6 +308,11 @@ impl Config {
         if let Err(err) = self.image.parse::<AliasName>() {
             return wrong("image", err.to_string());
         }
+        let JailSpec { first_uid, uids } = self.vm.jail;
+        if first_uid < 1000 || uids == 0 || first_uid.checked_add(uids).is_none() {
+            let what = format!("{uids} users from {first_uid} on; expected 1 or more from 1000 on");
+            return wrong("vm.jail", what);
+        }
         if self.limits.vms == 0 {
             return wrong(
                 "limits.vms",
@@ -499,7 +506,7 @@ mod tests {
             ("image = 'A B'", "image"),
             ("database = 'x'", "database"),
             ("[deadlines]\npool_s = 0", "deadlines.pool_s"),
-            ("[vm]\ndriver = 'xen'", "driver"),
+            ("[vm.jail]\nfirst_uid = 0", "vm.jail"),
             ("[deadlines]\nsign_in_s = 3601", "deadlines.sign_in_s"),
             ("[egress]\nmode = 'closed'", "egress.mode"),
             ("[egress]\nupstream = 'proxy:3128'", "egress.upstream"),

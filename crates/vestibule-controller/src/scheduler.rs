@@ -251,7 +251,10 @@ fn own_session(process: &mut tokio::process::Command) {
 mod tests {
     use super::*;
     use std::time::{Duration, Instant};
-    use vestibule_api::{egress::EgressPolicy, machine::DriverChoice};
+    use vestibule_api::{
+        egress::EgressPolicy,
+        machine::{DriverChoice, JailSpec},
+    };
 
     fn spec(home: &Utf8Path) -> VmSpec {
         let machine_id = MachineId::generate();
@@ -278,6 +281,7 @@ mod tests {
             idle_deadline_s: None,
             restore: None,
             save_to: None,
+            jail: JailSpec::default(),
             cache_dir: None,
         }
     }

@@ -25,8 +25,8 @@ use vestibule_api::{
     finding::Finding,
     ids::{ImageDigest, MachineId},
     machine::{
-        DriverChoice, MachineState, MachineView, Phase, RunnerEvent, RunnerEventKind, StopRequest,
-        VmSpec,
+        DriverChoice, JailSpec, MachineState, MachineView, Phase, RunnerEvent, RunnerEventKind,
+        StopRequest, VmSpec,
     },
     time::Timestamp,
 };
@@ -133,6 +133,7 @@ pub(crate) fn spec(
         idle_deadline_s: Some(IDLE_S),
         restore: None,
         save_to: None,
+        jail: JailSpec::default(),
         cache_dir: Some(store.home().join("cache").into_string()),
     })
 }

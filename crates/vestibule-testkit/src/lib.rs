@@ -13,11 +13,13 @@
 //! | [`runner`] | a runner without a VM, as a process |
 //! | [`scan`] | looks for secrets in files and memory |
 //! | [`stage`] | a controller with a home of its own, and what it must not leave behind |
+//! | [`conformance`] | what a VM is, whatever runs it |
 //! | [`bench`] | what Vestibule costs and how long a person waits, in figures |
 //! | [`wait`] | bounded waits on conditions |
 pub mod api;
 pub mod bench;
 pub mod ca;
+pub mod conformance;
 pub mod idp;
 pub mod nested;
 pub mod person;

@@ -3,7 +3,8 @@
 //! for speed.
 //!
 //! `script/lib.sh` makes the pieces once (`need_nested`): L1's kernel, and an initrd that loads KVM, mounts the disk `vda`
-//! at `/data`, runs `/data/run`, says the status of that, and powers off. What L1 runs comes on that disk, which is written for each run.
+//! at `/data`, runs `/data/run`, says the status of that, and powers off. What L1 runs comes on that disk, which is written for each
+//! run, and gone after it.
 use anyhow::{Context as _, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{fmt::Write as _, os::unix::fs::PermissionsExt as _, process::Stdio, time::Duration};
@@ -12,8 +13,6 @@ use tokio::process::Command;
 /// By this line L1 says how its program ended.
 const STATUS: &str = "nested: status ";
 const CPUS: u32 = 2;
-/// Besides the files, for the file system's own.
-const SPARE_MIB: u64 = 64;
 
 /// The pieces of L1.
 #[derive(Debug)]
@@ -31,6 +30,23 @@ pub struct Ran {
     pub console: String,
 }
 
+/// What is to run in L1.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// Dynamic programs, by their names below `/data`; they find their libraries there.
+    pub programs: &'a [(&'a str, &'a Utf8Path)],
+    /// Files and directories, by their names below `/data`.
+    pub files: &'a [(&'a str, &'a Utf8Path)],
+    /// The command with its arguments.
+    pub command: &'a [&'a str],
+    pub environment: &'a [(&'a str, &'a str)],
+    /// Room on `/data` besides.
+    pub spare_mib: u64,
+    /// L1's.
+    pub memory_mib: u32,
+    pub limit: Duration,
+}
+
 impl Nested {
     /// Finds the pieces in `target/tools/nested`; none, with a printed reason, where they were not made.
     #[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
@@ -44,45 +60,38 @@ impl Nested {
         None
     }
 
-    /// Runs `program` in L1 with `arguments` and `environment`, and with `files` below `/data`; dynamic programs find their
-    /// libraries there. `memory_mib` is L1's.
+    /// Runs a command in L1.
     ///
     /// # Errors
-    /// When QEMU does not run, or L1 says no status within `limit`; with the end of its console.
-    pub async fn run(
-        &self,
-        program: &Utf8Path,
-        arguments: &[&str],
-        environment: &[(&str, &str)],
-        files: &[(&str, &Utf8Path)],
-        memory_mib: u32,
-        limit: Duration,
-    ) -> Result<Ran> {
+    /// When QEMU does not run, or L1 says no status in time; with its console.
+    pub async fn run(&self, run: &Run<'_>) -> Result<Ran> {
         let work = camino_tempfile::tempdir().context("make a directory")?;
         let disk = work.path().join("data.ext4");
         let tree = work.path().join("data");
         std::fs::create_dir_all(tree.join("lib")).context("make the disk's tree")?;
-        copy(program, &tree.join("program")).await?;
-        for library in libraries(program).await? {
-            let name = library.file_name().context("a library has a name")?;
-            copy(&library, &tree.join("lib").join(name)).await?;
+        for (name, program) in run.programs {
+            strip(program, &tree.join(name)).await?;
+            for library in libraries(program).await? {
+                let name = library.file_name().context("a library has a name")?;
+                copy(&library, &tree.join("lib").join(name)).await?;
+            }
         }
-        for (name, from) in files {
+        for (name, from) in run.files {
             copy(from, &tree.join(name)).await?;
         }
-        let mut script = String::from("#!/bin/sh\n");
-        for (key, value) in environment {
+        // Where programs say that their loader is, and where that looks for libraries besides its environment.
+        let mut script = String::from(
+            "#!/bin/sh\nmkdir -p /lib /lib64 && for library in /data/lib/*; do ln -s $library /lib/; done; ln -s /data/lib/ld-* /lib64/\n",
+        );
+        for (key, value) in run.environment {
             writeln!(script, "export {key}='{value}'")?;
         }
-        let arguments: String = arguments.iter().map(|one| format!(" '{one}'")).collect();
-        writeln!(
-            script,
-            "exec /data/lib/ld-linux-x86-64.so.2 --library-path /data/lib /data/program{arguments}"
-        )?;
-        let run = tree.join("run");
-        std::fs::write(&run, script)?;
-        std::fs::set_permissions(&run, std::fs::Permissions::from_mode(0o755))?;
-        pack(&tree, &disk).await?;
+        let words: String = run.command.iter().map(|one| format!(" '{one}'")).collect();
+        writeln!(script, "exec{words}")?;
+        let path = tree.join("run");
+        std::fs::write(&path, script)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        pack(&tree, &disk, run.spare_mib).await?;
 
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args([
@@ -93,7 +102,12 @@ impl Nested {
             "-cpu",
             "max",
         ])
-        .args(["-smp", &CPUS.to_string(), "-m", &format!("{memory_mib}M")])
+        .args([
+            "-smp",
+            &CPUS.to_string(),
+            "-m",
+            &format!("{}M", run.memory_mib),
+        ])
         .args("-nodefaults -no-user-config -no-reboot -display none -serial stdio".split(' '))
         .args([
             "-kernel",
@@ -106,15 +120,15 @@ impl Nested {
             "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable",
         ])
         .arg("-drive")
-        .arg(format!("file={disk},format=raw,if=virtio,readonly=on"))
+        .arg(format!("file={disk},format=raw,if=virtio,cache=unsafe"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
         let child = qemu.spawn().context("start QEMU")?;
-        let output = tokio::time::timeout(limit, child.wait_with_output())
+        let output = tokio::time::timeout(run.limit, child.wait_with_output())
             .await
-            .with_context(|| format!("wait {limit:?} for L1"))??;
+            .with_context(|| format!("wait {:?} for L1", run.limit))??;
         let console = String::from_utf8_lossy(&output.stdout).into_owned();
         let said = console.lines().find_map(|line| line.strip_prefix(STATUS));
         match said.and_then(|status| status.trim().parse().ok()) {
@@ -145,6 +159,18 @@ async fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
     Ok(())
 }
 
+/// Copies a program without what only a debugger reads.
+async fn strip(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+    let stripped = Command::new("strip")
+        .args(["--strip-all", "-o"])
+        .args([to, from])
+        .status()
+        .await
+        .context("start strip")?;
+    ensure!(stripped.success(), "strip `{from}`: {stripped}");
+    Ok(())
+}
+
 /// What the loader would load for `program`, and the loader.
 async fn libraries(program: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
     let output = Command::new("ldd")
@@ -162,7 +188,7 @@ async fn libraries(program: &Utf8Path) -> Result<Vec<Utf8PathBuf>> {
     Ok(libraries)
 }
 
-async fn pack(tree: &Utf8Path, disk: &Utf8Path) -> Result<()> {
+async fn pack(tree: &Utf8Path, disk: &Utf8Path, spare_mib: u64) -> Result<()> {
     let used = Command::new("du")
         .args(["-sm", tree.as_str()])
         .output()
@@ -187,7 +213,7 @@ async fn pack(tree: &Utf8Path, disk: &Utf8Path) -> Result<()> {
         .args([
             tree.as_str(),
             disk.as_str(),
-            &format!("{}M", used + used / 16 + SPARE_MIB),
+            &format!("{}M", used + used / 16 + 64 + spare_mib),
         ])
         .status()
         .await

@@ -148,6 +148,7 @@ impl Place {
             kernel: self.image.join("vmlinuz"),
             vmlinux: Some(self.image.join("vmlinux")),
             initrd: self.image.join("initrd"),
+            jail: None,
             cmdline: self.manifest.cmdline.clone(),
             config: config_drive::make(machine_id, 1, &key)?,
             image_digest: "0".repeat(64).parse()?,

@@ -61,6 +61,7 @@ async fn main() -> Result<()> {
         kernel: image.join("vmlinuz"),
         vmlinux: None,
         initrd: image.join("initrd"),
+        jail: None,
         cmdline: manifest.cmdline,
         config: config_drive::make(machine_id, 1, &key)?,
         image_digest: binding.image_digest.clone(),

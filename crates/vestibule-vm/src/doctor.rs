@@ -2,14 +2,17 @@
 //!
 //! The report says what was observed; a program counts as found when it ran and named its version.
 mod choice;
+mod confined;
 
 use crate::{
     driver::ProbeError,
+    firecracker::{self, FirecrackerDriver},
     kvm::{self, KvmVerdict},
     qemu,
 };
 use camino::{Utf8Path, Utf8PathBuf};
 pub use choice::{Chosen, choose, resolve};
+pub use confined::Confined;
 use std::{fmt, path::Path, process::Stdio};
 
 /// A VM with a browser needs so much, and the host something besides.
@@ -26,6 +29,8 @@ pub struct Report {
     pub because: String,
     pub kvm: KvmVerdict,
     pub programs: Vec<ProgramFound>,
+    /// What keeps VMs apart.
+    pub confined: Confined,
     pub memory_available_mib: Option<u64>,
     /// Free room where Vestibule keeps its files, in MiB.
     pub disk_free_mib: Option<u64>,
@@ -42,8 +47,8 @@ pub struct ProgramFound {
     pub needed_for: &'static str,
     pub path: Option<Utf8PathBuf>,
     pub version: Option<String>,
-    /// Debian's package.
-    pub package: &'static str,
+    /// Debian's package; none: there is none.
+    pub package: Option<&'static str>,
 }
 
 impl Report {
@@ -57,9 +62,11 @@ impl Report {
 pub fn doctor(home: impl AsRef<Path>) -> Report {
     let kvm = kvm::probe();
     let programs: Vec<_> = [
-        (qemu::PROGRAM, "vm", "qemu-system-x86"),
-        ("mmdebstrap", "image build", "mmdebstrap"),
-        ("mke2fs", "image build", "e2fsprogs"),
+        (qemu::PROGRAM, "vm", Some("qemu-system-x86")),
+        (firecracker::PROGRAM, "vm, where KVM works", None),
+        (firecracker::JAILER, "vm, where KVM works", None),
+        ("mmdebstrap", "image build", Some("mmdebstrap")),
+        ("mke2fs", "image build", Some("e2fsprogs")),
     ]
     .map(|(name, needed_for, package)| look(name, needed_for, package))
     .into();
@@ -67,8 +74,11 @@ pub fn doctor(home: impl AsRef<Path>) -> Report {
         driver, because, ..
     } = choose(&kvm);
     let memory_available_mib = memory_available_mib();
-    let advice = advice(&programs, &kvm, memory_available_mib);
+    let confined = Confined::look();
+    let mut advice = advice(&programs, &kvm, memory_available_mib);
+    advice.extend(confined.advice());
     Report {
+        confined,
         driver,
         because,
         kvm,
@@ -83,12 +93,17 @@ fn advice(programs: &[ProgramFound], kvm: &KvmVerdict, memory: Option<u64>) -> V
     let mut advice: Vec<_> = programs
         .iter()
         .filter(|p| p.version.is_none())
-        .map(|p| match &p.path {
-            None => format!("install `{}`: apt-get install {}", p.name, p.package),
-            Some(path) => format!(
-                "`{path}` does not run; reinstall it: apt-get install --reinstall {}",
-                p.package
-            ),
+        .filter_map(|p| match (&p.path, p.package) {
+            (None, Some(package)) => Some(format!("install `{}`: apt-get install {package}", p.name)),
+            (Some(path), Some(package)) => Some(format!(
+                "`{path}` does not run; reinstall it: apt-get install --reinstall {package}"
+            )),
+            (Some(path), None) => Some(format!("`{path}` does not run; install it again")),
+            // Without KVM it would be of no use.
+            (None, None) if p.name == firecracker::PROGRAM && kvm.usable() => Some(String::from(
+                "install Firecracker 1.15, or 1.17 and newer: `firecracker` and `jailer` of one official release into /usr/local/bin; VMs then begin faster, in a jail",
+            )),
+            (None, None) => None,
         })
         .collect();
     if let Some(mib) = memory.filter(|mib| *mib < MEMORY_WANTED_MIB) {
@@ -100,8 +115,19 @@ fn advice(programs: &[ProgramFound], kvm: &KvmVerdict, memory: Option<u64>) -> V
     advice
 }
 
-fn look(name: &'static str, needed_for: &'static str, package: &'static str) -> ProgramFound {
-    let path = find_program(name).ok();
+fn look(
+    name: &'static str,
+    needed_for: &'static str,
+    package: Option<&'static str>,
+) -> ProgramFound {
+    let driver = || FirecrackerDriver::find().ok();
+    let path = match name {
+        firecracker::PROGRAM => driver().map(|driver| driver.program().to_owned()),
+        firecracker::JAILER => driver()
+            .and_then(|driver| driver.jailer().map(Utf8Path::to_owned))
+            .or_else(|| find_program(name).ok()),
+        _ => find_program(name).ok(),
+    };
     let version = path.as_ref().and_then(|path| program_version(path).ok());
     ProgramFound {
         name,
@@ -148,7 +174,7 @@ pub fn program_version(program: &Utf8Path) -> Result<String, ProbeError> {
     };
     let said = ask(program, flag)?;
     said.split_whitespace()
-        .map(|word| word.trim_end_matches([',', ')']))
+        .map(|word| word.trim_start_matches('v').trim_end_matches([',', ')']))
         .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
         .map(str::to_owned)
         .ok_or_else(|| ProbeError::NoVersion {
@@ -211,6 +237,7 @@ impl fmt::Display for Report {
         let amount = |mib: Option<u64>| {
             mib.map_or_else(|| String::from("unknown"), |mib| format!("{mib} MiB"))
         };
+        writeln!(f, "{}", self.confined)?;
         writeln!(f, "memory free   {}", amount(self.memory_available_mib))?;
         write!(f, "disk free     {}", amount(self.disk_free_mib))?;
         for advice in &self.advice {
@@ -241,6 +268,6 @@ mod tests {
         assert_eq!(report.usable(), report.driver.is_some());
         assert!(report.disk_free_mib.is_some());
         let json = serde_json::to_value(&report).unwrap();
-        assert!(json["programs"].as_array().unwrap().len() == 3, "{json}");
+        assert!(json["programs"].as_array().unwrap().len() == 5, "{json}");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! What a driver cannot do is absent from its [`Capabilities`], which come from a probe and never from a belief.
 use crate::{
-    config_drive::DriveFd, evidence::Bundle, firecracker::api::ApiError, log::BoundedLog,
-    process::SpawnError, qemu::qmp::QmpError,
+    config_drive::DriveFd, evidence::Bundle, firecracker::api::ApiError, jail::Jail,
+    log::BoundedLog, process::SpawnError, qemu::qmp::QmpError,
 };
 use camino::Utf8PathBuf;
 use futures_util::future::BoxFuture;
@@ -75,6 +75,13 @@ pub enum ProbeError {
         found: String,
         oldest: String,
     },
+    /// Its jailer must be of the same version.
+    #[error("jail with `{program}`: it is version {found}, and Firecracker {expected}")]
+    OtherJailer {
+        program: Utf8PathBuf,
+        found: String,
+        expected: String,
+    },
     /// The VMM has no accelerator but KVM.
     #[error("use `{program}`: it needs KVM, and {why}")]
     Kvm { program: Utf8PathBuf, why: String },
@@ -101,6 +108,8 @@ pub struct Launch {
     pub image_digest: ImageDigest,
     pub agent_build: String,
     pub memory: Memory,
+    /// What the VMM is kept apart by; none: nothing but what it does itself.
+    pub jail: Option<Arc<Jail>>,
     pub console: Arc<BoundedLog>,
     pub vmm_log: Arc<BoundedLog>,
 }
@@ -178,6 +187,11 @@ pub trait Driver: Send + Sync {
 pub trait Machine: Send + Sync {
     /// The VMM's process.
     fn pid(&self) -> u32;
+
+    /// The process group that everything of the VMM's is in.
+    fn group(&self) -> u32 {
+        self.pid()
+    }
 
     /// The VMM's command line as started, for the evidence.
     fn command_line(&self) -> &[String];

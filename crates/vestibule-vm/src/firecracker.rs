@@ -14,7 +14,9 @@
 //!                        api.sock     stream.sock (the VMM's)     stream.sock_1025 (the runner's)
 //! ```
 //! The process is the runner's child and never its own daemon, which would have no standard output (Firecracker fact 7). It runs
-//! under its own seccomp filters and is not jailed yet: a jail's root (Firecracker fact 23) can be the same directory.
+//! under its own seccomp filters, and where the runner is root and Firecracker's jailer is there, in a jail
+//! (Firecracker fact 23): `place.rs` makes what either begins in. The jailer's own pid namespace is not used, for its parent
+//! exits at once and leaves a VMM that nobody waits for; the runner makes one (`jail/enter.rs`).
 //!
 //! A request that fails ends the attempt: a failed load ends the process by itself, a failed start may leave it alive, and
 //! none is tried again in the same process (Firecracker fact 3). A VM that runs by the API's word may be dead all the same:
@@ -23,6 +25,7 @@ pub mod api;
 #[cfg(test)]
 mod contract;
 mod launch;
+mod place;
 pub mod request;
 mod snapshot;
 pub mod version;
@@ -34,6 +37,7 @@ use crate::{
         Transport,
     },
     evidence::Bundle,
+    jail,
     kvm::{self, KvmVerdict},
     log::BoundedLog,
     process::Child,
@@ -52,14 +56,20 @@ use vestibule_api::{error::Chain, machine::Exit, snapshot::Binding};
 pub const PROGRAM: &str = "firecracker";
 /// Says where the program is, for hosts that have it outside `PATH`.
 pub const PROGRAM_VARIABLE: &str = "VESTIBULE_FIRECRACKER";
+/// The jailer's name.
+pub const JAILER: &str = "jailer";
+/// Says where the jailer is.
+pub const JAILER_VARIABLE: &str = "VESTIBULE_JAILER";
 /// In [`Capabilities::driver`].
 pub const NAME: &str = "firecracker";
 /// After a failure, so long for the process to say more and end; and so long for an answer that nothing depends on.
 const END_LIMIT: Duration = Duration::from_secs(3);
 /// Firecracker on this host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FirecrackerDriver {
     program: Utf8PathBuf,
+    /// Of the same release.
+    jailer: Option<Utf8PathBuf>,
 }
 
 /// An installed Firecracker, by its own words.
@@ -79,7 +89,7 @@ impl FirecrackerDriver {
         let named = std::env::var(PROGRAM_VARIABLE).ok();
         match named.filter(|path| !path.is_empty()) {
             Some(path) => Self::at(Utf8PathBuf::from(path)),
-            None => crate::doctor::find_program(PROGRAM).map(|program| Self { program }),
+            None => Self::at(crate::doctor::find_program(PROGRAM)?),
         }
     }
 
@@ -91,7 +101,10 @@ impl FirecrackerDriver {
         let program = program.into();
         let found = program.canonicalize_utf8().ok().filter(|p| p.is_file());
         found
-            .map(|program| Self { program })
+            .map(|program| Self {
+                jailer: find_jailer(&program),
+                program,
+            })
             .ok_or_else(|| ProbeError::Missing {
                 program: PROGRAM.to_owned(),
                 searched: format!("`{program}`, which {PROGRAM_VARIABLE} names"),
@@ -101,6 +114,33 @@ impl FirecrackerDriver {
     /// Where Firecracker is.
     pub fn program(&self) -> &Utf8Path {
         &self.program
+    }
+
+    /// Where its jailer is: what `VESTIBULE_JAILER` names, else beside Firecracker, else in `PATH`.
+    pub fn jailer(&self) -> Option<&Utf8Path> {
+        self.jailer.as_deref()
+    }
+
+    /// The jailer's version must be Firecracker's (Firecracker fact 23). Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// When it does not run or is of another version.
+    pub fn check_jailer(&self, version: Version) -> Result<(), ProbeError> {
+        let Some(jailer) = &self.jailer else {
+            return Ok(());
+        };
+        let said = crate::doctor::ask(jailer, "--version")?;
+        let found = said
+            .split_whitespace()
+            .find_map(|word| word.parse::<Version>().ok());
+        if found == Some(version) {
+            return Ok(());
+        }
+        Err(ProbeError::OtherJailer {
+            program: jailer.clone(),
+            found: found.map_or_else(|| String::from("unknown"), |found| found.to_string()),
+            expected: version.to_string(),
+        })
     }
 
     /// Asks the program. Blocks for some milliseconds.
@@ -149,10 +189,16 @@ impl FirecrackerDriver {
 impl Driver for FirecrackerDriver {
     fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>> {
         async {
-            let driver = Self {
-                program: self.program.clone(),
+            let driver = self.clone();
+            let look = move || {
+                let installed = driver.installed().and_then(|installed| {
+                    if jail::is_root() {
+                        driver.check_jailer(installed.version)?;
+                    }
+                    Ok(installed)
+                });
+                (installed, kvm::probe())
             };
-            let look = move || (driver.installed(), kvm::probe());
             let (installed, verdict) = match tokio::task::spawn_blocking(look).await {
                 Ok((installed, verdict)) => (installed?, verdict),
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -175,7 +221,8 @@ impl Driver for FirecrackerDriver {
     ) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
         let capabilities = capabilities.clone();
         async move {
-            let machine = launch::start(&self.program, &capabilities, launch).await?;
+            let machine =
+                launch::start(&self.program, self.jailer(), &capabilities, launch).await?;
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         }
         .boxed()
@@ -193,10 +240,33 @@ struct FirecrackerMachine {
     directory: Utf8PathBuf,
     binding: Option<Binding>,
     /// Where a save puts the memory, where this VM was made to be saved.
-    memory: Option<Utf8PathBuf>,
+    memory: Option<Saved>,
+    /// The VMM's process, of which `child` may be the parent.
+    vmm: u32,
     vmm_log: Arc<BoundedLog>,
     /// How often the guest has begun to listen for the host.
     listens: watch::Receiver<u64>,
+}
+
+/// Where a VM's memory is saved to.
+#[derive(Debug)]
+struct Saved {
+    /// As the VMM is to name it.
+    name: String,
+    path: Utf8PathBuf,
+    /// Whether it belongs to the VMM's user until it is whole.
+    foreign: bool,
+}
+
+fn find_jailer(firecracker: &Utf8Path) -> Option<Utf8PathBuf> {
+    let named = std::env::var(JAILER_VARIABLE).ok();
+    let named = named.filter(|path| !path.is_empty()).map(Utf8PathBuf::from);
+    // `firecracker-v1.12.1-x86_64` has `jailer-v1.12.1-x86_64` beside it.
+    let name = firecracker.file_name()?.replace(PROGRAM, JAILER);
+    named
+        .or_else(|| Some(firecracker.with_file_name(name)))
+        .filter(|path| path.is_file())
+        .or_else(|| crate::doctor::find_program(JAILER).ok())
 }
 
 /// Removes a file that may not be there.
@@ -240,6 +310,10 @@ impl FirecrackerMachine {
 
 impl Machine for FirecrackerMachine {
     fn pid(&self) -> u32 {
+        self.vmm
+    }
+
+    fn group(&self) -> u32 {
         self.child.pid()
     }
 

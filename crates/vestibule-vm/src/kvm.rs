@@ -58,7 +58,7 @@ impl KvmVerdict {
                 Some("for speed, add this user to the group `kvm` and sign in again")
             }
             Self::Broken { .. } | Self::TooSlow { .. } => Some(
-                "this hypervisor offers /dev/kvm without hardware behind it; for speed, use a host with nested virtualisation",
+                "this /dev/kvm has no hardware behind it (PVM and its like): it opens, a VM says that it runs, and Linux does not get far; for speed, use a host with hardware or nested virtualisation",
             ),
         }
     }

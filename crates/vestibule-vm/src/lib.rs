@@ -21,6 +21,7 @@ pub mod evidence;
 mod file;
 pub mod firecracker;
 pub mod image;
+pub mod jail;
 pub mod kvm;
 pub mod log;
 pub mod process;

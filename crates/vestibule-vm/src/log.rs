@@ -290,7 +290,7 @@ pub(crate) fn piped(name: &str, log: Arc<BoundedLog>) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// When the thread cannot be started.
-fn pump(name: &str, mut from: File, log: Arc<BoundedLog>) -> io::Result<()> {
+pub(crate) fn pump(name: &str, mut from: File, log: Arc<BoundedLog>) -> io::Result<()> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .stack_size(64 << 10)

@@ -2,10 +2,13 @@
 //!
 //! `PR_SET_PDEATHSIG` fires when the *thread* that forked ends (prctl(2)), and a thread of an async runtime may end at
 //! any time. So a thread of its own starts the child, stays until the child is gone, and reaps it.
+use crate::jail::enter::{Confinement, LAST_SIGNAL, SIGNALLED};
 use camino::Utf8PathBuf;
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::{FdFlags, fcntl_setfd},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+    thread::UnshareFlags,
 };
 use std::{
     io,
@@ -46,6 +49,7 @@ pub struct Program {
     pub stderr: OwnedFd,
     /// Descriptors that the child inherits under the numbers they have here; no others are.
     pub inherit: Vec<OwnedFd>,
+    pub confinement: Confinement,
 }
 
 /// A running child. Killed when dropped.
@@ -86,6 +90,7 @@ impl Program {
         started: tokio::sync::oneshot::Sender<io::Result<(u32, OwnedFd)>>,
         ended: &watch::Sender<Option<Exit>>,
     ) {
+        let init = self.confinement.init;
         let mut child = match self.start() {
             Ok(child) => child,
             Err(err) => return drop(started.send(Err(err))),
@@ -101,6 +106,7 @@ impl Program {
             let _ = child.kill();
         }
         let exit = child.wait().map_or_else(|_| Exit::default(), exit_of);
+        let exit = if init { of_init(exit) } else { exit };
         ended.send_replace(Some(exit));
     }
 
@@ -114,23 +120,32 @@ impl Program {
             .stdout(self.stdout.map_or_else(Stdio::null, Stdio::from))
             .stderr(self.stderr)
             .process_group(0);
-        let runner = rustix::process::getpid();
-        let inherit = self.inherit;
+        let runner = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+        let (inherit, confinement) = (self.inherit, self.confinement);
+        if confinement.namespaces {
+            // SAFETY: this concerns the children of this thread alone, which starts one and no threads.
+            #[expect(unsafe_code, reason = "unshare(2) may break what threads share")]
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
+        }
         // SAFETY: between fork and exec the closure only makes system calls that are async-signal-safe, and allocates
         // nothing; the descriptors it names stay open in `inherit`, which it owns.
         #[expect(unsafe_code, reason = "only pre_exec runs code in the child")]
         unsafe {
-            command.pre_exec(move || prepare(runner, &inherit));
+            command.pre_exec(move || {
+                prepare(&runner, &inherit)?;
+                confinement.enter()
+            });
         }
         command.spawn()
     }
 }
 
 /// Runs in the child, between fork and exec.
-fn prepare(runner: Pid, inherit: &[OwnedFd]) -> io::Result<()> {
+fn prepare(runner: &OwnedFd, inherit: &[OwnedFd]) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The parent may have died before the signal was armed.
-    if rustix::process::getppid() != Some(runner) {
+    // The parent may have died before the signal was armed; its number means nothing in another pid namespace.
+    let mut fds = [PollFd::new(runner, PollFlags::IN)];
+    if poll(&mut fds, Some(&Timespec::default()))? != 0 {
         return Err(io::ErrorKind::BrokenPipe.into());
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -157,6 +172,18 @@ fn exit_of(status: ExitStatus) -> Exit {
         code: status.code(),
         signal: status.signal(),
         asked: false,
+    }
+}
+
+/// How the program ended, as the process says that stayed as the first of its namespace.
+fn of_init(exit: Exit) -> Exit {
+    match exit.code {
+        Some(code) if (SIGNALLED + 1..=SIGNALLED + LAST_SIGNAL).contains(&code) => Exit {
+            code: None,
+            signal: Some(code - SIGNALLED),
+            asked: exit.asked,
+        },
+        Some(_) | None => exit,
     }
 }
 

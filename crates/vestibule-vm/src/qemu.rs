@@ -18,6 +18,7 @@ use crate::{
         Transport,
     },
     evidence::Bundle,
+    jail::{enter::Confinement, landlock::Allowed},
     kvm,
     log::piped,
     process::{Child, Program},
@@ -176,7 +177,14 @@ async fn start(
     let command_line: Vec<_> = std::iter::once(program.to_string())
         .chain(args.iter().cloned())
         .collect();
+    let confinement = match &launch.jail {
+        Some(jail) => jail
+            .direct(&allowed(program, &launch))
+            .map_err(prepare("make the VMM's jail"))?,
+        None => Confinement::default(),
+    };
     let child = Program {
+        confinement,
         path: program.to_owned(),
         args,
         directory: launch.vm_dir.clone(),
@@ -220,6 +228,40 @@ async fn start(
         binding,
         port,
     })
+}
+
+/// What QEMU opens by a path: the image, the memory, its own firmware and libraries.
+fn allowed(program: &Utf8Path, launch: &Launch) -> Allowed {
+    let own = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache"].map(Utf8PathBuf::from);
+    // An own build's are beside it: `/opt/qemu/bin`, `/opt/qemu/share`.
+    let prefix = program.parent().and_then(Utf8Path::parent);
+    let prefix = prefix.filter(|path| path.parent().is_some());
+    let mut allowed = Allowed {
+        read: vec![
+            launch.root.clone(),
+            launch.kernel.clone(),
+            launch.initrd.clone(),
+            "/sys/devices/system".into(),
+            "/proc/cpuinfo".into(),
+        ],
+        execute: own
+            .into_iter()
+            .chain(prefix.map(Utf8Path::to_owned))
+            .collect(),
+        write: vec![
+            launch.vm_dir.clone(),
+            "/dev/kvm".into(),
+            "/dev/null".into(),
+            "/dev/urandom".into(),
+        ],
+    };
+    match &launch.memory {
+        Memory::Own => {}
+        Memory::Shared(path) => allowed.write.push(path.clone()),
+        // Before 8.2 QEMU opens it for writing, too, and does not write.
+        Memory::Restored(restored) => allowed.write.push(restored.memory.clone()),
+    }
+    allowed
 }
 
 fn check(

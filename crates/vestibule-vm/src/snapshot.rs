@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
 };
 use vestibule_api::{
     ids::SnapshotId,
@@ -285,6 +285,8 @@ pub fn seal(directory: &Utf8Path, binding: Binding) -> io::Result<Saved> {
         let sha256 = digest(file)?;
         // Blocks are counted when they are written, not before.
         file.sync_all()?;
+        // The directory lets nobody else in; a jailed VMM, whom the file is bound for, is another user.
+        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
         let meta = file.metadata()?;
         Ok(SavedFile {
             bytes: meta.len(),
@@ -440,7 +442,7 @@ mod tests {
         let spec = snapshot(dir.path());
         assert_eq!(Snapshot::open(&spec).unwrap().manifest.binding, binding());
         let mode = dir.path().join(MEMORY_FILE).metadata().unwrap().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode & 0o777, 0o644);
         let memory = File::options()
             .write(true)
             .open(dir.path().join(MEMORY_FILE))

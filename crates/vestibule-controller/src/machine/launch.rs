@@ -187,6 +187,7 @@ fn spec(
         idle_deadline_s: machine.pooled.then_some(deadlines.pool_s),
         restore,
         save_to: None,
+        jail: config.vm.jail,
         cache_dir: Some(core.cache_dir().into_string()),
     }
 }

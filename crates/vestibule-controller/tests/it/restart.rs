@@ -8,7 +8,7 @@ use vestibule_api::{
     agent::LoginEvent,
     egress::EgressPolicy,
     ids::{MachineId, SessionId},
-    machine::{DriverChoice, VmSpec},
+    machine::{DriverChoice, JailSpec, VmSpec},
     session::SessionState,
 };
 
@@ -35,6 +35,7 @@ fn spec(home: &Home, session_id: Option<SessionId>) -> VmSpec {
         idle_deadline_s: None,
         restore: None,
         save_to: None,
+        jail: JailSpec::default(),
         cache_dir: None,
     }
 }

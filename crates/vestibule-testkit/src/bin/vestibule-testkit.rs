@@ -7,6 +7,7 @@ use std::{io::Write as _, time::Duration};
 use vestibule_api::control::LoginCodeReply;
 use vestibule_testkit::{
     ca::TestCa,
+    conformance,
     idp::{self, Idp},
     runner,
     scan::Scan,
@@ -19,6 +20,7 @@ vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
                          [--config FILE]       grants by itself; FILE is what `image verify --sign-in` takes
 vestibule-testkit idp
 vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
+vestibule-testkit conformance --driver DRIVER --image DIR --home DIR   what a VM is, by `vestibule` ($VESTIBULE_BIN)
 vestibule-testkit residue --home DIR --except PID
 vestibule-testkit scan --home DIR --pid PID    where words (a JSON object on standard input, by name) are that a sign-in left
 vestibule-testkit runner [--boot-ms N] [--sign-in-ms N] [--hand-over-ms N]
@@ -100,6 +102,16 @@ async fn main() -> Result<()> {
             say(&serde_json::json!(
                 Scan::new(&words).everywhere(&Utf8PathBuf::from(home), pid)?
             ))
+        }
+        "conformance" => {
+            let given = |name: &str| option(name).with_context(|| format!("`--{name}` is missing"));
+            conformance::run(conformance::Setup {
+                program: binary()?,
+                driver: given("driver")?.parse()?,
+                image: Utf8PathBuf::from(given("image")?).canonicalize_utf8()?,
+                home: given("home")?.into(),
+            })
+            .await
         }
         "residue" => {
             let home = option("home").context("`--home DIR` is missing")?;

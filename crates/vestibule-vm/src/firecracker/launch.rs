@@ -1,31 +1,20 @@
 //! From a [`Launch`] to a process that runs a VM.
 use super::{
-    END_LIMIT, FirecrackerMachine,
+    END_LIMIT, FirecrackerMachine, Saved,
     api::{Api, ApiError},
+    place::{self, API_SOCKET},
     request::{self, BackendType, Boot, MemoryBackend, Request, Restore},
-    snapshot, unlink,
+    snapshot,
     version::Version,
     vsock,
 };
 use crate::{
     driver::{Capabilities, Launch, LaunchError, Memory},
     log::piped,
-    process::{self, Child, Program},
+    process::{Child, Program},
 };
-use camino::{Utf8Path, Utf8PathBuf};
-use std::{
-    fs::{DirBuilder, File},
-    io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
-    },
-    time::Duration,
-};
-
-/// Below the VM's own directory.
-const DIRECTORY: &str = "firecracker";
-const API_SOCKET: &str = "api.sock";
+use camino::Utf8Path;
+use std::{io, time::Duration};
 
 /// From the start of the process to its API there are milliseconds of work.
 const API_LIMIT: Duration = Duration::from_secs(20);
@@ -48,49 +37,9 @@ fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
     move |err| LaunchError::Prepare { step, err }
 }
 
-/// Makes the VMM's working directory.
-fn make_directory(
-    launch: &Launch,
-    vmlinux: &Utf8PathBuf,
-    config: &OwnedFd,
-) -> io::Result<Utf8PathBuf> {
-    let directory = launch.vm_dir.join(DIRECTORY);
-    match DirBuilder::new().mode(0o700).create(&directory) {
-        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
-        Ok(()) | Err(_) => {}
-    }
-    let config = Utf8PathBuf::from(descriptor(config));
-    for (name, target) in [
-        (request::KERNEL, vmlinux),
-        (request::INITRD, &launch.initrd),
-        (request::ROOT, &launch.root),
-        (request::CONFIG, &config),
-    ] {
-        let link = directory.join(name);
-        unlink(&link)?;
-        symlink(target, link)?;
-    }
-    // Firecracker unlinks no socket: a stale one would end it with "Address already in use" (Firecracker fact 9).
-    for socket in [API_SOCKET, request::VSOCK] {
-        unlink(&directory.join(socket))?;
-    }
-    // Before 1.14 the file must be there (Firecracker fact 5).
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(directory.join(request::METRICS))?;
-    Ok(directory)
-}
-
-/// How a child names a descriptor that it inherits, where a path is asked for.
-fn descriptor(fd: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", process::number(fd))
-}
-
 pub(super) async fn start(
     program: &Utf8Path,
+    jailer: Option<&Utf8Path>,
     capabilities: &Capabilities,
     launch: Launch,
 ) -> Result<FirecrackerMachine, LaunchError> {
@@ -100,61 +49,49 @@ pub(super) async fn start(
     {
         return Err(LaunchError::Mismatch(words));
     }
-    let vmlinux = launch.vmlinux.as_ref().ok_or(LaunchError::NoVmlinux)?;
-    let config = launch.config.0.try_clone();
-    let config = config.map_err(prepare("keep the config drive"))?;
-    let directory =
-        make_directory(&launch, vmlinux, &config).map_err(prepare("make the VMM's directory"))?;
-    let listens = vsock::hear(&directory).map_err(prepare("listen for the guest's word"))?;
+    let place = place::make(program, jailer, &launch)?;
+    let directory = place.directory;
+    let listens =
+        vsock::hear(&directory, place.owner).map_err(prepare("listen for the guest's word"))?;
     let serial =
         piped("console", launch.console.clone()).map_err(prepare("make a pipe for the console"))?;
     // Without it the pipe is 64 KiB, and a burst loses sooner what Firecracker does not wait to write.
     let _ = rustix::pipe::fcntl_setpipe_size(&serial, SERIAL_BUFFER);
-    let stderr = piped("vmm log", launch.vmm_log.clone())
-        .map_err(prepare("make a pipe for the VMM's log"))?;
-    let mut inherit = vec![config];
-    let (requests, memory) = match launch.memory {
-        Memory::Own => (None, None),
-        Memory::Shared(ref path) => (None, Some(path.clone())),
-        Memory::Restored(ref restored) => {
-            let state = restored.state.try_clone();
-            let state = OwnedFd::from(state.map_err(prepare("keep the snapshot's state"))?);
+    let (restore, memory) = match (&launch.memory, place.memory, place.state) {
+        (Memory::Restored(_), Some(memory), Some(state)) => {
             let restore = Restore {
-                state: descriptor(&state),
+                state,
                 memory: MemoryBackend {
                     backend_type: BackendType::File,
-                    backend_path: restored.memory.to_string(),
+                    backend_path: memory,
                 },
                 track_dirty_pages: false,
                 // The agent is told the time before anything else, whatever the version (Firecracker fact 16).
                 clock_realtime: false,
             };
-            inherit.push(state);
             (Some(restore), None)
         }
+        (Memory::Shared(path), Some(name), _) => {
+            let saved = Saved {
+                name,
+                path: path.clone(),
+                foreign: place.owner.is_some(),
+            };
+            (None, Some(saved))
+        }
+        (Memory::Own | Memory::Shared(_) | Memory::Restored(_), _, _) => (None, None),
     };
-    let args = vec![
-        "--id".to_owned(),
-        launch.machine_id.to_string(),
-        "--api-sock".to_owned(),
-        API_SOCKET.to_owned(),
-        // From the first line on: what is said before the API could say where to would go to the serial line.
-        "--log-path".to_owned(),
-        "/proc/self/fd/2".to_owned(),
-        "--level".to_owned(),
-        "Info".to_owned(),
-        "--show-level".to_owned(),
-    ];
-    let command_line: Vec<_> = std::iter::once(program.to_string())
-        .chain(args.iter().cloned())
+    let command_line: Vec<_> = std::iter::once(place.program.to_string())
+        .chain(place.args.iter().cloned())
         .collect();
     let child = Program {
-        path: program.to_owned(),
-        args,
+        path: place.program,
+        args: place.args,
         directory: directory.clone(),
         stdout: Some(serial),
-        stderr,
-        inherit,
+        stderr: place.stderr,
+        inherit: place.inherit,
+        confinement: place.confinement,
     }
     .spawn()
     .await?;
@@ -164,7 +101,7 @@ pub(super) async fn start(
         if version.to_string() != capabilities.version {
             return Err(Failed::Changed(version));
         }
-        let requests = match &requests {
+        let requests = match &restore {
             None => request::boot(&boot_of(&launch)),
             Some(restore) => request::restore(version.features(), restore),
         };
@@ -179,6 +116,7 @@ pub(super) async fn start(
     .await;
     match done {
         Ok(version) => Ok(FirecrackerMachine {
+            vmm: vmm_of(&child, place.owner.is_some()),
             child,
             api,
             features: version.features(),
@@ -192,6 +130,19 @@ pub(super) async fn start(
         }),
         Err(failed) => Err(failed.explain(&child, command_line, capabilities).await),
     }
+}
+
+/// The VMM itself: jailed, it is the one child of the process that was started (proc_tid_children(5)).
+fn vmm_of(child: &Child, jailed: bool) -> u32 {
+    let pid = child.pid();
+    if !jailed {
+        return pid;
+    }
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let first = children
+        .ok()
+        .and_then(|text| text.split_whitespace().next()?.parse().ok());
+    first.unwrap_or(pid)
 }
 
 pub(super) fn boot_of(launch: &Launch) -> Boot {

@@ -73,7 +73,7 @@ impl FirecrackerMachine {
             what: "save",
             why: String::from("it was not made to be saved"),
         })?;
-        for request in request::save(memory.as_str()) {
+        for request in request::save(&memory.name) {
             self.command("save", &request).await?;
         }
         let path = self.directory.join(request::STATE);
@@ -86,6 +86,11 @@ impl FirecrackerMachine {
             Err(err) => return Err(MachineError::Save(io::Error::other(err))),
         }
         self.end().await;
+        if memory.foreign {
+            let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+            std::os::unix::fs::chown(&memory.path, Some(uid.as_raw()), Some(gid.as_raw()))
+                .map_err(MachineError::Save)?;
+        }
         Ok(())
     }
 }

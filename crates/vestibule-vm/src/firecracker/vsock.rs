@@ -113,15 +113,19 @@ fn unexpected(line: &[u8]) -> io::Error {
     )
 }
 
-/// Counts the times that the guest said that it listens, until the receiver and the machine are gone.
+/// Counts the times that the guest said that it listens, until the receiver and the machine are gone. `owner` is the user that
+/// the VMM runs as, where that is another one.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub(super) fn hear(directory: &Utf8Path) -> io::Result<watch::Receiver<u64>> {
+pub(super) fn hear(directory: &Utf8Path, owner: Option<u32>) -> io::Result<watch::Receiver<u64>> {
     let path = directory.join(format!("{VSOCK}_{VSOCK_LISTENS_PORT}"));
     // Nobody else makes one: what is there was left by an earlier VM of this directory (Firecracker fact 9).
     super::unlink(&path)?;
     let listener = crate::socket::listen(&path)?;
+    if owner.is_some() {
+        std::os::unix::fs::chown(&path, owner, owner)?;
+    }
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (told, listens) = watch::channel(0);
@@ -182,7 +186,7 @@ mod tests {
     async fn a_guest_that_does_not_listen_yet_is_asked_again() {
         // Firecracker fact 8: an end without a word, twice; then the guest listens, and speaks at once.
         let dir = vmm(&[Peer::Ends, Peer::Ends, Peer::Says(b"OK 1073741824\nhello")]);
-        let listens = hear(dir.path()).unwrap();
+        let listens = hear(dir.path(), None).unwrap();
         let mut stream = dial(dir.path(), listens).await.unwrap();
         let mut hello = [0; 5];
         stream.read_exact(&mut hello).await.unwrap();
@@ -216,7 +220,7 @@ mod tests {
         let dir = camino_tempfile::tempdir().unwrap();
         // Left by an earlier VM.
         drop(UnixListener::bind(dir.path().join("stream.sock_1025")).unwrap());
-        let mut listens = hear(dir.path()).unwrap();
+        let mut listens = hear(dir.path(), None).unwrap();
         for count in 1..=2 {
             drop(
                 UnixStream::connect(dir.path().join("stream.sock_1025"))

@@ -8,7 +8,7 @@ use super::{
 use crate::evidence::Bundle;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, test_kill_process_group};
-use std::{sync::Arc, time::Duration};
+use std::{os::unix::fs::FileTypeExt as _, sync::Arc, time::Duration};
 use vestibule_api::{
     error::Chain,
     machine::{Disposal, DisposedItem, Exit, MachineState, RunnerEventKind},
@@ -37,7 +37,7 @@ pub(super) async fn finish(mut life: Life, end: End) -> Exit {
     tracing::info!(machine.id = %shared.spec.machine_id, reason, "the VM ends");
     life.enter(MachineState::Stopping);
     let mut bundle = take(&life, &reason).await;
-    let pid = life.machine.as_ref().map(|machine| machine.pid());
+    let pid = life.machine.as_ref().map(|machine| machine.group());
     if let Some(machine) = life.machine.take() {
         (exit, bundle) = machine.stop(bundle).await;
     }
@@ -74,6 +74,7 @@ struct MachineRecord<'a> {
     claim: Option<&'a vestibule_api::machine::Claim>,
     view: vestibule_api::machine::MachineView,
     capabilities: Option<&'a crate::driver::Capabilities>,
+    jail: Option<crate::jail::JailRecord>,
     command_line: &'a [String],
     /// What the image's manifest declares; none where it was never read.
     agent_build: Option<&'a str>,
@@ -92,6 +93,7 @@ async fn take(life: &Life, reason: &str) -> Bundle {
         claim: life.claim.as_ref(),
         view: shared.view(),
         capabilities: life.capabilities.as_ref(),
+        jail: life.jail.as_ref().map(|jail| jail.record()),
         command_line: &life.command_line,
         agent_build: manifest.map(|manifest| manifest.agent_build.as_str()),
         required_units: manifest.map_or(&[], |manifest| &manifest.required_units),
@@ -152,6 +154,7 @@ async fn dispose(
             bundle.missing("disposal", &err.to_string());
         }
         let mut items = items(pid, &sockets, &directory);
+        items.extend(life.jail.iter().flat_map(|jail| jail.remove()));
         items.extend(unsaved.map(|path| DisposedItem {
             kind: String::from("directory"),
             name: path.to_string(),
@@ -175,12 +178,20 @@ async fn dispose(
     })
 }
 
+/// Every socket below the VM's directory.
 fn sockets(directory: &Utf8Path) -> Vec<Utf8PathBuf> {
-    let entries = directory.read_dir_utf8().into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.path().extension() == Some("sock"))
-        .map(camino::Utf8DirEntry::into_path)
-        .collect()
+    let mut sockets = Vec::new();
+    let mut todo = vec![directory.to_owned()];
+    while let Some(next) = todo.pop() {
+        for entry in next.read_dir_utf8().into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => todo.push(entry.into_path()),
+                Ok(kind) if kind.is_socket() => sockets.push(entry.into_path()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+    sockets
 }
 
 fn items(pid: Option<u32>, sockets: &[Utf8PathBuf], directory: &Utf8Path) -> Vec<DisposedItem> {

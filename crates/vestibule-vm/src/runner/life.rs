@@ -18,6 +18,7 @@ use super::{
 use crate::{
     driver::{Capabilities, Machine},
     image::Image,
+    jail::Jail,
 };
 use std::{
     sync::Arc,
@@ -75,6 +76,7 @@ pub(super) struct Life {
     /// Callers of `POST /stop`, answered when nothing is left.
     pub stops: Vec<oneshot::Sender<Disposal>>,
     pub image: Option<Image>,
+    pub jail: Option<Arc<Jail>>,
     /// The one that the VM's way out was opened by.
     pub claim: Option<Claim>,
     /// The directory that a save fills.
@@ -102,6 +104,7 @@ impl Life {
             saving: None,
             identity: false,
             image: None,
+            jail: None,
             claim: None,
             progress: Progress::default(),
             lost: None,
@@ -145,8 +148,10 @@ impl Life {
             capabilities,
             key,
             unfinished,
+            jail,
             snapshot,
         } = started;
+        self.jail = Some(jail);
         self.shared.update(|view| {
             view.driver.clone_from(&capabilities.driver);
             view.vmm_pid = Some(machine.pid());

@@ -5,6 +5,7 @@ use crate::{
     driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, ProbeError, Restored},
     firecracker::FirecrackerDriver,
     image::{Image, VMLINUX},
+    jail::Jail,
     qemu::QemuDriver,
     snapshot::{self, Snapshot},
 };
@@ -29,6 +30,7 @@ pub(super) struct Started {
     pub key: StreamKey,
     /// Where the VM's memory goes, where it is one that can be saved.
     pub unfinished: Option<Unfinished>,
+    pub jail: Arc<Jail>,
     /// Held for as long as the VM lives on its memory.
     pub snapshot: Option<std::fs::File>,
 }
@@ -115,6 +117,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         let words = format!("{} {}", capabilities.driver, capabilities.version);
         return Err(findings::no_snapshots(&words).into());
     }
+    let jail = make_jail(&shared.spec, &capabilities).await?;
     let key = StreamKey::generate();
     let config = config_drive::make(shared.spec.machine_id, GENERATION, &key)
         .map_err(|err| findings::host(&err))?;
@@ -132,6 +135,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         image_digest: shared.spec.image_digest.clone(),
         agent_build: image.manifest.agent_build.clone(),
         memory,
+        jail: Some(Arc::clone(&jail)),
         console: Arc::clone(&shared.console),
         vmm_log: Arc::clone(&shared.vmm_log),
     };
@@ -150,8 +154,25 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         capabilities,
         key,
         unfinished,
+        jail,
         snapshot,
     })
+}
+
+/// MiB that a VMM needs besides its guest's: Firecracker little, QEMU more, and its translation most.
+const OVERHEAD: [(&str, u32); 3] = [("firecracker", 128), ("qemu/kvm", 512), ("qemu/tcg", 1536)];
+
+async fn make_jail(spec: &VmSpec, capabilities: &Capabilities) -> Result<Arc<Jail>, Finding> {
+    let overhead = OVERHEAD
+        .iter()
+        .find(|(name, _)| *name == capabilities.driver);
+    let memory = spec
+        .memory_mib
+        .saturating_add(overhead.map_or(0, |(_, mib)| *mib));
+    let (jail, vcpus) = (spec.jail, spec.vcpus);
+    let made = tokio::task::spawn_blocking(move || Jail::make(jail, memory, vcpus)).await;
+    let made = made.map_err(|err| findings::host(&err))?;
+    Ok(Arc::new(made.map_err(|err| findings::host(&err))?))
 }
 
 async fn not_launched(err: &LaunchError, shared: &Shared) -> NotStarted {

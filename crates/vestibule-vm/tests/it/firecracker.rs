@@ -3,9 +3,12 @@
 //!
 //! `script/lib.sh` puts the program into `target/tools` (`need_firecracker`); `VESTIBULE_FIRECRACKER` names another one. Where
 //! there is none, or no `/dev/kvm`, a test prints why and does nothing.
+mod kernel;
+
 use crate::support::{gone, soon};
 use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
+use kernel::{PAGE, Then, WORDS, kernel};
 use std::{
     fs::File,
     os::{
@@ -17,106 +20,27 @@ use std::{
 };
 use vestibule_api::{
     ids::MachineId,
-    machine::{Exit, RestoreSpec},
+    machine::{Exit, JailSpec, RestoreSpec},
     mux::StreamKey,
     snapshot::SnapshotManifest,
 };
 use vestibule_vm::{
     config_drive,
-    driver::{Capabilities, Driver, Launch, LaunchError, Memory, ProbeError, Restored},
+    driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, ProbeError, Restored},
     firecracker::{
         FirecrackerDriver, PROGRAM_VARIABLE,
         api::{Api, ApiError},
         request::{self, BackendType, MemoryBackend, Restore},
         version::Version,
     },
+    jail::{self, Jail},
     kvm,
     log::BoundedLog,
     process::{Child, Program},
     snapshot::{self, Snapshot},
 };
 
-/// What a guest does after its words.
-#[derive(Clone, Copy)]
-enum Then {
-    /// Writes the alphabet again and again, a letter each time that it has counted down.
-    Count,
-    /// Counts down, and resets the machine through the keyboard controller, as `reboot=k` makes Linux do.
-    Reset,
-}
-
-const WORDS: &str = "hello from the guest\n";
 const MEMORY_MIB: u32 = 32;
-/// Where the kernel is loaded; below 1 MiB Firecracker refuses it.
-const BASE: u64 = 0x0100_0000;
-const PAGE: usize = 4096;
-/// What a guest counts down from between two letters: some ms where instructions are interpreted.
-const COUNT: u32 = 300;
-
-/// An ELF kernel with one segment. Firecracker enters it in 64-bit mode with the first GiB mapped onto itself (Linux,
-/// Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
-fn kernel(then: Then) -> Vec<u8> {
-    // mov ecx,COUNT; dec ecx; jnz $-2
-    let mut count = vec![0xb9];
-    count.extend(COUNT.to_le_bytes());
-    count.extend([0xff, 0xc9, 0x75, 0xfc]);
-    let mut end = Vec::new();
-    match then {
-        Then::Count => {
-            end.extend([0xb3, b'a']); // mov bl,'a'
-            end.extend(&count);
-            // mov al,bl; mov dx,0x3f8; out dx,al; inc bl; cmp bl,'z'+1
-            end.extend([0x88, 0xd8, 0x66, 0xba, 0xf8, 0x03, 0xee]);
-            end.extend([0xfe, 0xc3, 0x80, 0xfb, b'z' + 1]);
-            end.extend([0x75, back(end.len(), 2)]); // jne to the count
-            end.extend([0xeb, back(end.len(), 0)]); // jmp to the beginning
-        }
-        Then::Reset => {
-            end.extend(&count);
-            end.extend([0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd]); // mov al,0xfe; out 0x64,al; hlt; jmp $-1
-        }
-    }
-    // lodsb; test al,al; jz +7; mov dx,0x3f8; out dx,al; jmp to lodsb
-    let say = [
-        0xac, 0x84, 0xc0, 0x74, 0x07, 0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf4,
-    ];
-    let mut code = vec![0x48, 0x8d, 0x35]; // lea rsi,[rip+…]
-    code.extend(u32::try_from(say.len() + end.len()).unwrap().to_le_bytes());
-    code.extend(say);
-    code.extend(end);
-    code.extend(WORDS.as_bytes());
-    code.push(0);
-    elf(&code)
-}
-
-/// The operand of a short jump at `at` to `to`.
-fn back(at: usize, to: usize) -> u8 {
-    let distance = i8::try_from(to).unwrap() - i8::try_from(at + 2).unwrap();
-    distance.to_le_bytes()[0]
-}
-
-fn elf(code: &[u8]) -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    let half = |file: &mut Vec<u8>, values: &[u16]| {
-        file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    };
-    half(&mut file, &[2, 62]); // an executable for x86-64
-    file.extend(1u32.to_le_bytes());
-    for word in [BASE, 64, 0] {
-        file.extend(word.to_le_bytes()); // entry, program headers, section headers
-    }
-    file.extend(0u32.to_le_bytes());
-    half(&mut file, &[64, 56, 1, 0, 0, 0]);
-    file.extend(1u32.to_le_bytes()); // loaded
-    file.extend(5u32.to_le_bytes()); // readable, executable
-    let size = code.len() as u64;
-    for word in [PAGE as u64, BASE, BASE, size, size, PAGE as u64] {
-        file.extend(word.to_le_bytes());
-    }
-    file.resize(PAGE, 0);
-    file.extend(code);
-    file
-}
 
 /// What the tests run; none, with a printed reason, where that is not possible here.
 fn firecracker() -> Option<(FirecrackerDriver, Capabilities)> {
@@ -175,6 +99,7 @@ impl Place {
             kernel: self.home.path().join("vmlinuz"),
             vmlinux: Some(self.home.path().join("vmlinux")),
             initrd: self.home.path().join("initrd"),
+            jail: None,
             cmdline: String::from("quiet"),
             config: config_drive::make(machine_id, 1, &StreamKey::generate()).unwrap(),
             image_digest: "0".repeat(64).parse().unwrap(),
@@ -235,15 +160,95 @@ async fn start_pause_save_restore_twice_and_end() {
     let Some((driver, capabilities)) = firecracker() else {
         return;
     };
+    life(&driver, &capabilities, || None).await;
+}
+
+#[tokio::test]
+async fn the_same_in_jails() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    if !jail::is_root() || driver.jailer().is_none() {
+        println!("skipped: only root can jail, with a `jailer` beside Firecracker");
+        return;
+    }
+    let make = || {
+        Some(Arc::new(
+            Jail::make(JailSpec::default(), MEMORY_MIB + 128, 1).unwrap(),
+        ))
+    };
+    life(&driver, &capabilities, make).await;
+}
+
+/// A jailed VMM has a user, a root and namespaces that no other process has, and no capability.
+fn assert_jailed(launched: &Launched, others: &[Launched]) {
+    let Some(uid) = launched.uid else { return };
+    let pid = launched.machine.pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let has = |line: String| assert!(status.contains(&line), "{line}: {status}");
+    has(format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"));
+    has(format!("Gid:\t{uid}\t{uid}\t{uid}\t{uid}"));
+    has(String::from("CapEff:\t0000000000000000"));
+    for name in ["mnt", "net", "pid", "ipc", "uts"] {
+        let of = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+        assert_ne!(of(pid), of(std::process::id()), "{name}");
+        assert!(
+            others
+                .iter()
+                .all(|other| of(other.machine.pid()) != of(pid))
+        );
+    }
+    assert!(others.iter().all(|other| other.uid != Some(uid)));
+    let mut names: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/root"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    println!("the jail has {names:?}");
+    assert!(
+        !names
+            .iter()
+            .any(|name| ["etc", "proc", "tmp", "usr", "work"].contains(&name.as_str()))
+    );
+    let devices = std::fs::read_dir(format!("/proc/{pid}/root/dev"))
+        .unwrap()
+        .count();
+    assert!(devices <= 4, "{devices}");
+}
+
+/// A VM under test.
+struct Launched {
+    machine: Arc<dyn Machine>,
+    uid: Option<u32>,
+    /// Held for as long as the VM lives.
+    _jail: Option<Arc<Jail>>,
+}
+
+async fn life(
+    driver: &FirecrackerDriver,
+    capabilities: &Capabilities,
+    jail: impl Fn() -> Option<Arc<Jail>>,
+) {
     let begun = Instant::now();
     let place = Place::new(&kernel(Then::Count));
     let saved = place.home.path().join("snapshot");
     std::fs::create_dir(&saved).unwrap();
     let memory = snapshot::make_memory(&saved, MEMORY_MIB).unwrap();
-    let launch = place.launch(Memory::Shared(memory));
+    let mut launch = place.launch(Memory::Shared(memory));
+    launch.jail = jail();
+    let held = launch.jail.clone();
+    let uid = launch.jail.as_ref().and_then(|jail| jail.uid());
     let (console, vmm_log) = (Arc::clone(&launch.console), Arc::clone(&launch.vmm_log));
-    let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+    let launched = soon(driver.launch(capabilities, launch)).await;
+    let machine = launched.unwrap_or_else(|err| panic!("{err:?}: {}", text(&vmm_log)));
     println!("started after {:?}", begun.elapsed());
+    let first = Launched {
+        machine,
+        uid,
+        _jail: held,
+    };
+    assert_jailed(&first, &[]);
+    let machine = first.machine;
     // The console has the guest's words from the first byte, and none of the VMM's.
     let said = more(&console, 0, WORDS.len() as u64 + 3).await;
     assert_letters(said.strip_prefix(WORDS).unwrap(), b'a');
@@ -282,10 +287,13 @@ async fn start_pause_save_restore_twice_and_end() {
     // Two copies at once go on where it was, each in memory of its own.
     let mut copies = Vec::new();
     for _ in 0..2 {
-        let launch = place.launch(restored(&spec));
+        let mut launch = place.launch(restored(&spec));
+        launch.jail = jail();
+        let held = launch.jail.clone();
+        let uid = launch.jail.as_ref().and_then(|jail| jail.uid());
         let console = Arc::clone(&launch.console);
         let begun = Instant::now();
-        let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+        let machine = soon(driver.launch(capabilities, launch)).await.unwrap();
         println!("loaded after {:?}", begun.elapsed());
         // Its CPUs wait (Firecracker fact 12: loading is not resuming).
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -294,7 +302,13 @@ async fn start_pause_save_restore_twice_and_end() {
         let said = more(&console, 0, 5).await;
         assert_letters(&said, next(last));
         assert_filtered(machine.pid());
-        copies.push(machine);
+        let launched = Launched {
+            machine,
+            uid,
+            _jail: held,
+        };
+        assert_jailed(&launched, &copies);
+        copies.push(launched);
     }
     drop(copies);
     // The memory's file is as it was: every byte is read again, since the note of the last time is gone.
@@ -470,6 +484,7 @@ async fn the_probe_trusts_no_kvm_that_runs_no_guest() {
 async fn bare(driver: &FirecrackerDriver, directory: &Utf8Path) -> (Child, Api) {
     let null = || File::options().write(true).open("/dev/null").unwrap();
     let program = Program {
+        confinement: Default::default(),
         path: driver.program().to_owned(),
         args: vec!["--api-sock".into(), "api.sock".into()],
         directory: directory.to_owned(),

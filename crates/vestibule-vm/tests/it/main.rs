@@ -15,7 +15,6 @@ mod copies;
 mod egress;
 mod firecracker;
 mod guest;
-mod nested;
 mod qmp;
 mod runner;
 mod snapshot;

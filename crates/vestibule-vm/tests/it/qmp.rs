@@ -24,6 +24,7 @@ async fn qemu(extra: &[&str]) -> (Child, UnixStream) {
     ]);
     args.extend(extra.iter().map(ToString::to_string));
     let program = Program {
+        confinement: Default::default(),
         path: qemu_program(),
         args,
         directory: "/".into(),
@@ -119,6 +120,7 @@ async fn a_child_dies_with_its_handle_and_inherits_nothing_else() {
 #[tokio::test]
 async fn a_program_that_is_not_there_is_named() {
     let program = Program {
+        confinement: Default::default(),
         path: "/no/such/qemu".into(),
         args: Vec::new(),
         directory: "/".into(),

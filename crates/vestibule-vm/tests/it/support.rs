@@ -18,7 +18,7 @@ use vestibule_api::{
     egress::EgressPolicy,
     ids::{ImageDigest, MachineId},
     machine::{
-        Disposal, DriverChoice, MachineState, MachineView, RunnerEvent, RunnerEventKind,
+        Disposal, DriverChoice, JailSpec, MachineState, MachineView, RunnerEvent, RunnerEventKind,
         StopRequest, VmSpec,
     },
 };
@@ -95,6 +95,7 @@ impl Place {
             idle_deadline_s: None,
             restore: None,
             save_to: None,
+            jail: JailSpec::default(),
             cache_dir: None,
         };
         Self { home, spec }

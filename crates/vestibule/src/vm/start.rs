@@ -13,7 +13,9 @@ use vestibule_api::{
     client::{Runner, json_request},
     egress::{EgressMode, EgressPolicy},
     ids::MachineId,
-    machine::{DriverChoice, MachineState, MachineView, RunnerEvent, RunnerEventKind, VmSpec},
+    machine::{
+        DriverChoice, JailSpec, MachineState, MachineView, RunnerEvent, RunnerEventKind, VmSpec,
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -86,6 +88,7 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
         idle_deadline_s: None,
         restore: None,
         save_to: None,
+        jail: JailSpec::default(),
         cache_dir: Some(home.path().join("cache").into_string()),
     })
 }

@@ -556,6 +556,7 @@ impl World {
                 | SessionState::Starting
                 | SessionState::Ready
                 | SessionState::AwaitingUser
+                | SessionState::Confirming
                 | SessionState::Capturing => {}
             }
             let events = core.store.events(id, 0, 10_000).await.unwrap();

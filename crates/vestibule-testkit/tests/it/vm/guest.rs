@@ -13,7 +13,8 @@ use vestibule_api::{
     egress::EgressPolicy,
     ids::MachineId,
     machine::{
-        Disposal, DriverChoice, MachineState, MachineView, RunnerEvent, StopRequest, VmSpec,
+        Disposal, DriverChoice, JailSpec, MachineState, MachineView, RunnerEvent, StopRequest,
+        VmSpec,
     },
 };
 use vestibule_testkit::{stage::binary, wait};
@@ -62,6 +63,7 @@ impl Guest {
             idle_deadline_s: None,
             restore: None,
             save_to: None,
+            jail: JailSpec::default(),
             cache_dir: None,
         })
     }

@@ -1,0 +1,133 @@
+//! What a VM of Vestibule's is, whatever runs it: one suite for every driver, by way of the program that people get
+//! (`vestibule run-vm`) and its socket. It needs an image and, for Firecracker, a KVM that runs Linux ([`crate::nested`]).
+//!
+//! One VM boots, is asked everything that one VM can be asked, and is saved; everything else begins from its snapshot or ends
+//! before it is up. Each case prints a line; a case that fails leaves the others standing.
+//!
+//! | part | cases |
+//! |---|---|
+//! | [`guest`] | what is asked of the VM that booted |
+//! | [`copies`] | save, restore, what must be a copy's own, pause and claim, snapshots that do not fit |
+//! | [`ends`] | kills at each step, wrong inputs, evidence, disposal |
+//! | [`jail`] | what a VMM can reach, where it is jailed |
+mod copies;
+mod ends;
+mod guest;
+mod jail;
+mod vm;
+
+use anyhow::{Result, ensure};
+use camino::Utf8PathBuf;
+use std::time::Instant;
+use vestibule_api::{image::Manifest, machine::DriverChoice};
+use vm::{Running, Vm};
+
+/// What runs the suite and where.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// `vestibule`.
+    pub program: Utf8PathBuf,
+    pub driver: DriverChoice,
+    /// The directory of an image.
+    pub image: Utf8PathBuf,
+    /// An empty directory, for VMs, evidence and the snapshot.
+    pub home: Utf8PathBuf,
+}
+
+/// A line begins with this and `ok` or `FAILED`.
+pub const SAYS: &str = "conformance: ";
+
+/// The suite under way.
+struct Suite {
+    setup: Setup,
+    manifest: Manifest,
+    passed: u32,
+    failed: u32,
+}
+
+/// Runs every case. Prints a line for each.
+///
+/// # Errors
+/// When a case failed, or the image cannot be read.
+pub async fn run(setup: Setup) -> Result<()> {
+    let manifest = serde_json::from_slice(&std::fs::read(setup.image.join("manifest.json"))?)?;
+    let begun = Instant::now();
+    let mut suite = Suite {
+        setup,
+        manifest,
+        passed: 0,
+        failed: 0,
+    };
+    ends::wrong_inputs(&mut suite).await;
+    ends::killed_while_booting(&mut suite).await;
+    if let Some(from) = Box::pin(guest::whole_life(&mut suite)).await {
+        Box::pin(copies::all(&mut suite, &from)).await;
+    }
+    suite.say(&format!(
+        "{} passed, {} failed, {} in {:.1} s",
+        suite.passed,
+        suite.failed,
+        suite.setup.driver,
+        begun.elapsed().as_secs_f64()
+    ));
+    ensure!(suite.failed == 0, "{} cases failed", suite.failed);
+    Ok(())
+}
+
+impl Suite {
+    #[expect(
+        clippy::print_stdout,
+        reason = "the lines are what whoever runs it reads"
+    )]
+    fn say(&self, line: &str) {
+        println!("{SAYS}{line}");
+    }
+
+    /// Runs one case; what it gives, if it went well, may be a note for its line.
+    async fn case<T: Noted>(
+        &mut self,
+        name: &str,
+        case: impl Future<Output = Result<T>>,
+    ) -> Option<T> {
+        let begun = Instant::now();
+        let ended = case.await;
+        let took = begun.elapsed().as_secs_f64();
+        match ended {
+            Ok(given) => {
+                self.passed += 1;
+                let note = given.note();
+                let gap = if note.is_empty() { "" } else { "  " };
+                self.say(&format!("ok      {name:<36} {took:6.1} s{gap}{note}"));
+                Some(given)
+            }
+            Err(err) => {
+                self.failed += 1;
+                let words = format!("{err:#}").replace('\n', "\n    ");
+                self.say(&format!("FAILED  {name:<36} {took:6.1} s  {words}"));
+                None
+            }
+        }
+    }
+
+    /// A VM that is not started yet.
+    fn vm(&self) -> Result<Vm> {
+        Vm::new(&self.setup, &self.manifest)
+    }
+}
+
+/// What a case gives may have something to say.
+trait Noted {
+    fn note(&self) -> String {
+        String::new()
+    }
+}
+
+impl Noted for () {}
+
+impl Noted for String {
+    fn note(&self) -> String {
+        self.clone()
+    }
+}
+
+impl Noted for Running {}

@@ -1,0 +1,237 @@
+//! What a VMM is kept apart from the host by: seen from outside, and, where it has a root and a user of its own, from a process that
+//! is put beside it.
+use super::vm::{Running, Vm};
+use anyhow::{Context, Result, ensure};
+use camino::Utf8Path;
+use rustix::fs::{Mode, OFlags};
+use std::{
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    process::Stdio,
+};
+use tokio::process::Command;
+
+/// Static, with the programs that the probe needs; the nested machine has it.
+const BUSYBOX: &str = "/bin/busybox";
+const NAMESPACES: [&str; 5] = ["mnt", "net", "pid", "ipc", "uts"];
+
+fn status(pid: u32, name: &str) -> Result<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    Ok(line
+        .with_context(|| format!("`{name}` of process {pid}"))?
+        .trim()
+        .to_owned())
+}
+
+fn namespace(pid: u32, name: &str) -> Result<String> {
+    let link = std::fs::read_link(format!("/proc/{pid}/ns/{name}"))?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+/// The user that the VMM runs as, where it is not the runner's.
+fn user(pid: u32) -> Result<Option<u32>> {
+    let line = status(pid, "Uid:")?;
+    let uid: u32 = line.split_whitespace().next().context("a uid")?.parse()?;
+    Ok((uid != rustix::process::geteuid().as_raw()).then_some(uid))
+}
+
+/// Two VMs: each has what keeps it apart from the host and from the other.
+pub(super) async fn apart(one: &Running, two: &Running) -> Result<String> {
+    let (one, two) = (one.vmm().await?, two.vmm().await?);
+    if !rustix::process::geteuid().is_root() {
+        ensure!(status(one, "NoNewPrivs:")? == "1", "it can get privileges");
+        return Ok(String::from("without root: Landlock and seccomp alone"));
+    }
+    for pid in [one, two] {
+        ensure!(
+            status(pid, "CapEff:")? == "0000000000000000",
+            "it has capabilities"
+        );
+        ensure!(
+            status(pid, "Seccomp:")? == "2",
+            "it has no filter of system calls"
+        );
+        for name in NAMESPACES {
+            let own = namespace(pid, name)?;
+            ensure!(
+                own != namespace(std::process::id(), name)?,
+                "`{name}` is the host's"
+            );
+        }
+    }
+    for name in NAMESPACES {
+        ensure!(
+            namespace(one, name)? != namespace(two, name)?,
+            "`{name}` is shared"
+        );
+    }
+    match (user(one)?, user(two)?) {
+        (None, None) => Ok(String::from(
+            "root's user without capabilities, and Landlock",
+        )),
+        (first, second) => {
+            ensure!(first != second, "both are the user {first:?}");
+            Ok(format!(
+                "users {} and {}",
+                first.unwrap_or(0),
+                second.unwrap_or(0)
+            ))
+        }
+    }
+}
+
+/// The cgroup that a VMM is in, and its limits.
+pub(super) async fn limits(vm: &Vm, running: &Running) -> Result<String> {
+    let pid = running.vmm().await?;
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let Some(group) = group.filter(|group| group.contains("/vestibule/vm-")) else {
+        return Ok(String::from("this host has no cgroup v2 for it"));
+    };
+    let directory = Utf8Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'));
+    let read = |name: &str| std::fs::read_to_string(directory.join(name));
+    let bytes: u64 = read("memory.max")?.trim().parse()?;
+    let guest = u64::from(vm.spec.memory_mib) << 20;
+    ensure!(
+        (guest..guest + (2048 << 20)).contains(&bytes),
+        "memory.max is {bytes}"
+    );
+    let pids: u32 = read("pids.max")?.trim().parse()?;
+    let cpu = read("cpu.max")?;
+    ensure!(!cpu.starts_with("max"), "cpu.max is {cpu}");
+    Ok(format!(
+        "memory {} MiB, {pids} processes, CPU {}",
+        bytes >> 20,
+        cpu.trim()
+    ))
+}
+
+/// Asks from inside: a process with the VMM's user, root and namespaces.
+pub(super) async fn inside(running: &Running, other: &Running, home: &Utf8Path) -> Result<String> {
+    let (pid, other) = (running.vmm().await?, other.vmm().await?);
+    let Some(uid) = user(pid)? else {
+        return Ok(String::from(
+            "it has no root of its own; unit tests of `jail` ask what Landlock leaves",
+        ));
+    };
+    let root = format!("/proc/{pid}/root");
+    let program = format!("{root}/busybox");
+    put(&program).context("put a program into the jail")?;
+    // What must not be reached: a file of the host's, a service on its loopback, a socket in its files.
+    let secret = home.join("secret");
+    std::fs::write(&secret, "the host's secret")?;
+    let service = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = service.local_addr()?.port();
+    let _socket = UnixListener::bind(home.join("secret.sock"))?;
+    // Even with the directory in hand the user is another one.
+    rustix::fs::open(
+        home.as_std_path(),
+        OFlags::PATH | OFlags::DIRECTORY,
+        Mode::empty(),
+    )?;
+    let me = std::process::id();
+    let script = format!(
+        "echo \"user $(/busybox id -u) $(/busybox id -g)\"
+         for path in {secret} {secret}.sock /etc/passwd /proc/1/environ ../../../../../../../../../..{secret} /dev/mem /dev/vda; do
+           /busybox cat $path >/dev/null 2>&1 && echo \"read $path\"; /busybox test -e $path && echo \"there is $path\"; done
+         for pid in {me} {other} {pid}; do /busybox kill -0 $pid 2>/dev/null && echo \"signalled $pid\"; done
+         /busybox nc -w 2 127.0.0.1 {port} </dev/null >/dev/null 2>&1 && echo connected
+         for name in root vmlinux initrd memory config; do
+           (echo x >>/$name) 2>/dev/null && echo \"wrote $name\"; done
+         /busybox mknod /disk b 254 0 2>/dev/null && echo \"made a device\"
+         /busybox mount -t tmpfs x /run 2>/dev/null && echo mounted
+         /busybox chroot / /busybox true 2>/dev/null && echo \"changed its root\"
+         echo \"sees $(/busybox ls / | /busybox tr '\\n' ' ')\""
+    );
+    let said = beside(pid, uid, &script).await;
+    std::fs::remove_file(&program)?;
+    let said = said?;
+    let mut lines = said.lines();
+    let first = lines.next().unwrap_or_default();
+    ensure!(first == format!("user {uid} {uid}"), "{said}");
+    let last = lines.next_back().unwrap_or_default();
+    let reached: Vec<_> = lines.collect();
+    ensure!(reached.is_empty(), "{reached:?}");
+    ensure!(last.starts_with("sees ") && !last.contains("etc"), "{said}");
+    service.set_nonblocking(true)?;
+    ensure!(
+        service.accept().is_err(),
+        "somebody connected to the host's loopback"
+    );
+    Ok(last.to_owned())
+}
+
+/// As many processes, and as much memory, as anybody in the VM's group would like: the group ends, and not the host.
+pub(super) async fn floods(running: &Running) -> Result<String> {
+    let pid = running.vmm().await?;
+    let Some(uid) = user(pid)? else {
+        return Ok(String::from("asked only where it is jailed"));
+    };
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let Some(group) = group.filter(|group| group.contains("/vestibule/vm-")) else {
+        return Ok(String::from("this host has no cgroup v2 for it"));
+    };
+    let procs = format!("/sys/fs/cgroup{group}/cgroup.procs");
+    let program = format!("/proc/{pid}/root/busybox");
+    put(&program).context("put a program into the jail")?;
+    let script = "n=0; while [ $n -lt 300 ]; do /busybox sleep 3 & n=$((n + 1)); done";
+    let script = format!(
+        "echo $$ >{procs}; exec {}",
+        quoted(&entering(pid, uid, script))
+    );
+    let output = Command::new(BUSYBOX)
+        .args(["sh", "-c", &script])
+        .stdin(Stdio::null())
+        .output()
+        .await?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(said.contains("fork"), "300 processes were made: {said}");
+    let events = std::fs::read_to_string(format!("/sys/fs/cgroup{group}/pids.events"))?;
+    ensure!(events.trim() != "max 0", "{events}");
+    ensure!(running.view().await.is_ok(), "the runner does not answer");
+    Ok(format!("pids.events: {}", events.trim()))
+}
+
+/// Puts the programs of the probe where the VMM's root is.
+fn put(path: &str) -> Result<()> {
+    std::fs::write(path, std::fs::read(BUSYBOX)?)?;
+    Ok(std::fs::set_permissions(
+        path,
+        std::fs::Permissions::from_mode(0o755),
+    )?)
+}
+
+/// The words that put a program beside the VMM and run a script there.
+fn entering(pid: u32, uid: u32, script: &str) -> Vec<String> {
+    let (pid, uid) = (pid.to_string(), uid.to_string());
+    let words = [
+        BUSYBOX, "nsenter", "-t", &pid, "-m", "-n", "-i", "-u", "-p", "-S", &uid, "-G", &uid,
+        "/busybox", "sh", "-c", script,
+    ];
+    words.map(str::to_owned).into()
+}
+
+fn quoted(words: &[String]) -> String {
+    let quote = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
+    words.iter().map(quote).collect::<Vec<_>>().join(" ")
+}
+
+async fn beside(pid: u32, uid: u32, script: &str) -> Result<String> {
+    let words = entering(pid, uid, script);
+    let output = Command::new(&words[0])
+        .args(&words[1..])
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .with_context(|| format!("start `{BUSYBOX}`"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "the probe ended with {}: {said} {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(said)
+}

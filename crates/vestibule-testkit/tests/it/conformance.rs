@@ -1,0 +1,90 @@
+//! The conformance suite on each driver: QEMU here, and real Firecracker where its KVM is, nested under emulation.
+use anyhow::{Context, Result, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use std::time::Duration;
+use vestibule_api::machine::DriverChoice;
+use vestibule_testkit::{
+    conformance::{self, SAYS, Setup},
+    nested::{Nested, Run},
+    process::workspace,
+    stage::{binary, image_home},
+};
+
+/// Emulation of emulation, beside whatever else runs.
+const LIMIT: Duration = Duration::from_secs(1200);
+/// For some VMs of the image's size, and L1 itself.
+const MEMORY_MIB: u32 = 2560;
+/// For the snapshot, and for what a VM writes before that is trimmed.
+const SPARE_MIB: u64 = 1024;
+
+fn image() -> Result<Utf8PathBuf> {
+    let tiny = image_home().join("aliases/tiny").canonicalize_utf8();
+    tiny.context("no image `tiny`: `script/test tiny` builds it")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image tiny; script/test runner"]
+async fn qemu() -> Result<()> {
+    let home = camino_tempfile::tempdir()?;
+    conformance::run(Setup {
+        program: binary()?,
+        driver: DriverChoice::Qemu,
+        image: image()?,
+        home: home.path().to_owned(),
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image tiny; script/test nested"]
+async fn firecracker() -> Result<()> {
+    let Some(nested) = Nested::find() else {
+        return Ok(());
+    };
+    let image = image()?;
+    let inside = format!("/data/images/{}", image.file_name().unwrap_or_default());
+    let images = camino_tempfile::tempdir()?;
+    std::os::unix::fs::symlink(
+        &image,
+        images
+            .path()
+            .join(inside.trim_start_matches("/data/images/")),
+    )?;
+    let tools = workspace().join("target/tools/firecracker");
+    let program = binary()?;
+    let testkit = Utf8Path::new(env!("CARGO_BIN_EXE_vestibule-testkit"));
+    let ran = nested
+        .run(&Run {
+            programs: &[
+                ("vestibule", program.as_path()),
+                ("vestibule-testkit", testkit),
+            ],
+            files: &[("firecracker", tools.as_path()), ("images", images.path())],
+            command: &[
+                "/data/vestibule-testkit",
+                "conformance",
+                "--driver",
+                "firecracker",
+                "--image",
+                &inside,
+                "--home",
+                "/data/home",
+            ],
+            environment: &[
+                ("VESTIBULE_BIN", "/data/vestibule"),
+                ("VESTIBULE_FIRECRACKER", "/data/firecracker/firecracker"),
+            ],
+            spare_mib: SPARE_MIB,
+            memory_mib: MEMORY_MIB,
+            limit: LIMIT,
+        })
+        .await?;
+    if ran.status != 0 {
+        println!("{}", ran.console);
+    }
+    for line in ran.console.lines().filter(|line| line.starts_with(SAYS)) {
+        println!("{line}");
+    }
+    ensure!(ran.status == 0, "the suite ended with {}", ran.status);
+    Ok(())
+}

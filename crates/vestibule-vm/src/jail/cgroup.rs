@@ -1,0 +1,194 @@
+//! A cgroup of a VM's own, with limits (cgroup v2, the kernel's Documentation/admin-guide/cgroup-v2.rst).
+use camino::{Utf8Path, Utf8PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+/// Below the root of the hierarchy.
+const PARENT: &str = "vestibule";
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+/// A killed process is out of its group after this.
+const EMPTY_LIMIT: Duration = Duration::from_secs(2);
+/// What `cpu.max` counts in, in µs.
+const PERIOD: u32 = 100_000;
+/// Threads of a VMM besides those that run the guest's CPUs.
+const THREADS: u32 = 64;
+
+/// What this host has of cgroup v2.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(
+    tag = "cgroup",
+    rename_all = "kebab-case",
+    rename_all_fields = "camelCase"
+)]
+pub enum CgroupFound {
+    /// All three controllers, and this process may make groups.
+    Usable { root: Utf8PathBuf },
+    /// No cgroup2 file system is mounted.
+    Absent,
+    /// It is mounted without these controllers: they are cgroup v1's, or turned off.
+    Lacks {
+        root: Utf8PathBuf,
+        what: Vec<String>,
+    },
+    /// Only root makes groups, or whom a group was delegated to.
+    NoPermission { root: Utf8PathBuf },
+}
+
+impl std::fmt::Display for CgroupFound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Usable { root } => write!(f, "v2 at {root}: memory, pids and cpu are limited"),
+            Self::Absent => f.write_str("no cgroup v2 is mounted: nothing is limited"),
+            Self::Lacks { root, what } => write!(
+                f,
+                "v2 at {root} lacks {}: nothing is limited",
+                what.join(", ")
+            ),
+            Self::NoPermission { root } => {
+                write!(f, "v2 at {root} is root's: nothing is limited")
+            }
+        }
+    }
+}
+
+/// Looks what there is. Changes nothing.
+pub(crate) fn find() -> CgroupFound {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let Some(root) = mount_point(&mounts) else {
+        return CgroupFound::Absent;
+    };
+    let there = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let there: Vec<_> = there.split_whitespace().collect();
+    let what: Vec<_> = CONTROLLERS
+        .iter()
+        .filter(|one| !there.contains(one))
+        .map(|one| (*one).to_owned())
+        .collect();
+    let writable = rustix::fs::access(root.as_std_path(), rustix::fs::Access::WRITE_OK).is_ok();
+    match (what.is_empty(), writable) {
+        (false, _) => CgroupFound::Lacks { root, what },
+        (true, false) => CgroupFound::NoPermission { root },
+        (true, true) => CgroupFound::Usable { root },
+    }
+}
+
+/// Of proc_pid_mountinfo(5): the mount point is the fifth field, the type the first after a dash.
+fn mount_point(mounts: &str) -> Option<Utf8PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        let point = place.split(' ').nth(4)?;
+        kind.starts_with("cgroup2 ").then(|| point.into())
+    })
+}
+
+/// What a VM may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub memory_mib: u32,
+    pub vcpus: u32,
+}
+
+/// A group that is removed with this.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: Utf8PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the group `name` with limits. One that a killed runner left is ended and made anew.
+    ///
+    /// # Errors
+    /// When the kernel refuses the group or a limit.
+    pub(crate) fn make(root: &Utf8Path, name: &str, limits: Limits) -> io::Result<Self> {
+        let parent = root.join(PARENT);
+        let enable = CONTROLLERS.map(|one| format!("+{one}")).join(" ");
+        write(&root.join("cgroup.subtree_control"), &enable)?;
+        match std::fs::create_dir(&parent) {
+            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
+            Ok(()) | Err(_) => {}
+        }
+        write(&parent.join("cgroup.subtree_control"), &enable)?;
+        let group = Self {
+            path: parent.join(name),
+        };
+        group.remove();
+        std::fs::create_dir(&group.path)?;
+        let cpu = (limits.vcpus + 1).saturating_mul(PERIOD);
+        let set = |file: &str, value: String| write(&group.path.join(file), &value);
+        set("memory.max", format!("{}M", limits.memory_mib))?;
+        set("pids.max", (THREADS + limits.vcpus).to_string())?;
+        set("cpu.max", format!("{cpu} {PERIOD}"))?;
+        // A guest's memory on a swap device would outlive the VM. Kernels without swap have no such file.
+        if let Err(err) = set("memory.swap.max", String::from("0")) {
+            tracing::debug!(error = %err, "swapping of the VM's memory is not refused");
+        }
+        Ok(group)
+    }
+
+    pub(crate) fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// Where a process writes `0` to become the group's.
+    ///
+    /// # Errors
+    /// When the group is gone.
+    pub(crate) fn entry(&self) -> io::Result<OwnedFd> {
+        let file = File::options()
+            .write(true)
+            .open(self.path.join("cgroup.procs"))?;
+        Ok(file.into())
+    }
+
+    /// Ends what is in it and removes it. Returns whether it is gone.
+    pub(crate) fn remove(&self) -> bool {
+        // Since Linux 5.14; before, the processes were ended one by one by whoever started them.
+        let _ = write(&self.path.join("cgroup.kill"), "1");
+        let begun = Instant::now();
+        loop {
+            match std::fs::remove_dir(&self.path) {
+                Ok(()) => return true,
+                Err(err) if err.kind() == io::ErrorKind::NotFound => return true,
+                Err(_) if begun.elapsed() < EMPTY_LIMIT => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn write(path: &Utf8Path, value: &str) -> io::Result<()> {
+    std::fs::write(path, value)
+        .map_err(|err| io::Error::new(err.kind(), format!("write `{value}` to `{path}`: {err}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_is_found_beside_those_of_v1() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro\n\
+                      31 30 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw,nsdelegate\n\
+                      32 30 0:28 / /sys/fs/cgroup/memory rw shared:11 - cgroup cgroup rw,memory\n";
+        let point = mount_point(mounts);
+        assert_eq!(point.as_deref(), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mount_point("30 23 0:26 / /tmp rw - tmpfs tmpfs rw"), None);
+    }
+
+    #[test]
+    fn this_host_has_some_answer() {
+        println!("{}", find());
+    }
+}

@@ -1,0 +1,186 @@
+//! What a child does to itself between fork and exec. All of it is prepared before: between the two nothing is allocated,
+//! and only system calls are made.
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
+    thread::{
+        CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities,
+        set_capabilities_secure_bits, set_no_new_privs, unshare_unsafe,
+    },
+};
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+/// An exit code from here on, up to the highest signal, is a signal's (see [`Confinement::init`]).
+pub(crate) const SIGNALLED: i32 = 128;
+/// Firecracker's own exit codes begin at 148 (its docs/api_requests/…; `FcExitCode`); no signal that ends a VMM is as high.
+pub(crate) const LAST_SIGNAL: i32 = 19;
+
+/// A file of the host's at a place of the jail's.
+#[derive(Debug)]
+pub struct Bind {
+    pub from: CString,
+    pub to: CString,
+    pub writable: bool,
+}
+
+/// Mounts that only the child sees.
+#[derive(Debug)]
+pub struct Mounts {
+    pub binds: Vec<Bind>,
+    /// A directory in memory, and a file in it that is made of what can be read from the descriptor.
+    pub private: CString,
+    pub config: CString,
+    pub content: OwnedFd,
+}
+
+/// See the module. The default is nothing.
+#[derive(Debug, Default)]
+pub struct Confinement {
+    /// `cgroup.procs` of the group to be in.
+    pub cgroup: Option<OwnedFd>,
+    /// Namespaces of its own: mounts, network, System V IPC, host name; and of processes, which whoever forks must have asked for.
+    pub namespaces: bool,
+    pub mounts: Option<Mounts>,
+    /// Where what is started changes its user, the kernel forgets that it is to die with its runner (prctl(2),
+    /// `PR_SET_PDEATHSIG`). So the child stays as the first process of its pid namespace, without whom there is no other, and a
+    /// child of its own goes on.
+    pub init: bool,
+    pub drop_capabilities: bool,
+    pub landlock: Option<OwnedFd>,
+}
+
+impl Confinement {
+    /// Enters it, in the child.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        if let Some(procs) = &self.cgroup {
+            rustix::io::write(procs, b"0")?;
+        }
+        if self.namespaces {
+            let flags = UnshareFlags::NEWNS
+                | UnshareFlags::NEWNET
+                | UnshareFlags::NEWIPC
+                | UnshareFlags::NEWUTS;
+            // SAFETY: the child has one thread, and shares no table of descriptors or file systems with anybody.
+            #[expect(unsafe_code, reason = "unshare(2) may break what threads share")]
+            unsafe { unshare_unsafe(flags) }?;
+            let flags = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+            mount_change(c"/", flags)?;
+        }
+        if let Some(mounts) = &self.mounts {
+            mounts.make()?;
+        }
+        if self.init {
+            init()?;
+        }
+        if self.drop_capabilities {
+            let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_ROOT_LOCKED;
+            set_capabilities_secure_bits(bits)?;
+            let none = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            set_capabilities(None, none)?;
+        }
+        if let Some(ruleset) = &self.landlock {
+            set_no_new_privs(true)?;
+            restrict(ruleset)?;
+        }
+        Ok(())
+    }
+}
+
+impl Mounts {
+    fn make(&self) -> io::Result<()> {
+        let none = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount(
+            c"tmpfs",
+            &self.private,
+            c"tmpfs",
+            none,
+            c"size=64k,mode=755",
+        )?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&self.config, flags, Mode::from_raw_mode(0o444))?;
+        // The umask was narrowed before.
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444))?;
+        let (mut page, mut at) = ([0; 4096], 0);
+        loop {
+            let read = rustix::io::pread(&self.content, &mut page, at)?;
+            if read == 0 {
+                break;
+            }
+            let mut rest = &page[..read];
+            while !rest.is_empty() {
+                rest = &rest[rustix::io::write(&file, rest)?..];
+            }
+            at += read as u64;
+        }
+        for bind in &self.binds {
+            mount_bind(&bind.from, &bind.to)?;
+            let access = if bind.writable {
+                MountFlags::empty()
+            } else {
+                MountFlags::RDONLY
+            };
+            mount_remount(&bind.to, MountFlags::BIND | none | access, c"")?;
+        }
+        Ok(())
+    }
+}
+
+/// landlock_restrict_self(2).
+fn restrict(ruleset: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the call takes a descriptor, which is open, and a number.
+    #[expect(unsafe_code, reason = "no safe wrapper allocates nothing")]
+    let done =
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Forks; returns in the new process alone. The old one holds nothing open, waits, and ends as the new one did: a signal as
+/// [`SIGNALLED`] and its number, since no signal of its own namespace ends a first process.
+fn init() -> io::Result<()> {
+    // SAFETY: without flags clone(2) is fork(2); neither of both processes has had another thread, and the new one goes on to
+    // execute a program.
+    #[expect(unsafe_code, reason = "fork(3) would run handlers of the C library's")]
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    match child {
+        0 => return Ok(()),
+        ..0 => return Err(io::Error::last_os_error()),
+        1.. => {}
+    }
+    // SAFETY: this process does nothing from here on but wait: it uses no descriptor any more, and never returns.
+    #[expect(unsafe_code, reason = "close_range, waitpid and _exit")]
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, c"vestibule-init".as_ptr());
+        libc::close_range(0, libc::c_uint::MAX, 0);
+        loop {
+            let mut status = 0;
+            let ended = libc::waitpid(-1, &raw mut status, libc::__WALL);
+            if ended == -1
+                && io::Error::last_os_error().raw_os_error() == Some(Errno::INTR.raw_os_error())
+            {
+                continue;
+            }
+            if ended != -1 && i64::from(ended) != child {
+                continue;
+            }
+            let code = if libc::WIFSIGNALED(status) {
+                SIGNALLED + libc::WTERMSIG(status)
+            } else {
+                libc::WEXITSTATUS(status)
+            };
+            libc::_exit(code);
+        }
+    }
+}
