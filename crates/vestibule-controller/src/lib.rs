@@ -43,7 +43,8 @@ mod warm;
 
 pub use auth::TokenError;
 pub use backup::{
-    BackupError, BackupManifest, BackupOptions, RestoreError, RestoreOptions, backup, restore,
+    BackupError, BackupFile, BackupManifest, BackupOptions, KeyPlace, Mismatch, RestoreError,
+    RestoreOptions, backup, restore,
 };
 pub use config::{
     Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits, TlsConfig,

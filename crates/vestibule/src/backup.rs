@@ -3,7 +3,7 @@ use crate::{home::Home, output::Output};
 use camino::Utf8PathBuf;
 use std::process::ExitCode;
 use vestibule_api::time::Timestamp;
-use vestibule_controller::{BackupManifest, BackupOptions, Config, RestoreOptions};
+use vestibule_controller::{BackupManifest, BackupOptions, Config, KeyPlace, RestoreOptions};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BackupArgs {
@@ -50,8 +50,9 @@ pub(crate) async fn backup(home: &Home, args: BackupArgs, out: Output) -> anyhow
             "not in it: PostgreSQL is saved with pg_dump, before this"
         };
         format!(
-            "{}\nto           {}\ndatabase     {database}",
+            "{}\nmaster key   {}\nto           {}\ndatabase     {database}",
             shared(manifest),
+            master_key(manifest.master_key),
             options.to
         )
     })?;
@@ -82,14 +83,19 @@ pub(crate) async fn restore(
 
 fn shared(manifest: &BackupManifest) -> String {
     format!(
-        "saved        {}\ncredentials  {}, every one checked\naudit log    {} lines, head {}\nmaster key   {}",
+        "saved        {}\ncredentials  {}, every one checked\naudit log    {} lines, head {}",
         manifest.created_at.to_second(),
         manifest.credentials,
         manifest.audit_lines,
         manifest.audit_head,
-        match manifest.master_key.words() {
-            place @ "in the backup" => place.to_owned(),
-            place => format!("not in it: {place}; keep a copy of it elsewhere"),
-        }
     )
+}
+
+fn master_key(place: KeyPlace) -> String {
+    match place {
+        KeyPlace::WithBackup => "in it: whoever has the file has every credential".to_owned(),
+        KeyPlace::Home | KeyPlace::Systemd | KeyPlace::EnvironmentFile => {
+            format!("not in it: {}; keep a copy of it elsewhere", place.words())
+        }
+    }
 }
