@@ -407,7 +407,11 @@ pub struct TicketRequest {
     pub right: Right,
     /// Whom the owner gives it to, 1 to 100 characters: so they stand in the list of viewers. None: the owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 100, pattern = r"^[^\p{Cc}]*$")]
+    #[schema(
+        min_length = 1,
+        max_length = 100,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"
+    )]
     pub who: Option<String>,
 }
 

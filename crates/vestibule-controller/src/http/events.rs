@@ -30,12 +30,24 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Events read from the database at a time.
 const PAGE: u32 = 256;
 
+/// A frame of the stream.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "the document alone reads it")]
+struct ServerSentEvent {
+    /// The event's number.
+    id: String,
+    /// The event's type.
+    event: String,
+    /// A `SessionEvent` as JSON.
+    data: String,
+}
+
 /// The session's events: those after `Last-Event-ID`, then as they happen, until the session's last.
 #[utoipa::path(get, path = "/api/auth/session/{id}/events", tag = "sign-in", operation_id = "events",
     params(("id" = SessionId, Path), ("Last-Event-ID" = Option<u64>, Header, description = "the last event that was seen")),
     responses(
-        (status = 200, content_type = "text/event-stream", body = String,
-            description = "`id` is the event's number, `event` its type, `data` a SessionEvent; ends after the last state"),
+        (status = 200, content_type = "text/event-stream", body = ServerSentEvent,
+            description = "one frame after the other; ends after the last state"),
         (status = 204, description = "the session has ended and everything was seen"),
         (status = 404, body = ErrorBody), (status = 410, body = ErrorBody),
     ))]
@@ -49,14 +61,18 @@ pub(super) async fn events(
         .get("last-event-id")
         .map(|value| value.to_str().unwrap_or_default())
     {
-        None | Some("") => 0,
-        Some(text) => text.parse().map_err(|_| {
-            ApiError::new(
-                ErrorCode::InvalidRequest,
-                "Last-Event-ID: not a number",
-                "send the `id` of an event",
-            )
-        })?,
+        None => 0,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|after| i64::try_from(*after).is_ok())
+            .ok_or_else(|| {
+                ApiError::new(
+                    ErrorCode::InvalidRequest,
+                    "Last-Event-ID: not a number",
+                    "send the `id` of an event",
+                )
+            })?,
     };
     // Listening begins before the look at the rows: nothing falls between.
     let changes = core.store.signals.sessions.subscribe();

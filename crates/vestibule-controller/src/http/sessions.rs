@@ -369,10 +369,6 @@ pub(super) async fn ticket(
     Path(id): Path<SessionId>,
     Body(request): Body<TicketRequest>,
 ) -> Result<(StatusCode, Json<TicketReply>), ApiError> {
-    let row = find(&core, id).await?;
-    if row.state.is_terminal() {
-        return Err(gone(format!("session {id} has ended: {}", row.state.id())));
-    }
     let who = request.who.unwrap_or_else(|| caller.principal.name.clone());
     if !(1..=WHO_LIMIT).contains(&who.chars().count()) || who.chars().any(char::is_control) {
         return Err(ApiError::new(
@@ -380,6 +376,10 @@ pub(super) async fn ticket(
             "who: not a name",
             "send 1 to 100 characters without control characters, or leave it out",
         ));
+    }
+    let row = find(&core, id).await?;
+    if row.state.is_terminal() {
+        return Err(gone(format!("session {id} has ended: {}", row.state.id())));
     }
     let right = request.right;
     let ticket = Ticket {

@@ -199,6 +199,14 @@ pub(super) async fn console(
     Path(id): Path<MachineId>,
     Query(query): Query<ConsoleQuery>,
 ) -> Result<Response, ApiError> {
+    // As far as the document's int64 goes.
+    if query.tail.is_some_and(|tail| i64::try_from(tail).is_err()) {
+        return Err(ApiError::new(
+            ErrorCode::InvalidRequest,
+            "tail: too large",
+            "send the number of bytes, or leave it out for all of them",
+        ));
+    }
     let row = find(&core, id).await?;
     let plain = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     if row.gone_at.is_some() {

@@ -1198,6 +1198,15 @@ export interface components {
          * @enum {string}
          */
         Role: "signer" | "operator" | "image-engineer" | "consumer" | "admin";
+        /** @description A frame of the stream. */
+        ServerSentEvent: {
+            /** @description A `SessionEvent` as JSON. */
+            data: string;
+            /** @description The event's type. */
+            event: string;
+            /** @description The event's number. */
+            id: string;
+        };
         /** @description One event of `GET /api/auth/session/{id}/events`; the SSE `id` is `seq`, its `event` the `type`. */
         SessionEvent: {
             at: components["schemas"]["Timestamp"];
@@ -1676,13 +1685,13 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description `id` is the event's number, `event` its type, `data` a SessionEvent; ends after the last state */
+            /** @description one frame after the other; ends after the last state */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
+                    "text/event-stream": components["schemas"]["ServerSentEvent"];
                 };
             };
             /** @description the session has ended and everything was seen */

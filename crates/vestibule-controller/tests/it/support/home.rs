@@ -94,6 +94,9 @@ impl Home {
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::create_dir_all(self.path().join("aliases")).unwrap();
         std::fs::write(dir.join("manifest.json"), bytes).unwrap();
+        let build =
+            json!({ "builtAt": Timestamp::now(), "tookMs": 1, "program": "0.1.0", "phases": [] });
+        std::fs::write(dir.join("build.json"), build.to_string()).unwrap();
         self.point_alias(&digest);
         digest.parse().unwrap()
     }
