@@ -156,7 +156,7 @@ text_id!(
     /// The name of a user or of a service token: `alice`, `bob@example.com`. Lower-case letters, digits and `-_.@+`, at most
     /// 128, and not `local`.
     LoginName, "a name (lower-case letters, digits, `-_.@+`; it begins with a letter or digit and is not `local`)",
-    r"^[a-z0-9][a-z0-9_.@+-]{0,127}$", is_login_name);
+    r"^(?!local$)[a-z0-9][a-z0-9_.@+-]{0,127}$", is_login_name);
 text_id!(
     /// The name of an organisation. Same alphabet as [`ProviderId`].
     OrganisationName, "an organisation's name (lower-case letters, digits, `-`, `_`; it begins with a letter)",
