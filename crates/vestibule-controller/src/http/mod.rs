@@ -148,29 +148,25 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
 }
 
 /// A parameter that is left out is not there; there is no `null` in an address or a header.
-fn without_null(schema: RefOr<Schema>) -> RefOr<Schema> {
-    match schema {
-        RefOr::T(Schema::Object(mut object)) => {
-            if let SchemaType::Array(types) = &mut object.schema_type {
-                types.retain(|kind| *kind != Type::Null);
-                if let [kind] = &types[..] {
-                    object.schema_type = SchemaType::Type(kind.clone());
-                }
-            }
-            RefOr::T(Schema::Object(object))
+fn without_null(mut schema: RefOr<Schema>) -> RefOr<Schema> {
+    if let RefOr::T(Schema::Object(object)) = &mut schema
+        && let SchemaType::Array(types) = &mut object.schema_type
+    {
+        types.retain(|kind| *kind != Type::Null);
+        if let [kind] = &types[..] {
+            object.schema_type = SchemaType::Type(kind.clone());
         }
-        RefOr::T(Schema::OneOf(mut one)) => {
-            one.items.retain(|item| {
-                let null = SchemaType::Type(Type::Null);
-                !matches!(item, RefOr::T(Schema::Object(object)) if object.schema_type == null)
-            });
-            match &one.items[..] {
-                [only] => only.clone(),
-                _ => RefOr::T(Schema::OneOf(one)),
-            }
-        }
-        other => other,
     }
+    if let RefOr::T(Schema::OneOf(one)) = &mut schema {
+        one.items.retain(|item| {
+            let null = SchemaType::Type(Type::Null);
+            !matches!(item, RefOr::T(Schema::Object(object)) if object.schema_type == null)
+        });
+        if let [only] = &one.items[..] {
+            return only.clone();
+        }
+    }
+    schema
 }
 
 /// Everything that is served.

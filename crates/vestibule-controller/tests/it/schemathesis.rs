@@ -28,7 +28,8 @@ checks.positive_data_acceptance.enabled = false
 #[ignore = "needs schemathesis: script/schemathesis"]
 async fn the_document_is_what_the_server_does() {
     let program = std::env::var("VESTIBULE_SCHEMATHESIS").expect("run script/schemathesis");
-    let examples = std::env::var("VESTIBULE_SCHEMATHESIS_EXAMPLES").unwrap_or("20".to_owned());
+    let examples =
+        std::env::var("VESTIBULE_SCHEMATHESIS_EXAMPLES").unwrap_or_else(|_| "20".to_owned());
     let home = Home::with(
         "[limits]\nvms = 8\nwaiting = 1000\nlive_per_user = 0\nstarts_per_minute = 0\n[pool]\nbrowser = 0\n",
     );

@@ -423,9 +423,7 @@ pub fn generator_masks(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     }
     // What it hangs below the unit does not stop the unit.
     let means = |line: &str| {
-        let mut after = line
-            .match_indices(name)
-            .map(|(at, _)| &line[at + name.len()..]);
+        let mut after = line.split(name).skip(1);
         let beside = [".wants", ".requires", ".d"];
         !line.trim_start().starts_with('#')
             && after.any(|rest| !beside.iter().any(|end| rest.starts_with(end)))
