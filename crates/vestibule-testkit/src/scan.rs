@@ -4,13 +4,13 @@
 //! A word is looked for as it is, in hexadecimal, percent-encoded, in UTF-16, and in base64 at each of the three places
 //! where it can begin in a group.
 use crate::stage::processes_of;
+use aho_corasick::AhoCorasick;
 use anyhow::{Context, Result};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 use camino::Utf8Path;
-use memchr::memmem::Finder;
 use serde::Serialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt as _,
@@ -30,40 +30,36 @@ pub struct Hit {
     pub place: String,
 }
 
-#[derive(Debug)]
-struct Needle {
-    canary: String,
-    form: &'static str,
-    finder: Finder<'static>,
-}
-
 /// What is looked for.
 #[derive(Debug)]
 pub struct Scan {
-    needles: Vec<Needle>,
+    /// Each form's canary and name, in the automaton's order.
+    needles: Vec<(String, &'static str)>,
+    /// All at once: some gigabytes of a VM are gone through.
+    automaton: AhoCorasick,
     longest: usize,
     hits: Vec<Hit>,
 }
 
 impl Scan {
     /// For these words by their names. Words of fewer than eight bytes are found by chance, and left out.
-    pub fn new(canaries: &BTreeMap<String, String>) -> Self {
-        let mut needles = Vec::new();
+    ///
+    /// # Errors
+    /// When there are more words than an automaton can hold.
+    pub fn new(canaries: &BTreeMap<String, String>) -> Result<Self> {
+        let (mut needles, mut patterns) = (Vec::new(), Vec::new());
         for (name, word) in canaries.iter().filter(|(_, word)| word.len() >= 8) {
             for (form, bytes) in forms(word.as_bytes()) {
-                needles.push(Needle {
-                    canary: name.clone(),
-                    form,
-                    finder: Finder::new(&bytes).into_owned(),
-                });
+                needles.push((name.clone(), form));
+                patterns.push(bytes);
             }
         }
-        let lengths = needles.iter().map(|needle| needle.finder.needle().len());
-        Self {
-            longest: lengths.max().unwrap_or(1),
+        Ok(Self {
             needles,
+            automaton: AhoCorasick::new(&patterns).context("make an automaton of the words")?,
+            longest: patterns.iter().map(Vec::len).max().unwrap_or(1),
             hits: Vec::new(),
-        }
+        })
     }
 
     /// Everything that the controller `pid` on `home` and its VMs can have left.
@@ -174,14 +170,17 @@ impl Scan {
     }
 
     fn look(&mut self, bytes: &[u8], place: &str) {
-        for needle in &self.needles {
-            if needle.finder.find(bytes).is_some() {
-                self.hits.push(Hit {
-                    canary: needle.canary.clone(),
-                    form: needle.form,
-                    place: place.to_owned(),
-                });
-            }
+        let found: BTreeSet<_> = self
+            .automaton
+            .find_overlapping_iter(bytes)
+            .map(|found| found.pattern().as_usize())
+            .collect();
+        for (canary, form) in found.iter().filter_map(|at| self.needles.get(*at)) {
+            self.hits.push(Hit {
+                canary: canary.clone(),
+                form,
+                place: place.to_owned(),
+            });
         }
     }
 }
@@ -245,7 +244,7 @@ mod tests {
     const WORD: &str = "correct horse +/battery?";
 
     fn scan() -> Scan {
-        Scan::new(&[("word".to_owned(), WORD.to_owned())].into())
+        Scan::new(&[("word".to_owned(), WORD.to_owned())].into()).unwrap()
     }
 
     #[test]

@@ -100,7 +100,7 @@ async fn main() -> Result<()> {
             let pid = option("pid").and_then(|pid| pid.parse().ok());
             let words = serde_json::from_reader(std::io::stdin()).context("read the words")?;
             say(&serde_json::json!(
-                Scan::new(&words).everywhere(&Utf8PathBuf::from(home), pid)?
+                Scan::new(&words)?.everywhere(&Utf8PathBuf::from(home), pid)?
             ))
         }
         "conformance" => {
