@@ -281,12 +281,15 @@ pub fn seal(directory: &Utf8Path, binding: Binding) -> io::Result<Saved> {
     };
     let (memory, state) = (open(MEMORY_FILE)?, open(STATE_FILE)?);
     trim(&memory)?;
+    // A jailed Firecracker, whom the files are bound for, is another user; the directory lets nobody else in.
+    let foreign = DriverChoice::of(&binding.driver) == Some(DriverChoice::Firecracker);
     let saved = |file: &File| -> io::Result<SavedFile> {
         let sha256 = digest(file)?;
         // Blocks are counted when they are written, not before.
         file.sync_all()?;
-        // The directory lets nobody else in; a jailed VMM, whom the file is bound for, is another user.
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        if foreign {
+            file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        }
         let meta = file.metadata()?;
         Ok(SavedFile {
             bytes: meta.len(),
@@ -442,7 +445,7 @@ mod tests {
         let spec = snapshot(dir.path());
         assert_eq!(Snapshot::open(&spec).unwrap().manifest.binding, binding());
         let mode = dir.path().join(MEMORY_FILE).metadata().unwrap().mode();
-        assert_eq!(mode & 0o777, 0o644);
+        assert_eq!(mode & 0o777, 0o600);
         let memory = File::options()
             .write(true)
             .open(dir.path().join(MEMORY_FILE))
