@@ -24,6 +24,7 @@ mod clock;
 mod config;
 mod core;
 mod crash;
+mod file;
 mod http;
 mod images;
 mod listen;
@@ -50,6 +51,7 @@ pub use config::{
     Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits, TlsConfig,
     VaultConfig, VmConfig,
 };
+pub use file::FileError;
 pub use http::openapi;
 pub use listen::TlsError;
 pub use packs::{PackCheck, PacksError, check_packs, packs};

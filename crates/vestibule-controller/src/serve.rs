@@ -4,6 +4,7 @@ use crate::{
     clock::Clock,
     config::Config,
     core::{Core, Shared, off_runtime, stopped},
+    file::{FileError, failed},
     http,
     images::Images,
     listen::{self, Certificates, Listener, Peer, TlsError},
@@ -47,13 +48,8 @@ pub enum ServeError {
     Nobody(SocketAddr),
     #[error("set up TLS")]
     Tls(#[from] TlsError),
-    #[error("{operation} `{path}`")]
-    File {
-        operation: &'static str,
-        path: Utf8PathBuf,
-        #[source]
-        err: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error("listen on {address}")]
@@ -249,11 +245,7 @@ fn make_dirs(home: &Utf8Path) -> Result<(), ServeError> {
             .recursive(true)
             .mode(0o700)
             .create(&path)
-            .map_err(|err| ServeError::File {
-                operation: "create directory",
-                path,
-                err,
-            })?;
+            .map_err(failed("create directory", &path))?;
     }
     Ok(())
 }
@@ -263,35 +255,22 @@ fn make_dirs(home: &Utf8Path) -> Result<(), ServeError> {
 pub enum LockError {
     #[error("another controller uses the home directory `{0}`")]
     InUse(Utf8PathBuf),
-    #[error("{operation} `{path}`")]
-    File {
-        operation: &'static str,
-        path: Utf8PathBuf,
-        #[source]
-        err: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// One controller for one home directory, as long as the file is open.
 pub(crate) fn lock(home: &Utf8Path) -> Result<File, LockError> {
     let path = home.join("controller.lock");
-    let failed = |operation| {
-        let path = path.clone();
-        move |err| LockError::File {
-            operation,
-            path,
-            err,
-        }
-    };
     let file = File::options()
         .create(true)
         .append(true)
         .open(&path)
-        .map_err(failed("open"))?;
+        .map_err(failed("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(LockError::InUse(home.to_owned())),
-        Err(TryLockError::Error(err)) => Err(failed("lock")(err)),
+        Err(TryLockError::Error(err)) => Err(failed("lock", &path)(err).into()),
     }
 }
 
@@ -301,10 +280,6 @@ fn announce(home: &Utf8Path, address: SocketAddr) -> Result<Utf8PathBuf, ServeEr
     let staged = home.join("address.new");
     std::fs::write(&staged, format!("{address}\n"))
         .and_then(|()| std::fs::rename(&staged, &path))
-        .map_err(|err| ServeError::File {
-            operation: "write",
-            path: path.clone(),
-            err,
-        })?;
+        .map_err(failed("write", &path))?;
     Ok(path)
 }

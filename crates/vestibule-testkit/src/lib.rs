@@ -13,12 +13,14 @@
 //! | [`runner`] | a runner without a VM, as a process |
 //! | [`scan`] | looks for secrets in files and memory |
 //! | [`stage`] | a controller with a home of its own, and what it must not leave behind |
+//! | [`clock`] | what a guest's clock says, beside the host's |
 //! | [`conformance`] | what a VM is, whatever runs it |
 //! | [`bench`] | what Vestibule costs and how long a person waits, in figures |
 //! | [`wait`] | bounded waits on conditions |
 pub mod api;
 pub mod bench;
 pub mod ca;
+pub mod clock;
 pub mod conformance;
 pub mod idp;
 pub mod nested;

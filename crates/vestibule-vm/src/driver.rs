@@ -152,6 +152,13 @@ pub enum LaunchError {
     Load(#[source] ControlError),
 }
 
+impl LaunchError {
+    /// What an operating system's error kept from being done.
+    pub(crate) fn prepare(step: &'static str) -> impl Fn(io::Error) -> Self {
+        move |err| Self::Prepare { step, err }
+    }
+}
+
 /// Why a running VM did not do as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {

@@ -127,10 +127,6 @@ struct Port {
     closed: u64,
 }
 
-fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
-    move |err| LaunchError::Prepare { step, err }
-}
-
 async fn start(
     program: &Utf8Path,
     capabilities: &Capabilities,
@@ -144,14 +140,15 @@ async fn start(
             Some(tokio::task::spawn_blocking(crate::tsc::khz))
         }
     };
-    let serial =
-        piped("console", launch.console.clone()).map_err(prepare("make a pipe for the console"))?;
+    let serial = piped("console", launch.console.clone())
+        .map_err(LaunchError::prepare("make a pipe for the console"))?;
     let stderr = piped("vmm log", launch.vmm_log.clone())
-        .map_err(prepare("make a pipe for the VMM's log"))?;
+        .map_err(LaunchError::prepare("make a pipe for the VMM's log"))?;
     let stream_socket = launch.vm_dir.join("stream.sock");
-    let listener =
-        crate::socket::listen(&stream_socket).map_err(prepare("listen for the stream"))?;
-    let (ours, theirs) = control_pair().map_err(prepare("make the VMM's control socket"))?;
+    let listener = crate::socket::listen(&stream_socket)
+        .map_err(LaunchError::prepare("listen for the stream"))?;
+    let (ours, theirs) =
+        control_pair().map_err(LaunchError::prepare("make the VMM's control socket"))?;
     let fds = Descriptors {
         qmp: theirs,
         stream: listener.into(),
@@ -160,15 +157,15 @@ async fn start(
             .config
             .0
             .try_clone()
-            .map_err(prepare("keep the config drive"))?,
+            .map_err(LaunchError::prepare("keep the config drive"))?,
     };
     let argv::Argv { args, shape } = argv::argv(capabilities, &launch, &fds);
     let expected = match tsc {
         None => None,
         Some(tsc) => {
-            let tsc = tsc
-                .await
-                .map_err(|err| prepare("measure the counter")(io::Error::other(err)))?;
+            let tsc = tsc.await.map_err(|err| {
+                LaunchError::prepare("measure the counter")(io::Error::other(err))
+            })?;
             let binding = memory::expected(accel, &capabilities.machine, &launch, shape, tsc);
             check_early(&launch.memory, &binding)?;
             Some(binding)
@@ -180,7 +177,7 @@ async fn start(
     let confinement = match &launch.jail {
         Some(jail) => jail
             .direct(&allowed(program, &launch))
-            .map_err(prepare("make the VMM's jail"))?,
+            .map_err(LaunchError::prepare("make the VMM's jail"))?,
         None => Confinement::default(),
     };
     let child = Program {

@@ -121,9 +121,7 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
                 inputs: inputs.into_iter().collect(),
                 refresh,
             };
-            let bars = Bars::new(out);
-            let built = vestibule_image::build(&store, &options, &bars)?;
-            bars.finish();
+            let built = vestibule_image::build(&store, &options, &Bars::new(out))?;
             out.print(&built, |built| built.digest.to_string())?;
         }
         ImageCommand::List => out.print(&store.list()?, |images| list(images))?,
@@ -214,9 +212,7 @@ fn verify(
 ) -> anyhow::Result<Verification> {
     let bars = Bars::new(out);
     let verify = vestibule_image::verify(store, digest, options, &bars);
-    let report = crate::runtime()?.block_on(verify);
-    bars.finish();
-    Ok(report?)
+    Ok(crate::runtime()?.block_on(verify)?)
 }
 
 /// Adds the sign-ins that are asked for to the report of an image that is green so far, unless it has them.
@@ -234,9 +230,8 @@ fn sign_ins(
         return Ok(());
     };
     let bars = Bars::new(out);
-    let ended = crate::runtime()?.block_on(sign_in::all(store, &report.digest, config, &bars));
-    bars.finish();
-    report.add_sign_ins(ended?);
+    let ended = crate::runtime()?.block_on(sign_in::all(store, &report.digest, config, &bars))?;
+    report.add_sign_ins(ended);
     Ok(store.attach(report)?)
 }
 

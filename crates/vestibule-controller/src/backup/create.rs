@@ -3,7 +3,12 @@ use super::{
     AUDIT_LOG, BackupManifest, CONFIG, DATABASE, KeyPlace, MANIFEST, MASTER_KEY, Mismatch, SCHEMA,
     check_database, connect, digest_of,
 };
-use crate::{config::Config, core::off_runtime, store::StoreError};
+use crate::{
+    config::Config,
+    core::off_runtime,
+    file::{FileError, failed},
+    store::StoreError,
+};
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{
     collections::BTreeMap,
@@ -26,13 +31,8 @@ pub struct BackupOptions {
 /// Why there is no backup. Nothing stands under its name then.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    #[error("{operation} `{path}`")]
-    File {
-        operation: &'static str,
-        path: Utf8PathBuf,
-        #[source]
-        err: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("there is no database `{0}`: nothing was ever served from this home")]
     NoDatabase(Utf8PathBuf),
     #[error("the master key is {} and can't be added to a backup; save it there", .0.words())]
@@ -51,15 +51,6 @@ pub enum BackupError {
     Join(#[from] tokio::task::JoinError),
 }
 
-fn failed(operation: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> BackupError {
-    let path = path.to_owned();
-    move |err| BackupError::File {
-        operation,
-        path,
-        err,
-    }
-}
-
 /// Saves database, vault, configuration and packs of a home into one tar file, mode 0600. A controller may run meanwhile.
 /// Where the database is PostgreSQL, it is not in the file: save it with pg_dump(1), before this.
 ///
@@ -73,8 +64,7 @@ pub async fn backup(
     if options.with_key && source != KeySource::Own {
         return Err(BackupError::KeyElsewhere(KeyPlace::of(&source, false)));
     }
-    let parent = options.to.parent().filter(|dir| !dir.as_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Utf8Path::new("."));
+    let parent = directory_of(&options.to);
     let stage = camino_tempfile::Builder::new()
         .prefix(".vestibule-backup-")
         .tempdir_in(parent)
@@ -204,14 +194,19 @@ fn pack(
     let named = staged.persist(to).map_err(|err| err.error);
     if let Err(err) = named {
         drop(std::fs::remove_file(to));
-        return Err(failed("rename to", to)(err));
+        return Err(failed("rename to", to)(err).into());
     }
-    let parent = to.parent().filter(|dir| !dir.as_str().is_empty());
-    let parent = parent.unwrap_or_else(|| Utf8Path::new("."));
+    let parent = directory_of(to);
     File::open(parent)
         .and_then(|dir| dir.sync_all())
         .map_err(failed("sync directory", parent))?;
     Ok(manifest)
+}
+
+/// Where a file is or will be.
+fn directory_of(path: &Utf8Path) -> &Utf8Path {
+    let parent = path.parent().filter(|dir| !dir.as_str().is_empty());
+    parent.unwrap_or_else(|| Utf8Path::new("."))
 }
 
 fn append(

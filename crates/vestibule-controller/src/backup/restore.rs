@@ -6,6 +6,7 @@ use super::{
 use crate::{
     config::{Config, ConfigError},
     core::off_runtime,
+    file::{FileError, failed},
     serve::{LockError, lock},
     store::StoreError,
 };
@@ -37,13 +38,8 @@ pub struct RestoreOptions {
 /// Why nothing was restored. The home is as it was, but for a directory `.restore-…` where the host died meanwhile.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    #[error("{operation} `{path}`")]
-    File {
-        operation: &'static str,
-        path: Utf8PathBuf,
-        #[source]
-        err: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error("restore into `{0}`")]
     Lock(Utf8PathBuf, #[source] LockError),
     #[error(
@@ -89,15 +85,6 @@ pub enum RestoreError {
     Mismatch(#[from] Mismatch),
     #[error("do it off the runtime")]
     Join(#[from] tokio::task::JoinError),
-}
-
-fn failed(operation: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> RestoreError {
-    let path = path.to_owned();
-    move |err| RestoreError::File {
-        operation,
-        path,
-        err,
-    }
 }
 
 /// Puts a backup into an empty home. Every file's digest, the audit log from its first line, every credential and the
@@ -305,12 +292,13 @@ fn place(stage: &Utf8Path, home: &Utf8Path) -> Result<(), RestoreError> {
         let (from, to) = (stage.join(name), home.join(name));
         match std::fs::rename(&from, &to) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("rename to", &to)(err));
+                return Err(failed("rename to", &to)(err).into());
             }
             Ok(()) | Err(_) => {}
         }
     }
     File::open(home)
         .and_then(|dir| dir.sync_all())
-        .map_err(failed("sync directory", home))
+        .map_err(failed("sync directory", home))?;
+    Ok(())
 }

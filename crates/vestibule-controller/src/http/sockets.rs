@@ -51,22 +51,23 @@ pub(super) async fn view(
         let Some(mut socket) = open(upgrade.on).await else {
             return;
         };
-        let close = match admit(&core, id, &query.ticket, Pane::Screen).await {
-            Ok(mut admitted) => {
-                let close = relay::view::run(
+        let close = attend(
+            &core,
+            id,
+            &query.ticket,
+            Pane::Screen,
+            async |viewer: &mut Admitted| {
+                relay::view::run(
                     &core,
-                    admitted.machine,
-                    admitted.view.right,
-                    &mut admitted.revocation,
+                    viewer.machine,
+                    viewer.view.right,
+                    &mut viewer.revocation,
                     &mut socket,
                 )
-                .await;
-                admitted.leave(&core, id).await;
-                close
-            }
-            Err(close) => close,
-        };
-        let close = explain(&core, id, Pane::Screen, close).await;
+                .await
+            },
+        )
+        .await;
         relay::socket::close(&mut socket, &close).await;
     });
     upgrade.response
@@ -87,22 +88,23 @@ pub(super) async fn terminal(
 ) -> Result<Response, ApiError> {
     let upgrade = accept(upgrade)?;
     Ok(upgrade.on_upgrade(async move |mut socket| {
-        let close = match admit(&core, id, &query.ticket, Pane::Terminal).await {
-            Ok(mut admitted) => {
-                let close = relay::terminal::run(
+        let close = attend(
+            &core,
+            id,
+            &query.ticket,
+            Pane::Terminal,
+            async |viewer: &mut Admitted| {
+                relay::terminal::run(
                     &core,
-                    admitted.machine,
-                    admitted.view.right,
-                    &mut admitted.revocation,
+                    viewer.machine,
+                    viewer.view.right,
+                    &mut viewer.revocation,
                     &mut socket,
                 )
-                .await;
-                admitted.leave(&core, id).await;
-                close
-            }
-            Err(close) => close,
-        };
-        let close = explain(&core, id, Pane::Terminal, close).await;
+                .await
+            },
+        )
+        .await;
         relay::close(&mut socket, &close).await;
     }))
 }
@@ -169,6 +171,25 @@ fn accept(
     Ok(upgrade
         .max_message_size(relay::MESSAGE_LIMIT)
         .max_frame_size(relay::MESSAGE_LIMIT))
+}
+
+/// A viewer's visit: it is let in, served, and its leaving written down. Why it ended.
+async fn attend(
+    core: &Shared,
+    id: SessionId,
+    ticket: &str,
+    pane: Pane,
+    serve: impl AsyncFnOnce(&mut Admitted) -> Close,
+) -> Close {
+    let close = match admit(core, id, ticket, pane).await {
+        Ok(mut admitted) => {
+            let close = serve(&mut admitted).await;
+            admitted.leave(core, id).await;
+            close
+        }
+        Err(close) => close,
+    };
+    explain(core, id, pane, close).await
 }
 
 /// A viewer that was let in.

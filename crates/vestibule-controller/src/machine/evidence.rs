@@ -1,6 +1,9 @@
 //! Evidence bundles: what the controller adds to them, saves for them, and reads from them.
-use crate::store::{MachineRow, SessionRow};
-use camino::{Utf8Path, Utf8PathBuf};
+use crate::{
+    file::{FileError, failed},
+    store::{MachineRow, SessionRow},
+};
+use camino::Utf8Path;
 use serde::Serialize;
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -18,25 +21,6 @@ use vestibule_api::{
 
 /// Of a file that a dead runner left, so many bytes are saved: its beginning and its end, half each.
 const SAVE_BYTES: u64 = 2 << 20;
-
-/// Why evidence was not written.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} `{path}`")]
-pub(crate) struct EvidenceError {
-    operation: &'static str,
-    path: Utf8PathBuf,
-    #[source]
-    err: io::Error,
-}
-
-fn failed(operation: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> EvidenceError {
-    let path = path.to_owned();
-    move |err| EvidenceError {
-        operation,
-        path,
-        err,
-    }
-}
 
 /// `session.json`: what the controller knows of a session when its VM is gone. No secret is in it.
 #[derive(Debug, Serialize)]
@@ -88,7 +72,7 @@ impl Story {
 }
 
 /// Saves the regular files of a runner's directory that are not in the evidence, then removes the directory.
-pub(crate) fn salvage(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), EvidenceError> {
+pub(crate) fn salvage(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), FileError> {
     let entries = match vm_dir.read_dir_utf8() {
         Ok(entries) => entries,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -105,7 +89,7 @@ pub(crate) fn salvage(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), 
 }
 
 /// Removes a runner's directory. One that is not there is fine.
-pub(crate) fn remove(vm_dir: &Utf8Path) -> Result<(), EvidenceError> {
+pub(crate) fn remove(vm_dir: &Utf8Path) -> Result<(), FileError> {
     match std::fs::remove_dir_all(vm_dir) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => Err(failed("remove", vm_dir)(err)),
         Ok(()) | Err(_) => Ok(()),
@@ -113,7 +97,7 @@ pub(crate) fn remove(vm_dir: &Utf8Path) -> Result<(), EvidenceError> {
 }
 
 /// Writes `session.json` and `verdict.json`. Returns the verdict.
-pub(crate) fn complete(dir: &Utf8Path, story: Story) -> Result<Verdict, EvidenceError> {
+pub(crate) fn complete(dir: &Utf8Path, story: Story) -> Result<Verdict, FileError> {
     make_dir(dir)?;
     let verdict = match (&story.failure, story.state) {
         // Reading a whole disk to hear that nothing is wrong would only keep the machine's place.
@@ -234,7 +218,7 @@ pub(crate) fn list(dir: &Utf8Path) -> io::Result<Option<Vec<EvidenceFile>>> {
     Ok(Some(files))
 }
 
-fn make_dir(dir: &Utf8Path) -> Result<(), EvidenceError> {
+fn make_dir(dir: &Utf8Path) -> Result<(), FileError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -242,7 +226,7 @@ fn make_dir(dir: &Utf8Path) -> Result<(), EvidenceError> {
         .map_err(failed("create directory", dir))
 }
 
-fn create(path: &Utf8Path) -> Result<File, EvidenceError> {
+fn create(path: &Utf8Path) -> Result<File, FileError> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -252,7 +236,7 @@ fn create(path: &Utf8Path) -> Result<File, EvidenceError> {
         .map_err(failed("create", path))
 }
 
-fn write_json<T: Serialize>(path: &Utf8Path, value: &T) -> Result<(), EvidenceError> {
+fn write_json<T: Serialize>(path: &Utf8Path, value: &T) -> Result<(), FileError> {
     let mut bytes =
         serde_json::to_vec_pretty(value).map_err(|err| failed("write", path)(err.into()))?;
     bytes.push(b'\n');
@@ -261,7 +245,7 @@ fn write_json<T: Serialize>(path: &Utf8Path, value: &T) -> Result<(), EvidenceEr
         .map_err(failed("write", path))
 }
 
-fn save(from: &Utf8Path, to: &Utf8Path) -> Result<(), EvidenceError> {
+fn save(from: &Utf8Path, to: &Utf8Path) -> Result<(), FileError> {
     let mut target = create(to)?;
     let mut copy = || -> io::Result<()> {
         let mut source = File::open(from)?;

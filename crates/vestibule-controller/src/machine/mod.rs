@@ -27,7 +27,7 @@ pub(crate) enum EffectError {
     #[error("the runner still lives")]
     StillAlive,
     #[error("write the evidence")]
-    Evidence(#[from] evidence::EvidenceError),
+    Evidence(#[from] crate::file::FileError),
     #[error("seal the credential")]
     Vault(#[from] vestibule_vault::PutError),
     #[error("remove the credential")]

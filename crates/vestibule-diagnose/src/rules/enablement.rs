@@ -2,7 +2,7 @@
 use super::{Candidate, Strength, about};
 use crate::{
     case::{Case, DiskCase},
-    units::{DirLink, Load, Unit, install::Presets, names, quote_disk},
+    units::{DirLink, Load, Unit, generators::Generator, install::Presets, names, quote_disk},
 };
 use vestibule_api::{cause::Cause, finding::Quote};
 
@@ -84,6 +84,23 @@ fn missing(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
     )
 }
 
+/// The first line of a generator, comments aside, that is about something.
+fn line_of(
+    disk: &DiskCase<'_>,
+    generator: &Generator,
+    about: impl Fn(&str) -> bool,
+) -> Option<Quote> {
+    let text = disk
+        .base
+        .root
+        .read_text(&generator.path)
+        .unwrap_or_default();
+    let mut lines = (1_u64..).zip(text.lines());
+    let (line, text) =
+        lines.find(|(_, line)| !line.trim_start().starts_with('#') && about(line))?;
+    Some(quote_disk(&generator.path, Some(line), text))
+}
+
 /// What may make or start the unit at boot though the disk has no link to it: a generator that speaks of it or of its template,
 /// or a SysV script with a start link (`systemd-sysv-generator(8)`).
 fn generated(disk: &DiskCase<'_>, name: &str) -> Option<Quote> {
@@ -91,14 +108,11 @@ fn generated(disk: &DiskCase<'_>, name: &str) -> Option<Quote> {
     let template = names::template_of(name);
     let speaks = |line: &str| {
         let of = |unit: &str| line.contains(unit);
-        !line.trim_start().starts_with('#') && (of(name) || template.as_deref().is_some_and(of))
+        of(name) || template.as_deref().is_some_and(of)
     };
-    for generator in disk.base.generators.iter().filter(|g| g.masks.is_empty()) {
-        let text = root.read_text(&generator.path).unwrap_or_default();
-        let hit = (1_u64..).zip(text.lines()).find(|(_, line)| speaks(line));
-        if let Some((line, text)) = hit {
-            return Some(quote_disk(&generator.path, Some(line), text));
-        }
+    let mut generators = disk.base.generators.iter().filter(|g| g.masks.is_empty());
+    if let Some(line) = generators.find_map(|generator| line_of(disk, generator, speaks)) {
+        return Some(line);
     }
     root.stat("/usr/lib/systemd/system-generators/systemd-sysv-generator")?;
     let script = name.strip_suffix(".service")?;
@@ -425,22 +439,17 @@ pub fn generator_masks(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let means = |line: &str| {
         let mut after = line.split(name).skip(1);
         let beside = [".wants", ".requires", ".d"];
-        !line.trim_start().starts_with('#')
-            && after.any(|rest| !beside.iter().any(|end| rest.starts_with(end)))
+        after.any(|rest| !beside.iter().any(|end| rest.starts_with(end)))
     };
     let mut out = Vec::new();
     for generator in &disk.base.generators {
-        let text = disk
-            .base
-            .root
-            .read_text(&generator.path)
-            .unwrap_or_default();
-        let hit = (1_u64..).zip(text.lines()).find(|(_, l)| means(l));
-        let Some((line, text)) = hit else { continue };
+        let Some(line) = line_of(disk, generator, means) else {
+            continue;
+        };
         let f = about(
             name,
             Cause::UnitMasked,
-            quote_disk(&generator.path, Some(line), text),
+            line,
             "a generator names the unit, and what it makes of it is known only at boot",
             "read the generator, or remove it",
         )

@@ -3,6 +3,7 @@ use super::{
     Noted, Suite, jail,
     vm::{Running, Vm, gone, processes_of, soon},
 };
+use crate::clock;
 use anyhow::{Context, Result, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use hyper::Method;
@@ -21,7 +22,6 @@ use vestibule_api::{
     machine::Phase,
     machine::{Claim, MachineState, MachineView, RestoreSpec, RunnerEventKind, Saved},
     snapshot::{MANIFEST_FILE, MEMORY_FILE, STATE_FILE, SnapshotManifest},
-    time::Timestamp,
 };
 
 const SAVING: Duration = Duration::from_secs(400);
@@ -212,24 +212,9 @@ async fn own(from: &RestoreSpec, copies: &[(Result<Vm>, Running)]) -> Result<()>
     Ok(())
 }
 
-/// How far the guest's clock is off, in ms, as far as the question's own duration allows to tell.
+/// How far the guest's clock is off, in ms.
 async fn clock_error_ms(running: &Running) -> Result<f64> {
-    let mut best = (i64::MAX, 0);
-    for _ in 0..6 {
-        let asked = Timestamp::now().as_micros();
-        let reply = running.exec("echo $EPOCHREALTIME").await?;
-        let answered = Timestamp::now().as_micros();
-        let guest: i64 = reply.stdout.trim().replace(['.', ','], "").parse()?;
-        let off = if guest < asked {
-            asked - guest
-        } else {
-            (guest - answered).max(0)
-        };
-        if answered - asked < best.0 {
-            best = (answered - asked, off);
-        }
-    }
-    Ok(best.1 as f64 / 1000.0)
+    clock::error_ms(async || Ok(running.exec(clock::SCRIPT).await?.stdout)).await
 }
 
 async fn clocks(copies: &[(Result<Vm>, Running)]) -> Result<String> {

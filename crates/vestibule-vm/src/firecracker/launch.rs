@@ -14,7 +14,7 @@ use crate::{
     process::{Child, Program},
 };
 use camino::Utf8Path;
-use std::{io, time::Duration};
+use std::time::Duration;
 
 /// From the start of the process to its API there are milliseconds of work.
 const API_LIMIT: Duration = Duration::from_secs(20);
@@ -33,10 +33,6 @@ pub(super) fn cmdline(launch: &Launch) -> String {
     format!("{} {CMDLINE}", launch.cmdline)
 }
 
-fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
-    move |err| LaunchError::Prepare { step, err }
-}
-
 pub(super) async fn start(
     program: &Utf8Path,
     jailer: Option<&Utf8Path>,
@@ -51,10 +47,10 @@ pub(super) async fn start(
     }
     let place = place::make(program, jailer, &launch)?;
     let directory = place.directory;
-    let listens =
-        vsock::hear(&directory, place.owner).map_err(prepare("listen for the guest's word"))?;
-    let serial =
-        piped("console", launch.console.clone()).map_err(prepare("make a pipe for the console"))?;
+    let listens = vsock::hear(&directory, place.owner)
+        .map_err(LaunchError::prepare("listen for the guest's word"))?;
+    let serial = piped("console", launch.console.clone())
+        .map_err(LaunchError::prepare("make a pipe for the console"))?;
     // Without it the pipe is 64 KiB, and a burst loses sooner what Firecracker does not wait to write.
     let _ = rustix::pipe::fcntl_setpipe_size(&serial, SERIAL_BUFFER);
     let (restore, memory) = match (&launch.memory, place.memory, place.state) {

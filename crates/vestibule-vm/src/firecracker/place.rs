@@ -57,10 +57,6 @@ pub(super) struct Place {
     pub(super) owner: Option<u32>,
 }
 
-fn prepare(step: &'static str) -> impl Fn(io::Error) -> LaunchError {
-    move |err| LaunchError::Prepare { step, err }
-}
-
 /// How a child names a descriptor that it inherits, where a path is asked for.
 fn descriptor(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", process::number(fd))
@@ -77,11 +73,11 @@ pub(super) fn make(
     match (jailer, jail.and_then(Jail::uid), jail) {
         (Some(jailer), Some(uid), Some(jail)) => {
             let made = jailed(program, jailer, jail, uid, launch, vmlinux);
-            made.map_err(prepare("make the VMM's jail"))
+            made.map_err(LaunchError::prepare("make the VMM's jail"))
         }
         (_, _, jail) => {
             let made = unjailed(program, jail, launch, vmlinux);
-            made.map_err(prepare("make the VMM's directory"))
+            made.map_err(LaunchError::prepare("make the VMM's directory"))
         }
     }
 }

@@ -29,10 +29,8 @@ pub(super) async fn binding(
     }
     let tsc_khz = tokio::task::spawn_blocking(crate::tsc::khz)
         .await
-        .map_err(|err| LaunchError::Prepare {
-            step: "measure the counter",
-            err: io::Error::other(err),
-        })?;
+        .map_err(io::Error::other)
+        .map_err(LaunchError::prepare("measure the counter"))?;
     let kernel = rustix::system::uname();
     Ok(Some(Binding {
         image_digest: launch.image_digest.clone(),

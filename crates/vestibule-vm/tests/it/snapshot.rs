@@ -20,8 +20,8 @@ use vestibule_api::{
     mux::{Side, StreamKey, host_handshake, start},
     snapshot::{MANIFEST_FILE, MEMORY_FILE},
     stream::Open,
-    time::Timestamp,
 };
+use vestibule_testkit::clock;
 use vestibule_vm::{
     config_drive,
     driver::{Driver, Launch, Memory, Restored},
@@ -102,25 +102,10 @@ pub(crate) fn restored(from: &RestoreSpec) -> Place {
     place
 }
 
-/// How far the guest's clock is off, in ms, as far as the question's own duration allows to tell.
+/// How far the guest's clock is off, in ms.
 pub(crate) async fn clock_error_ms(runner: &Running) -> f64 {
-    let mut best = (i64::MAX, 0);
-    for _ in 0..8 {
-        let asked = Timestamp::now().as_micros();
-        let reply = exec(runner, "echo $EPOCHREALTIME").await;
-        let answered = Timestamp::now().as_micros();
-        let guest: i64 = reply.stdout.trim().replace(['.', ','], "").parse().unwrap();
-        // Between the question and the answer.
-        let off = if guest < asked {
-            asked - guest
-        } else {
-            (guest - answered).max(0)
-        };
-        if answered - asked < best.0 {
-            best = (answered - asked, off);
-        }
-    }
-    best.1 as f64 / 1000.0
+    let ask = async || Ok(exec(runner, clock::SCRIPT).await.stdout);
+    clock::error_ms(ask).await.unwrap()
 }
 
 /// What must be a VM's own.

@@ -4,7 +4,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::{io::IsTerminal as _, time::Duration};
 use vestibule_image::{Event, Progress};
 
-/// Draws on standard error, so that standard output holds the result alone.
+/// Draws on standard error, so that standard output holds the result alone. Dropped, it takes the bar away.
 pub(super) struct Bars {
     bar: Option<ProgressBar>,
 }
@@ -23,9 +23,10 @@ impl Bars {
         });
         Self { bar }
     }
+}
 
-    /// Takes the bar away.
-    pub(super) fn finish(&self) {
+impl Drop for Bars {
+    fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -70,9 +70,7 @@ fn tried(
 ) -> anyhow::Result<Trial> {
     let bars = Bars::new(out);
     let trial = vestibule_image::try_snapshot(store, image, options, &bars);
-    let trial = crate::runtime()?.block_on(trial);
-    bars.finish();
-    Ok(trial?)
+    Ok(crate::runtime()?.block_on(trial)?)
 }
 
 fn run(
@@ -83,9 +81,7 @@ fn run(
 ) -> anyhow::Result<Taken> {
     let bars = Bars::new(out);
     let taken = vestibule_image::snapshot(store, image, options, &bars);
-    let taken = crate::runtime()?.block_on(taken);
-    bars.finish();
-    Ok(taken?)
+    Ok(crate::runtime()?.block_on(taken)?)
 }
 
 fn described(taken: &Taken) -> String {
