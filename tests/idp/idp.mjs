@@ -1,7 +1,7 @@
 // The identity provider of the end-to-end tests: the real, certified npm oidc-provider, with a login and a consent page
 // that mouse and keyboard can drive. Nothing of it is a stand-in; only the people are made up.
 //
-//   node idp.mjs --host idp.test [--port 0]
+//   node idp.mjs --host idp.test [--port 0] [--dashboard http://127.0.0.1:4000 --secret TEXT]
 //
 // Prints one line of JSON when it listens: {"issuer", "address", "control"}. `issuer` is what a guest is told,
 // `address` where the test's egress proxy maps that host to, `control` is for the test alone:
@@ -37,8 +37,20 @@ const client = (id, name, redirect) => ({
   response_types: ['code'],
 });
 
+/** Vestibule's own dashboard: a confidential client. */
+const dashboard = (base) => ({
+  client_id: 'dashboard',
+  client_name: 'Vestibule',
+  client_secret: option('secret'),
+  redirect_uris: [`${base}/api/login/oidc/callback`],
+  grant_types: ['authorization_code'],
+  response_types: ['code'],
+  token_endpoint_auth_method: 'client_secret_basic',
+});
+
 const configuration = {
   clients: [
+    ...[option('dashboard')].filter(Boolean).map(dashboard),
     client('54d11594-84e4-41aa-b438-e81b8fa78ee7', 'Wrangler', 'http://localhost:8976/oauth/callback'),
     client('vestibule', 'Vestibule', 'http://127.0.0.1:8080/auth/callback'),
   ],

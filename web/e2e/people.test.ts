@@ -61,6 +61,24 @@ it("says what is wrong, keeps the name and forgets the password", async () => {
   await page.getByText("Too many attempts").waitFor();
 });
 
+it("leads to the organisation's own sign-in, and says what came of it", async () => {
+  const { page, mock } = await outside();
+  expect(await page.getByTestId("sign-in-elsewhere").count()).toBe(0);
+  mock.store.elsewhere = { name: "Example" };
+  mock.store.signInProblem = "unknown";
+  await page.reload();
+  await page.getByRole("link", { name: "Sign in with Example" }).click();
+  await page.getByText("You are not known here yet.").waitFor();
+  expect(page.url()).not.toContain("signIn");
+  await page.reload();
+  await page.getByTestId("sign-in-elsewhere").waitFor();
+  expect(await page.getByRole("alert").count()).toBe(0);
+  mock.store.signInProblem = null;
+  await page.getByTestId("sign-in-elsewhere").click();
+  await page.getByTestId("providers").waitFor();
+  expect(await page.locator("header").innerText()).toContain("ada");
+});
+
 it("goes on to the page that was asked for", async () => {
   const { page } = await outside();
   await page.goto(`${page.url().split("#")[0]}#/credentials`);

@@ -160,7 +160,9 @@ pub struct NewUserRequest {
     /// None: the whole installation. An admin has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub organisation: Option<OrganisationName>,
-    pub password: Password,
+    /// None: they sign in at the identity provider, and nowhere else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<Password>,
 }
 
 /// `PUT /api/users/{name}/password`. Every dashboard of the user is signed out.
@@ -185,6 +187,54 @@ pub struct OwnPasswordRequest {
 pub struct PasswordLoginRequest {
     pub name: String,
     pub password: Password,
+}
+
+/// `GET /api/login/methods`: how somebody can sign in to the dashboard besides by name and password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LoginMethods {
+    /// At an identity provider: open `/api/login/oidc`.
+    #[serde(default)]
+    pub oidc: Option<OidcMethod>,
+}
+
+/// An identity provider, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OidcMethod {
+    /// *Sign in with …*
+    pub name: String,
+}
+
+/// Why a sign-in at the identity provider came to nothing, as `signIn` in the address that the browser is sent back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignInProblem {
+    /// The person said no there.
+    Denied,
+    /// The browser has no attempt under way: it took too long, or was another one's.
+    Expired,
+    /// The provider does not answer, or answers what can't be trusted.
+    Provider,
+    /// What the provider says of the person is no name here, or not verified.
+    Name,
+    /// There is no such user.
+    Unknown,
+    /// The name is somebody else's here.
+    Taken,
+}
+
+impl SignInProblem {
+    /// The word in the address.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::Provider => "provider",
+            Self::Name => "name",
+            Self::Unknown => "unknown",
+            Self::Taken => "taken",
+        }
+    }
 }
 
 /// A service token, without the token itself.

@@ -13,6 +13,9 @@ use std::{
 /// A dashboard stays signed in for so long.
 pub(crate) const LOGIN_LIFE: Duration = Duration::from_secs(7 * 86_400);
 
+/// A person may take so long at the identity provider.
+const ATTEMPT_LIFE: Duration = Duration::from_secs(900);
+
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
@@ -92,6 +95,8 @@ pub(crate) struct Access {
     hosts: Vec<String>,
     /// Cookies are not bound to a port, so the name is.
     cookie: String,
+    /// The cookie of an attempt at the identity provider.
+    attempt: String,
     /// Whether people come by TLS: then the cookie goes nowhere else.
     secure: bool,
 }
@@ -118,6 +123,7 @@ impl Access {
             token,
             hosts: hosts.collect(),
             cookie: format!("{prefix}vestibule-{port}"),
+            attempt: format!("{prefix}vestibule-oidc-{port}"),
             secure,
         }
     }
@@ -161,14 +167,28 @@ impl Access {
 
     /// The hash of the dashboard's cookie.
     pub(crate) fn cookie_hash(&self, headers: &HeaderMap) -> Option<Hash> {
-        headers
-            .get_all(header::COOKIE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(';'))
-            .filter_map(|pair| pair.trim().split_once('='))
-            .find(|(name, _)| *name == self.cookie)
-            .map(|(_, value)| Hash::of(value))
+        cookie(headers, &self.cookie).map(Hash::of)
+    }
+
+    /// What a browser keeps of its attempt at the identity provider.
+    pub(crate) fn attempt<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        cookie(headers, &self.attempt)
+    }
+
+    /// `Set-Cookie` of a browser that is sent to the identity provider; without a value: that is back. The redirect comes
+    /// from another site, so it is not `Strict`.
+    pub(crate) fn set_attempt(&self, value: Option<&str>) -> String {
+        let age = value.map_or(0, |_| ATTEMPT_LIFE.as_secs());
+        format!(
+            "{}={}; Path=/; HttpOnly; SameSite=Lax; Max-Age={age}{}",
+            self.attempt,
+            value.unwrap_or_default(),
+            self.only_by_tls()
+        )
+    }
+
+    fn only_by_tls(&self) -> &'static str {
+        if self.secure { "; Secure" } else { "" }
     }
 
     /// `Set-Cookie` of a dashboard that signs in; without a token: that signs out.
@@ -180,9 +200,21 @@ impl Access {
         format!(
             "{}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={age}{}",
             self.cookie,
-            if self.secure { "; Secure" } else { "" }
+            self.only_by_tls()
         )
     }
+}
+
+/// The value of a cookie.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(found, _)| *found == name)
+        .map(|(_, value)| value)
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {

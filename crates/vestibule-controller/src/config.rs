@@ -1,7 +1,10 @@
 //! The controller's configuration: one TOML file, every key optional, unknown keys refused.
 mod address;
+mod oidc;
 
 pub use address::TlsConfig;
+pub use oidc::OidcConfig;
+pub(crate) use oidc::is_endpoint;
 
 use crate::state::Deadlines;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -58,6 +61,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// TLS on `listen`. The command line then uses a second, plain port on loopback.
     pub tls: Option<TlsConfig>,
+    /// Where people sign in to the dashboard besides with a password here; none: nowhere.
+    pub oidc: Option<OidcConfig>,
     /// Where people reach the dashboard, `https://name` with a port that is not the scheme's: for links, and as a further
     /// value of the Host header. With `https:`, cookies are `Secure`.
     pub public_url: Option<String>,
@@ -194,6 +199,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4000)),
             tls: None,
+            oidc: None,
             public_url: None,
             frame_ancestors: Vec::new(),
             confirm_account: ConfirmAccount::default(),
@@ -345,6 +351,9 @@ impl Config {
             return wrong("database", what.to_owned());
         }
         self.check_origins()?;
+        if let Some(oidc) = &self.oidc {
+            oidc.check()?;
+        }
         self.egress.check()
     }
 
@@ -534,6 +543,18 @@ mod tests {
                 "frame_ancestors[0]",
             ),
             ("[deadlines]\nconfirm_s = 0", "deadlines.confirm_s"),
+            (
+                "[oidc]\nissuer = 'http://a.example'\nclient_id = 'v'",
+                "oidc.issuer",
+            ),
+            (
+                "[oidc]\nissuer = 'https://a.example'\nclient_id = 'v'\nrole = 'admin'",
+                "oidc.role",
+            ),
+            (
+                "[oidc]\nissuer = 'https://a.example'\nclient_id = 'v'\nscopes = ['email']",
+                "oidc.scopes",
+            ),
         ] {
             let said = load(text).unwrap_err().to_string();
             assert!(

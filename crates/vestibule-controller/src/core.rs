@@ -6,6 +6,7 @@ use crate::{
     images::Images,
     live::Live,
     metrics::Metrics,
+    oidc::Oidc,
     packs::Packs,
     people::limits::Limits,
     reconcile::{Statuses, Stock},
@@ -31,6 +32,8 @@ pub(crate) struct Core {
     pub(crate) images: Images,
     pub(crate) scheduler: Arc<dyn Scheduler>,
     pub(crate) access: Access,
+    /// The identity provider at which people sign in to the dashboard.
+    pub(crate) oidc: Option<Oidc>,
     /// Where links to the dashboard lead.
     pub(crate) base: String,
     /// The content security policy of every page.

@@ -9,7 +9,7 @@
 //! | `machine` | runners: launch, follow, login, collect, teardown, evidence |
 //! | `scheduler` | where runners run |
 //! | `relay` | viewers' WebSockets to guests |
-//! | `http`, `auth` | the one port, and who may use it |
+//! | `http`, `auth`, `oidc` | the one port, and who may use it |
 //! | `packs`, `images` | what can be signed in to, and in what |
 //! | `warm` | what a VM is made from: which image, which size, which snapshot or none |
 //! | `backup` | database and vault in one file, and back |
@@ -31,6 +31,7 @@ mod listen;
 mod live;
 mod machine;
 mod metrics;
+mod oidc;
 mod packs;
 mod people;
 mod reconcile;
@@ -48,12 +49,13 @@ pub use backup::{
     RestoreOptions, backup, restore,
 };
 pub use config::{
-    Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits, TlsConfig,
-    VaultConfig, VmConfig,
+    Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits, OidcConfig,
+    TlsConfig, VaultConfig, VmConfig,
 };
 pub use file::FileError;
 pub use http::openapi;
 pub use listen::TlsError;
+pub use oidc::OidcSetupError;
 pub use packs::{PackCheck, PacksError, check_packs, packs};
 pub use rights::{Access, Reach, Right, rights, rights_table};
 pub use scheduler::{HostMemory, LaunchError, Scheduler};

@@ -10,6 +10,7 @@ use crate::{
     listen::{self, Certificates, Listener, Peer, TlsError},
     live::Live,
     metrics::Metrics,
+    oidc::{Oidc, OidcSetupError},
     packs::{Packs, PacksError},
     people::limits::Limits,
     reconcile::{self, Statuses, Stock},
@@ -66,6 +67,8 @@ pub enum ServeError {
     Store(#[from] StoreError),
     #[error("read the provider packs")]
     Packs(#[from] PacksError),
+    #[error("set up `[oidc]`")]
+    Oidc(#[from] OidcSetupError),
     #[error("serve HTTP")]
     Serve(#[source] io::Error),
     #[error("start off the runtime")]
@@ -208,18 +211,22 @@ async fn assemble(
     let home = config.home.clone();
     let key = config.vault_key();
     let changes = config.providers.clone();
-    let (token, vault, packs) = off_runtime(move || {
+    let Addresses { main, local } = addresses;
+    let base = config.base(main);
+    let (oidc, link) = (config.oidc.clone(), base.clone());
+    let (token, vault, packs, oidc) = off_runtime(move || {
         let token = auth::token(&home)?;
         let vault = Vault::open(&home.join("vault"), &key)?;
         let packs = Packs::load(&home, &changes)?;
-        Ok::<_, ServeError>((token, vault, packs))
+        let oidc = oidc.map(|oidc| Oidc::new(oidc, &link)).transpose()?;
+        Ok::<_, ServeError>((token, vault, packs, oidc))
     })
     .await??;
-    let Addresses { main, local } = addresses;
     Ok(Arc::new(Core {
         clock: Clock::default(),
         access: Access::new(token, main, local, &config.hosts(), config.is_secure()),
-        base: config.base(main),
+        oidc,
+        base,
         policy: http::policy(&config.frame_ancestors),
         limits: Limits::new(config.limits.starts_per_minute),
         images: Images::new(config.home.clone()),

@@ -30,6 +30,9 @@ pub(crate) enum UserCommand {
         /// Confine them to an organisation.
         #[arg(long, value_name = "NAME")]
         org: Option<OrganisationName>,
+        /// They sign in at the identity provider (`[oidc]`) and have no password.
+        #[arg(long)]
+        oidc: bool,
     },
     /// List users.
     List,
@@ -84,12 +87,17 @@ pub(crate) async fn user(
 ) -> anyhow::Result<ExitCode> {
     let controller = Controller::of(home)?;
     match command {
-        UserCommand::Add { name, role, org } => {
+        UserCommand::Add {
+            name,
+            role,
+            org,
+            oidc,
+        } => {
             let request = NewUserRequest {
                 name,
                 role,
                 organisation: org,
-                password: password()?,
+                password: if oidc { None } else { Some(password()?) },
             };
             let view: UserView = controller
                 .call(Method::POST, "/api/users", Some(&request))

@@ -107,6 +107,18 @@ function routes(store) {
         json(r, 204);
       },
     ],
+    ["GET", /^\/api\/login\/methods$/, () => ({ oidc: store.elsewhere ?? null })],
+    // The provider says yes at once, or what the test wants.
+    [
+      "GET",
+      /^\/api\/login\/oidc$/,
+      (_, q, r) => {
+        const problem = store.signInProblem;
+        if (!problem) ((store.signedIn = true), (store.me = data.me("ada")));
+        const location = problem ? `/?signIn=${problem}&request=0193-7#/login` : "/";
+        r.writeHead(303, { location }).end();
+      },
+    ],
     ["GET", /^\/api\/me$/, () => store.me],
     ["POST", /^\/api\/logout$/, (_, q, r) => ((store.signedIn = false), json(r, 204))],
     ["GET", /^\/api\/providers$/, () => data.providers],
@@ -204,7 +216,13 @@ function routes(store) {
   ];
 }
 
-const OPEN = new Set(["/api/login", "/api/login/password", "/ready"]);
+const OPEN = new Set([
+  "/api/login",
+  "/api/login/methods",
+  "/api/login/oidc",
+  "/api/login/password",
+  "/ready",
+]);
 
 async function answer(store, table, request, response) {
   const { pathname } = new URL(request.url, "http://mock");

@@ -10,6 +10,10 @@ export class Store {
   credentials = data.credentials();
   machines = data.machines();
   signedIn = true;
+  /** The identity provider at which one can sign in. @type {{ name: string } | null} */
+  elsewhere = null;
+  /** What comes of it. @type {string | null} */
+  signInProblem = null;
   /** Who is signed in. */
   me = data.me("local");
   /** Whether sign-ins wait for their account to be confirmed. */

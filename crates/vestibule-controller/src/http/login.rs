@@ -37,6 +37,12 @@ pub(super) fn attempt(core: &Shared, peer: Peer, name: &str) -> Result<(), ApiEr
     limited.map_err(|wait| too_often("attempts to sign in", wait))
 }
 
+/// Counts a request that makes this server ask the identity provider.
+pub(super) fn page(core: &Shared, peer: Peer) -> Result<(), ApiError> {
+    let limited = core.limits.page(peer.0);
+    limited.map_err(|wait| too_often("attempts to sign in", wait))
+}
+
 /// 429: with when to come again.
 pub(super) fn too_often(what: &str, wait: Duration) -> ApiError {
     // Rounded up: a second earlier is too early.
@@ -100,6 +106,8 @@ pub(super) async fn by_password(
     attempt(&core, peer, &request.name)?;
     let user = core.store.user(&request.name).await?;
     let hash = user.as_ref().map(|user| user.password_hash.clone());
+    // Whoever signs in elsewhere has none.
+    let hash = hash.filter(|hash| !hash.is_empty());
     let right = password::verify(request.password, hash).await;
     let right = right.map_err(|err| ApiError::internal(&err))?;
     let Some(user) = user.filter(|_| right) else {
@@ -122,15 +130,24 @@ async fn sign_in(
     user: Option<UserId>,
     now: Timestamp,
 ) -> Result<impl IntoResponse + use<>, ApiError> {
-    let (cookie, hash) = live::random_token();
-    core.store
-        .add_login(&hash.hex(), user, now.plus(LOGIN_LIFE), now)
-        .await?;
-    let cookie = core.access.set_cookie(Some(&cookie));
+    let cookie = cookie(core, user, now).await?;
     Ok((
         StatusCode::NO_CONTENT,
         AppendHeaders([(header::SET_COOKIE, cookie)]),
     ))
+}
+
+/// `Set-Cookie` of a dashboard that is signed in from now on.
+pub(super) async fn cookie(
+    core: &Shared,
+    user: Option<UserId>,
+    now: Timestamp,
+) -> Result<String, ApiError> {
+    let (cookie, hash) = live::random_token();
+    core.store
+        .add_login(&hash.hex(), user, now.plus(LOGIN_LIFE), now)
+        .await?;
+    Ok(core.access.set_cookie(Some(&cookie)))
 }
 
 /// Signs this dashboard out.

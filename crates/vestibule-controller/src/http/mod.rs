@@ -8,6 +8,7 @@ mod guard;
 mod images;
 mod login;
 mod me;
+mod oidc;
 mod people;
 
 pub(crate) use guard::{Caller, policy};
@@ -41,7 +42,7 @@ const BODY_LIMIT: usize = 64 << 10;
     info(
         title = "Vestibule",
         description = "Sign-ins with official tools, in disposable virtual machines. Every operation but the liveness \
-                       probe and the two that sign a dashboard in needs `Authorization: Bearer` with a service token or the \
+                       probe and those that sign a dashboard in needs `Authorization: Bearer` with a service token or the \
                        content of `$VESTIBULE_HOME/token`, or the dashboard's cookie; and a role that may use it. What \
                        belongs to somebody else answers as if it were not there.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
@@ -84,6 +85,9 @@ fn api() -> OpenApiRouter<Shared> {
         .routes(routes!(login::code))
         .routes(routes!(login::login))
         .routes(routes!(login::by_password))
+        .routes(routes!(oidc::methods))
+        .routes(routes!(oidc::begin))
+        .routes(routes!(oidc::callback))
         .routes(routes!(login::logout))
         .routes(routes!(me::me))
         .routes(routes!(me::set_password))

@@ -45,7 +45,14 @@ pub(super) async fn add_user(
     Body(request): Body<NewUserRequest>,
 ) -> Result<(StatusCode, Json<UserView>), ApiError> {
     let organisation = belongs_to(&core, request.role, request.organisation.as_ref()).await?;
-    fit(&request.password)?;
+    if let Some(password) = &request.password {
+        fit(password)?;
+    } else if core.oidc.is_none() {
+        return Err(invalid(
+            "password: missing, and there is no identity provider where they could sign in",
+            "send a password, or set `[oidc]` in the configuration",
+        ));
+    }
     let view = UserView {
         user_id: UserId::generate(),
         name: request.name,
@@ -54,7 +61,10 @@ pub(super) async fn add_user(
         created_at: Timestamp::now(),
         last_login_at: None,
     };
-    let hash = hash(request.password).await?;
+    let hash = match request.password {
+        Some(password) => hash(password).await?,
+        None => String::new(),
+    };
     if !core
         .store
         .add_user(&view, organisation.as_ref(), &hash)

@@ -81,6 +81,14 @@ impl Limits {
         }
     }
 
+    /// Counts a visit, from this address, of a page that costs a request elsewhere.
+    ///
+    /// # Errors
+    /// As [`Limits::start`].
+    pub(crate) fn page(&self, address: IpAddr) -> Result<(), Duration> {
+        self.address.attempt(&address.to_string())
+    }
+
     /// Counts an attempt at a password, whether it is the right one or not.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! one transaction that holds the row from its beginning. After a commit, [`Signals`] wakes whoever waits.
 mod effect;
 mod event;
+mod identity;
 mod login;
 mod machine;
 mod owner;
@@ -13,6 +14,7 @@ mod row;
 mod session;
 
 pub(crate) use effect::DueEffect;
+pub(crate) use identity::{Known, Newcomers};
 pub(crate) use machine::{Ingested, MachineRow, Reported};
 pub(crate) use owner::{Created, Quota, Scope};
 pub(crate) use people::{NewToken, Removed};

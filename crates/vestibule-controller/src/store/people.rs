@@ -1,7 +1,7 @@
 //! Users, service tokens and organisations.
 use super::{Store, StoreError, row};
 use crate::people::{Organisation, Principal};
-use sqlx::any::AnyRow;
+use sqlx::{Any, Executor, any::AnyRow};
 use std::time::Duration;
 use vestibule_api::{
     ids::{OrganisationName, TokenId, UserId},
@@ -26,6 +26,7 @@ pub(crate) enum Removed {
 #[derive(Clone, Debug)]
 pub(crate) struct UserRow {
     pub(crate) id: UserId,
+    /// Empty: there is no password.
     pub(crate) password_hash: String,
     pub(crate) principal: Principal,
 }
@@ -78,6 +79,51 @@ fn token(row: &AnyRow) -> Result<TokenView, StoreError> {
     })
 }
 
+/// Makes a user; whether the name was free. An empty hash: no password.
+pub(super) async fn insert_user(
+    on: impl Executor<'_, Database = Any>,
+    view: &UserView,
+    organisation: Option<&Organisation>,
+    password_hash: &str,
+) -> Result<bool, StoreError> {
+    sqlx::query(
+        "INSERT INTO app_user (id, name, role, organisation_id, password_hash, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+    )
+    .bind(view.user_id.to_string())
+    .bind(view.name.as_str().to_owned())
+    .bind(view.role.id())
+    .bind(organisation.map(|of| of.id.to_string()))
+    .bind(password_hash.to_owned())
+    .bind(view.created_at.as_micros())
+    .execute(on)
+    .await
+    .map(|done| done.rows_affected() == 1)
+    .map_err(StoreError::query("make a user"))
+}
+
+/// The user of this name.
+pub(super) async fn user_named(
+    on: impl Executor<'_, Database = Any>,
+    name: &str,
+) -> Result<Option<UserRow>, StoreError> {
+    let sql = "SELECT p.id, p.name, p.role, p.organisation_id, p.password_hash, o.name AS organisation \
+         FROM app_user p LEFT JOIN organisation o ON o.id = p.organisation_id WHERE p.name = $1";
+    sqlx::query(sql)
+        .bind(name.to_owned())
+        .fetch_optional(on)
+        .await
+        .map_err(StoreError::query("find a user"))?
+        .map(|row| {
+            Ok(UserRow {
+                id: row::id(&row, "id")?,
+                password_hash: row::text(&row, "password_hash")?,
+                principal: principal(&row, PrincipalKind::User)?,
+            })
+        })
+        .transpose()
+}
+
 impl Store {
     /// Whether there is anybody besides the local admin.
     pub(crate) async fn has_people(&self) -> Result<bool, StoreError> {
@@ -95,20 +141,7 @@ impl Store {
         organisation: Option<&Organisation>,
         password_hash: &str,
     ) -> Result<bool, StoreError> {
-        sqlx::query(
-            "INSERT INTO app_user (id, name, role, organisation_id, password_hash, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
-        )
-        .bind(view.user_id.to_string())
-        .bind(view.name.as_str())
-        .bind(view.role.id())
-        .bind(organisation.map(|of| of.id.to_string()))
-        .bind(password_hash)
-        .bind(view.created_at.as_micros())
-        .execute(&self.pool)
-        .await
-        .map(|done| done.rows_affected() == 1)
-        .map_err(StoreError::query("make a user"))
+        insert_user(&self.pool, view, organisation, password_hash).await
     }
 
     /// Users by name.
@@ -126,21 +159,7 @@ impl Store {
 
     /// The user of this name.
     pub(crate) async fn user(&self, name: &str) -> Result<Option<UserRow>, StoreError> {
-        let sql = "SELECT p.id, p.name, p.role, p.organisation_id, p.password_hash, o.name AS organisation \
-             FROM app_user p LEFT JOIN organisation o ON o.id = p.organisation_id WHERE p.name = $1";
-        sqlx::query(sql)
-            .bind(name.to_owned())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(StoreError::query("find a user"))?
-            .map(|row| {
-                Ok(UserRow {
-                    id: row::id(&row, "id")?,
-                    password_hash: row::text(&row, "password_hash")?,
-                    principal: principal(&row, PrincipalKind::User)?,
-                })
-            })
-            .transpose()
+        user_named(&self.pool, name).await
     }
 
     /// Removes a user and signs their dashboards out.

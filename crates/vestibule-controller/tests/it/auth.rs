@@ -4,12 +4,16 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
 /// Operations that need no token, and why.
-const OPEN: [(&str, &str); 3] = [
+const OPEN: [(&str, &str); 6] = [
     ("get", "/health"),
     // Exchanges a one-time code for the cookie.
     ("post", "/api/login"),
     // Asks for name and password.
     ("post", "/api/login/password"),
+    // Say where else somebody signs in, lead there, and take whoever comes back.
+    ("get", "/api/login/methods"),
+    ("get", "/api/login/oidc"),
+    ("get", "/api/login/oidc/callback"),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

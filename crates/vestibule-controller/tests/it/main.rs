@@ -9,6 +9,7 @@ mod backup;
 mod confirm;
 mod failures;
 mod lifecycle;
+mod oidc;
 mod openapi;
 mod people;
 mod pool;

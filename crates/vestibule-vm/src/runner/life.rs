@@ -306,6 +306,8 @@ impl Life {
             return Err(Refused::conflict("the VM was claimed by a session"));
         }
         if self.state() == MachineState::Up {
+            // The way that a resume takes is gone once: an emulator then has it translated when somebody waits for it.
+            self.set_clock().await;
             let paused = machine.pause().await;
             paused.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
             self.enter(MachineState::Paused);
@@ -320,16 +322,20 @@ impl Life {
             let resumed = machine.resume().await;
             resumed.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
             self.phase(Phase::Resumed);
-            let mux = self.shared.mux.borrow().clone();
-            if let Some(mux) = mux {
-                let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, link::set_clock(&mux)).await;
-                if !matches!(set, Ok(Ok(()))) {
-                    tracing::warn!("the resumed guest's clock is not set yet");
-                }
-            }
+            self.set_clock().await;
             self.enter(MachineState::Up);
         }
         Ok(self.shared.view())
+    }
+
+    async fn set_clock(&self) {
+        let mux = self.shared.mux.borrow().clone();
+        if let Some(mux) = mux {
+            let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, link::set_clock(&mux)).await;
+            if !matches!(set, Ok(Ok(()))) {
+                tracing::warn!("the guest's clock is not set yet");
+            }
+        }
     }
 
     /// Begins to save, or says why not.

@@ -4,6 +4,7 @@ import type {
   CredentialView,
   EvidenceFile,
   ImageView,
+  LoginMethods,
   MeView,
   ProviderView,
   Readiness,
@@ -69,6 +70,7 @@ export const api = {
   me: () => get<MeView>("/api/me"),
   loginWithPassword: (name: string, password: string) =>
     call<void>("POST", "/api/login/password", { name, password }),
+  loginMethods: () => get<LoginMethods>("/api/login/methods"),
   login: (code: string) => call<void>("POST", "/api/login", { code }),
   logout: () => call<void>("POST", "/api/logout"),
 

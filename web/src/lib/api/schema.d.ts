@@ -247,6 +247,57 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/login/methods": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** How somebody can sign in to the dashboard here. */
+        get: operations["loginMethods"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/login/oidc": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Sends the browser to the identity provider's page. */
+        get: operations["oidcLogin"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/login/oidc/callback": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The provider's redirect. */
+        get: operations["oidcCallback"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/login/password": {
         parameters: {
             query?: never;
@@ -943,6 +994,10 @@ export interface components {
         LoginCodeRequest: {
             code: string;
         };
+        /** @description `GET /api/login/methods`: how somebody can sign in to the dashboard besides by name and password. */
+        LoginMethods: {
+            oidc?: components["schemas"]["OidcMethod"] | null;
+        };
         /**
          * @description The name of a user or of a service token: `alice`, `bob@example.com`. Lower-case letters, digits and `-_.@+`, at most
          *     128, and not `local`.
@@ -1017,7 +1072,7 @@ export interface components {
         NewUserRequest: {
             name: components["schemas"]["LoginName"];
             organisation?: components["schemas"]["OrganisationName"] | null;
-            password: components["schemas"]["Password"];
+            password?: components["schemas"]["Password"] | null;
             role: components["schemas"]["Role"];
         };
         /**
@@ -1025,6 +1080,11 @@ export interface components {
          * @enum {string}
          */
         Note: "evidence-console-disabled" | "evidence-journal-volatile" | "evidence-journal-other-machine" | "evidence-journal-not-flushed" | "evidence-journal-namespace" | "evidence-journald-masked" | "evidence-output-elsewhere" | "evidence-overlay-root" | "evidence-log-level" | "evidence-clock";
+        /** @description An identity provider, for people. */
+        OidcMethod: {
+            /** @description *Sign in with …* */
+            name: string;
+        };
         /** @description The name of an organisation. Same alphabet as [`ProviderId`]. */
         OrganisationName: string;
         /** @description An organisation: users, tokens, sessions and credentials of one see nothing of another's. */
@@ -2226,6 +2286,124 @@ export interface operations {
                 };
             };
             403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    loginMethods: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginMethods"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    oidcLogin: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description to the provider's page, or back to the dashboard with `?signIn=` and a reason */
+            303: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description no identity provider is configured */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many attempts */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    oidcCallback: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description to the dashboard: with its cookie, or with `?signIn=` and a reason */
+            303: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description no identity provider is configured */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description too many attempts */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -15,6 +15,7 @@ export type EvidenceFile = Schemas["EvidenceFile"];
 export type Finding = Schemas["Finding"];
 export type ImageView = Schemas["ImageView"];
 export type MachineState = Schemas["MachineState"];
+export type LoginMethods = Schemas["LoginMethods"];
 export type MeView = Schemas["MeView"];
 export type Phase = Schemas["Phase"];
 export type ProviderView = Schemas["ProviderView"];

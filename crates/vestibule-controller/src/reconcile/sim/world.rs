@@ -139,6 +139,7 @@ impl World {
         let core = Core {
             clock: self.clock.clone(),
             access: Access::new(token, address, address, &[], false),
+            oidc: None,
             base: config.base(address),
             policy: http::policy(&config.frame_ancestors),
             limits: Limits::new(config.limits.starts_per_minute),
