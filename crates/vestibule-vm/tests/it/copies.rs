@@ -31,9 +31,9 @@ const HOST: &str = "copies.test";
 /// Copies one after another, and at once. With a browser there are fewer, for it is two cores that all of them load a page
 /// on; `VESTIBULE_TEST_COPIES` says how many one after another, and then as many as of a small one are there at once.
 const ALONE: usize = 100;
-const ALONE_WITH_BROWSER: usize = 3;
+const ALONE_WITH_BROWSER: usize = 2;
 const AT_ONCE: usize = 8;
-const AT_ONCE_WITH_BROWSER: usize = 4;
+const AT_ONCE_WITH_BROWSER: usize = 3;
 /// Chromium's second start, which hands the page over, and the page's own loading take 10 s on a quiet machine; eight at once
 /// on two cores take minutes.
 const OPEN_S: u32 = 400;

@@ -37,7 +37,7 @@ use tally::Tally;
 use world::{LIVES, World};
 
 /// Lives of an ordinary test run.
-const SOME: u64 = 1000;
+const SOME: u64 = 400;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
