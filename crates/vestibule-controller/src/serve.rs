@@ -2,15 +2,18 @@
 use crate::{
     auth::{self, Access, TokenError},
     clock::Clock,
-    config::Config,
+    config::{Config, cluster::is_peer},
     core::{Core, Shared, off_runtime, stopped},
     file::{FileError, failed},
     http,
     images::Images,
+    lease::{self, Lease, LeaseError},
     listen::{self, Certificates, Listener, Peer, TlsError},
     live::Live,
     metrics::Metrics,
+    notices,
     packs::{Packs, PacksError},
+    peers::{Key, KeyError, Peers},
     people::limits::Limits,
     reconcile::{self, Statuses, Stock},
     scheduler::{Local, Scheduler},
@@ -64,6 +67,10 @@ pub enum ServeError {
     Vault(#[from] OpenError),
     #[error("open the database")]
     Store(#[from] StoreError),
+    #[error("act for this host")]
+    Lease(#[from] LeaseError),
+    #[error("set up the cluster")]
+    Cluster(#[from] KeyError),
     #[error("read the provider packs")]
     Packs(#[from] PacksError),
     #[error("serve HTTP")]
@@ -133,6 +140,8 @@ pub async fn serve_with(
     let announced = announce(&home, addresses.local)?;
     let address = addresses.main;
     tracing::info!(%address, home = %home, "serving");
+    let lease = tokio::spawn(lease::keep(core.clone()));
+    let notices = tokio::spawn(notices::listen(core.clone()));
     let reconcilers = tokio::spawn(reconcile::run(core.clone()));
     ready(Serving {
         address,
@@ -154,6 +163,8 @@ pub async fn serve_with(
     };
     stop.send_replace(true);
     drop(reconcilers.await);
+    drop(lease.await);
+    drop(notices.await);
     core.store.close().await;
     drop(std::fs::remove_file(announced));
     tracing::info!("stopped; VMs that run are taken over by the next start");
@@ -206,13 +217,24 @@ async fn assemble(
     stopping: watch::Receiver<bool>,
 ) -> Result<Shared, ServeError> {
     let home = config.home.clone();
+    let cluster = config.cluster();
+    let lease = Lease::take(
+        &store,
+        &home,
+        cluster.name.clone().unwrap_or_else(host_name),
+        peer_address(&config, addresses),
+        cluster.lease(),
+    )
+    .await?;
     let key = config.vault_key();
     let changes = config.providers.clone();
-    let (token, vault, packs) = off_runtime(move || {
+    let (token, vault, packs, peers) = off_runtime(move || {
         let token = auth::token(&home)?;
         let vault = Vault::open(&home.join("vault"), &key)?;
         let packs = Packs::load(&home, &changes)?;
-        Ok::<_, ServeError>((token, vault, packs))
+        let peer_key = cluster.key_file.as_deref().map(Key::read).transpose()?;
+        let peers = Peers::new(peer_key, Peers::tls(cluster.ca.as_deref())?);
+        Ok::<_, ServeError>((token, vault, packs, peers))
     })
     .await??;
     let Addresses { main, local } = addresses;
@@ -225,6 +247,8 @@ async fn assemble(
         images: Images::new(config.home.clone()),
         config,
         store,
+        lease,
+        peers,
         vault: Arc::new(vault),
         packs,
         scheduler,
@@ -236,6 +260,19 @@ async fn assemble(
         metrics: Metrics::default(),
         stopping,
     }))
+}
+
+/// Where other controllers reach this one: what the configuration says, else the port on loopback.
+fn peer_address(config: &Config, addresses: Addresses) -> Option<String> {
+    let own = format!("http://{}", addresses.main);
+    let cluster = config.cluster.as_ref()?;
+    let own = Some(own).filter(|own| config.tls.is_none() && is_peer(own));
+    cluster.address.clone().or(own)
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
 }
 
 fn make_dirs(home: &Utf8Path) -> Result<(), ServeError> {

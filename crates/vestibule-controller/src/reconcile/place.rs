@@ -34,6 +34,7 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
     }
     let _counting = core.places.lock().await;
     let mut host = Host::look(core).await?;
+    let tells = is_first(core).await?;
     let (mut placed, mut ahead) = (0, 0);
     for session in &waiting {
         match host.serve(core, session).await? {
@@ -41,7 +42,9 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
             Served::Over => {}
             Served::Waits => {
                 host.give_back(core).await?;
-                tell_position(core, session, ahead).await?;
+                if tells {
+                    tell_position(core, session, ahead).await?;
+                }
                 ahead += 1;
             }
         }
@@ -68,7 +71,7 @@ enum Served {
 
 impl Host {
     async fn look(core: &Shared) -> Result<Self, ReconcileError> {
-        let machines = core.store.machines().await?;
+        let machines = core.store.own_machines().await?;
         let places = usize::try_from(core.config.limits.vms)
             .unwrap_or(usize::MAX)
             .saturating_sub(machines.len());
@@ -97,6 +100,8 @@ impl Host {
         }
         let plan = match warm::plan(core, &session.image_alias).await {
             Ok(plan) => plan,
+            // Another host may have it.
+            Err(PlanError::Image { .. }) if core.store.is_shared() => return Ok(Served::Waits),
             Err(PlanError::Image { alias, err }) => {
                 let finding = images::missing(&alias, &err);
                 core.store
@@ -123,6 +128,9 @@ impl Host {
         let free = off_runtime(move || free_mib(&home)).await?;
         let needed = core.config.limits.min_free_mib;
         if let Some(free) = free.filter(|free| *free < needed) {
+            if core.store.is_shared() {
+                return Ok(Served::Waits);
+            }
             let finding = disk_full(&core.config.home, free, needed);
             core.store
                 .session_failed(session.id, finding, core.now())
@@ -154,6 +162,16 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// Whether this host is the one, among those that share the database, that says to people what they wait for.
+async fn is_first(core: &Shared) -> Result<bool, ReconcileError> {
+    if !core.store.is_shared() {
+        return Ok(true);
+    }
+    let hosts = core.store.hosts().await?;
+    let first = hosts.iter().find(|host| host.live).map(|host| host.id);
+    Ok(first == Some(core.store.host()))
 }
 
 /// How far a VM of the pool is.
@@ -204,13 +222,14 @@ async fn tell_position(
     ahead: usize,
 ) -> Result<(), ReconcileError> {
     let limit = core.config.limits.vms;
+    let limit = if core.store.is_shared() {
+        "every host has as many VMs as it allows".to_owned()
+    } else {
+        format!("{limit} VMs run, as many as this host allows")
+    };
     let what = match ahead {
-        0 => format!(
-            "a free place: {limit} VMs run, as many as this host allows; this sign-in is next"
-        ),
-        _ => format!(
-            "a free place: {limit} VMs run, as many as this host allows; {ahead} sign-ins are ahead"
-        ),
+        0 => format!("a free place: {limit}; this sign-in is next"),
+        _ => format!("a free place: {limit}; {ahead} sign-ins are ahead"),
     };
     if !core.live.waits_for(session.id, &what) {
         return Ok(());

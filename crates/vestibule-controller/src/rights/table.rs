@@ -76,6 +76,8 @@ pub(super) const RULES: &[Rule] = &[
     rule("POST", "/api/login", "login", Nothing, Open),
     rule("POST", "/api/login/password", "passwordLogin", Nothing, Open),
     rule("POST", "/api/logout", "logout", Nothing, EVERYBODY),
+    rule("GET", "/api/hosts", "hosts", Nothing, INSTALLATION),
+    rule("DELETE", "/api/hosts/{id}", "forgetHost", Nothing, PEOPLE),
     rule("GET", "/api/reconcilers", "reconcilers", Nothing, INSTALLATION),
     rule("GET", "/health", "health", Nothing, Open),
     rule("GET", "/ready", "ready", Nothing, Roles([No, Yes, Yes, No, Yes])),
