@@ -66,7 +66,7 @@ impl Config {
             return wrong("cluster", what.to_owned());
         }
         if cluster.key_file.is_none() {
-            let what = "missing; expected a file of mode 0600 with the same secret on every host";
+            let what = "missing; expected a file of mode 0600 with the same key on every host";
             return wrong("cluster.key_file", what.to_owned());
         }
         if !LEASE_S.contains(&cluster.lease_s) {

@@ -34,7 +34,6 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
     }
     let _counting = core.places.lock().await;
     let mut host = Host::look(core).await?;
-    let tells = is_first(core).await?;
     let (mut placed, mut ahead) = (0, 0);
     for session in &waiting {
         match host.serve(core, session).await? {
@@ -42,8 +41,8 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
             Served::Over => {}
             Served::Waits => {
                 host.give_back(core).await?;
-                if tells {
-                    tell_position(core, session, ahead).await?;
+                if host.tells {
+                    tell_position(core, session, ahead, host.others).await?;
                 }
                 ahead += 1;
             }
@@ -59,6 +58,10 @@ struct Host {
     stock: Vec<MachineRow>,
     /// VMs of the pool that are being ended: each frees a place soon.
     leaving: usize,
+    /// Whether other hosts share the database, and may serve whom this one can't.
+    others: bool,
+    /// Whether this host is the one that says to people what they wait for.
+    tells: bool,
 }
 
 /// What came of a waiting session.
@@ -78,6 +81,10 @@ impl Host {
         let nobodys = |m: &&MachineRow| m.pooled && m.session_id.is_none();
         let leaving = machines.iter().filter(nobodys).filter(|m| !m.is_stock());
         let leaving = leaving.count();
+        let mut live = core.store.hosts().await?;
+        live.retain(|host| host.live);
+        let own = core.store.host();
+        let others = live.iter().any(|host| host.id != own);
         let mut stock: Vec<_> = machines
             .into_iter()
             .filter(|m| m.is_stock() && m.launched_at.is_some())
@@ -87,6 +94,8 @@ impl Host {
             places,
             stock,
             leaving,
+            others,
+            tells: !others || live.first().is_some_and(|host| host.id == own),
         })
     }
 
@@ -100,8 +109,7 @@ impl Host {
         }
         let plan = match warm::plan(core, &session.image_alias).await {
             Ok(plan) => plan,
-            // Another host may have it.
-            Err(PlanError::Image { .. }) if core.store.is_shared() => return Ok(Served::Waits),
+            Err(PlanError::Image { .. }) if self.others => return Ok(Served::Waits),
             Err(PlanError::Image { alias, err }) => {
                 let finding = images::missing(&alias, &err);
                 core.store
@@ -128,7 +136,7 @@ impl Host {
         let free = off_runtime(move || free_mib(&home)).await?;
         let needed = core.config.limits.min_free_mib;
         if let Some(free) = free.filter(|free| *free < needed) {
-            if core.store.is_shared() {
+            if self.others {
                 return Ok(Served::Waits);
             }
             let finding = disk_full(&core.config.home, free, needed);
@@ -162,16 +170,6 @@ impl Host {
         }
         Ok(())
     }
-}
-
-/// Whether this host is the one, among those that share the database, that says to people what they wait for.
-async fn is_first(core: &Shared) -> Result<bool, ReconcileError> {
-    if !core.store.is_shared() {
-        return Ok(true);
-    }
-    let hosts = core.store.hosts().await?;
-    let first = hosts.iter().find(|host| host.live).map(|host| host.id);
-    Ok(first == Some(core.store.host()))
 }
 
 /// How far a VM of the pool is.
@@ -220,9 +218,10 @@ async fn tell_position(
     core: &Shared,
     session: &SessionRow,
     ahead: usize,
+    others: bool,
 ) -> Result<(), ReconcileError> {
     let limit = core.config.limits.vms;
-    let limit = if core.store.is_shared() {
+    let limit = if others {
         "every host has as many VMs as it allows".to_owned()
     } else {
         format!("{limit} VMs run, as many as this host allows")

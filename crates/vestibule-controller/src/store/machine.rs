@@ -260,9 +260,14 @@ impl Store {
 
     /// Machines of this host of which something may be left on it, oldest first.
     pub(crate) async fn own_machines(&self) -> Result<Vec<MachineRow>, StoreError> {
-        let mut machines = self.machines().await?;
-        machines.retain(|machine| machine.host_id == Some(self.host));
-        Ok(machines)
+        sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL AND host_id = $1 ORDER BY id")
+            .bind(self.host.to_string())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::query("list the host's machines"))?
+            .iter()
+            .map(MachineRow::read)
+            .collect()
     }
 
     /// Machines of all hosts of which something may be left, oldest first.

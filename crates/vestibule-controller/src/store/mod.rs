@@ -194,7 +194,7 @@ impl Store {
             create_private(&path).map_err(|err| failed(err.into()))?;
             (format!("sqlite://{path}"), 4)
         } else {
-            (url.to_owned(), 8)
+            (url.to_owned(), 16)
         };
         let pool = AnyPoolOptions::new()
             .max_connections(connections)

@@ -51,7 +51,7 @@ pub(crate) struct Home {
     dir: Utf8TempDir,
     pub(crate) runners: Arc<Runners>,
     /// The configuration's `database`: SQLite, or PostgreSQL where `VESTIBULE_TEST_DATABASE=postgres` asks for it.
-    database: String,
+    pub(crate) database: String,
     config: String,
 }
 
@@ -213,14 +213,21 @@ impl Home {
         Chain(&err).to_string()
     }
 
-    fn begin(&self) -> (oneshot::Sender<()>, oneshot::Receiver<Serving>, Task) {
-        let config = self.path().join("test.toml");
+    /// The configuration that its controllers run with.
+    pub(crate) fn config(&self) -> Config {
+        let path = self.path().join("test.toml");
         let text = format!(
-            "listen = '127.0.0.1:0'\ndatabase = '{}'\n{}",
+            "listen = '127.0.0.1:0'
+database = '{}'
+{}",
             self.database, self.config
         );
-        std::fs::write(&config, text).unwrap();
-        let config = Config::load(Some(&config), self.path()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        Config::load(Some(&path), self.path()).unwrap()
+    }
+
+    fn begin(&self) -> (oneshot::Sender<()>, oneshot::Receiver<Serving>, Task) {
+        let config = self.config();
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, serving) = oneshot::channel();
         let runners = Arc::clone(&self.runners);
