@@ -75,6 +75,7 @@ kebab_enum! {
         StreamLost = "stream-lost",
         NetworkDriverMissing = "network-driver-missing",
         RunnerLost = "runner-lost",
+        HostLost = "host-lost",
         UnitNotEnabled = "unit-not-enabled",
         UnitMasked = "unit-masked",
         UnitFileMissing = "unit-file-missing",
@@ -216,7 +217,8 @@ impl Cause {
             Self::StreamRefused
             | Self::StreamLost
             | Self::NetworkDriverMissing
-            | Self::RunnerLost => Stage::NoStream,
+            | Self::RunnerLost
+            | Self::HostLost => Stage::NoStream,
             Self::UnitNotEnabled
             | Self::UnitMasked
             | Self::UnitFileMissing
@@ -338,6 +340,9 @@ impl Cause {
             Self::StreamLost => "the stream to the agent broke",
             Self::NetworkDriverMissing => "an image that relies on a NIC has no driver for it",
             Self::RunnerLost => "the process that owned the VM ended without a word",
+            Self::HostLost => {
+                "the host that ran the VM, or its controller, does not answer any more"
+            }
             Self::UnitNotEnabled => "nothing that boots pulls the unit in",
             Self::UnitMasked => "masked: link to /dev/null, empty file, command line, or generator",
             Self::UnitFileMissing => "it is wanted, and no file of that name is in the search path",

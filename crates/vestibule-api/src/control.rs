@@ -2,7 +2,7 @@
 use crate::{
     agent::Health,
     finding::Finding,
-    ids::{ImageDigest, MachineId, SessionId, SnapshotId},
+    ids::{HostId, ImageDigest, MachineId, SessionId, SnapshotId},
     machine::{EgressCounters, MachineState},
     time::Timestamp,
 };
@@ -15,6 +15,9 @@ pub struct VmView {
     pub machine_id: MachineId,
     #[serde(default)]
     pub session_id: Option<SessionId>,
+    /// The host that runs it; none: nobody knows yet.
+    #[serde(default)]
+    pub host_id: Option<HostId>,
     /// Whether it is kept in stock for whoever comes next, and nobody's yet.
     #[serde(default)]
     pub pooled: bool,
@@ -188,4 +191,34 @@ impl Drop for ContentFile {
     fn drop(&mut self) {
         zeroize::Zeroize::zeroize(&mut self.content);
     }
+}
+
+/// A host: one home directory with the VMs of its machine, among those that share a database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostView {
+    pub host_id: HostId,
+    pub name: String,
+    pub state: HostState,
+    /// Whether it is the host of the controller that answers.
+    pub own: bool,
+    /// Where other controllers reach its controller.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Until when its controller acts for it, by the database's clock; none: it is the only one.
+    #[serde(default)]
+    pub lease_until: Option<Timestamp>,
+    /// How often a controller took the lease.
+    pub generation: u64,
+    /// VMs of which something may be left.
+    pub machines: u64,
+}
+
+/// Whether a host's controller acts for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostState {
+    Live,
+    /// Its lease ran out.
+    Lost,
 }

@@ -57,6 +57,9 @@ uuid_id!(
     /// One life of a VM. Owned by its runner.
     MachineId, "a VM id (a UUID)");
 uuid_id!(
+    /// One home directory with the VMs of its machine, among those that share a database.
+    HostId, "a host id (a UUID)");
+uuid_id!(
     /// One sealed credential in the vault.
     CredentialId, "a credential id (a UUID)");
 

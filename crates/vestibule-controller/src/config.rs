@@ -1,8 +1,10 @@
 //! The controller's configuration: one TOML file, every key optional, unknown keys refused.
 mod address;
+pub(crate) mod cluster;
 mod oidc;
 
 pub use address::TlsConfig;
+pub use cluster::ClusterConfig;
 pub use oidc::OidcConfig;
 pub(crate) use oidc::is_endpoint;
 
@@ -83,6 +85,8 @@ pub struct Config {
     pub vault: VaultConfig,
     /// `sqlite` (a file in the home directory), or the URL of a PostgreSQL database.
     pub database: String,
+    /// Several controllers on one database; none: this one alone.
+    pub cluster: Option<ClusterConfig>,
     /// Changes of provider packs, by their id.
     pub providers: BTreeMap<ProviderId, Override>,
     /// The program that runs a VM, with its first arguments; empty: this program, as `run-vm`.
@@ -212,6 +216,7 @@ impl Default for Config {
             egress: EgressConfig::default(),
             vault: VaultConfig::default(),
             database: "sqlite".to_owned(),
+            cluster: None,
             providers: BTreeMap::new(),
             runner: Vec::new(),
             home: Utf8PathBuf::new(),
@@ -350,6 +355,7 @@ impl Config {
             let what = "expected `sqlite`, `postgres://…` or `postgresql://…`";
             return wrong("database", what.to_owned());
         }
+        self.check_cluster()?;
         self.check_origins()?;
         if let Some(oidc) = &self.oidc {
             oidc.check()?;
@@ -554,6 +560,20 @@ mod tests {
             (
                 "[oidc]\nissuer = 'https://a.example'\nclient_id = 'v'\nscopes = ['email']",
                 "oidc.scopes",
+            ),
+            ("[cluster]\nkey_file = '/x'", "cluster"),
+            ("database = 'postgres://x'\n[cluster]", "cluster.key_file"),
+            (
+                "database = 'postgres://x'\n[cluster]\nkey_file = '/x'\nlease_s = 0",
+                "cluster.lease_s",
+            ),
+            (
+                "database = 'postgres://x'\n[cluster]\nkey_file = '/x'\naddress = 'http://10.0.0.1:4000'",
+                "cluster.address",
+            ),
+            (
+                "database = 'postgres://x'\n[cluster]\nkey_file = '/x'\naddress = 'https://a.example/x'",
+                "cluster.address",
             ),
         ] {
             let said = load(text).unwrap_err().to_string();

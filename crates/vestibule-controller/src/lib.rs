@@ -8,6 +8,9 @@
 //! | `reconcile` | makes the host what the rows say |
 //! | `machine` | runners: launch, follow, login, collect, teardown, evidence |
 //! | `scheduler` | where runners run |
+//! | `peers` | other controllers: requests are relayed to the one that can answer |
+//! | `notices` | what controllers that share a database tell each other |
+//! | `lease` | whether this controller may act for its host, where several share a database |
 //! | `relay` | viewers' WebSockets to guests |
 //! | `http`, `auth`, `oidc` | the one port, and who may use it |
 //! | `packs`, `images` | what can be signed in to, and in what |
@@ -27,12 +30,15 @@ mod crash;
 mod file;
 mod http;
 mod images;
+mod lease;
 mod listen;
 mod live;
 mod machine;
 mod metrics;
+mod notices;
 mod oidc;
 mod packs;
+mod peers;
 mod people;
 mod reconcile;
 mod relay;
@@ -49,14 +55,16 @@ pub use backup::{
     RestoreOptions, backup, restore,
 };
 pub use config::{
-    Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits, OidcConfig,
-    TlsConfig, VaultConfig, VmConfig,
+    ClusterConfig, Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits,
+    OidcConfig, TlsConfig, VaultConfig, VmConfig,
 };
 pub use file::FileError;
 pub use http::openapi;
+pub use lease::LeaseError;
 pub use listen::TlsError;
 pub use oidc::OidcSetupError;
 pub use packs::{PackCheck, PacksError, check_packs, packs};
+pub use peers::KeyError;
 pub use rights::{Access, Reach, Right, rights, rights_table};
 pub use scheduler::{HostMemory, LaunchError, Scheduler};
 pub use serve::{LockError, ServeError, Serving, serve, serve_with};

@@ -76,6 +76,8 @@ enum Revoked {
     Session(SessionId),
     /// Everything that this principal opened.
     Principal(String),
+    /// Everything.
+    All,
 }
 
 /// Whether something that is open may stay open.
@@ -226,6 +228,12 @@ impl Live {
     pub(crate) fn revoke_principal(&self, principal: &str) {
         lock(&self.tickets).forget(|ticket| ticket.by == principal);
         drop(self.revoked.send(Revoked::Principal(principal.to_owned())));
+    }
+
+    /// Makes every ticket worth nothing and ends everything that is open: who may stay is not known.
+    pub(crate) fn revoke_all(&self) {
+        lock(&self.tickets).forget(|_| true);
+        drop(self.revoked.send(Revoked::All));
     }
 
     /// A new one-time code for a dashboard, and when it expires.

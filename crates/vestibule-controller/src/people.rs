@@ -2,6 +2,7 @@
 pub(crate) mod limits;
 pub(crate) mod password;
 
+use serde::{Deserialize, Serialize};
 use vestibule_api::{
     ids::{OrganisationId, OrganisationName},
     people::{PrincipalKind, Role},
@@ -11,7 +12,7 @@ use vestibule_api::{
 pub(crate) const LOCAL: &str = "local";
 
 /// Whoever asks, once they have shown who they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Principal {
     pub(crate) kind: PrincipalKind,
     /// The user's or token's id, or [`LOCAL`].
@@ -23,7 +24,7 @@ pub(crate) struct Principal {
 }
 
 /// An organisation, by what it is known under.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Organisation {
     pub(crate) id: OrganisationId,
     pub(crate) name: OrganisationName,

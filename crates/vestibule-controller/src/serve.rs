@@ -2,16 +2,19 @@
 use crate::{
     auth::{self, Access, TokenError},
     clock::Clock,
-    config::Config,
+    config::{Config, cluster::is_peer},
     core::{Core, Shared, off_runtime, stopped},
     file::{FileError, failed},
     http,
     images::Images,
+    lease::{self, Lease, LeaseError},
     listen::{self, Certificates, Listener, Peer, TlsError},
     live::Live,
     metrics::Metrics,
+    notices,
     oidc::{Oidc, OidcSetupError},
     packs::{Packs, PacksError},
+    peers::{Key, KeyError, Peers},
     people::limits::Limits,
     reconcile::{self, Statuses, Stock},
     scheduler::{Local, Scheduler},
@@ -65,6 +68,10 @@ pub enum ServeError {
     Vault(#[from] OpenError),
     #[error("open the database")]
     Store(#[from] StoreError),
+    #[error("act for this host")]
+    Lease(#[from] LeaseError),
+    #[error("set up the cluster")]
+    Cluster(#[from] KeyError),
     #[error("read the provider packs")]
     Packs(#[from] PacksError),
     #[error("set up `[oidc]`")]
@@ -136,6 +143,8 @@ pub async fn serve_with(
     let announced = announce(&home, addresses.local)?;
     let address = addresses.main;
     tracing::info!(%address, home = %home, "serving");
+    let lease = tokio::spawn(lease::keep(core.clone()));
+    let notices = tokio::spawn(notices::listen(core.clone()));
     let reconcilers = tokio::spawn(reconcile::run(core.clone()));
     ready(Serving {
         address,
@@ -157,6 +166,8 @@ pub async fn serve_with(
     };
     stop.send_replace(true);
     drop(reconcilers.await);
+    drop(lease.await);
+    drop(notices.await);
     core.store.close().await;
     drop(std::fs::remove_file(announced));
     tracing::info!("stopped; VMs that run are taken over by the next start");
@@ -209,17 +220,28 @@ async fn assemble(
     stopping: watch::Receiver<bool>,
 ) -> Result<Shared, ServeError> {
     let home = config.home.clone();
+    let cluster = config.cluster();
+    let lease = Lease::take(
+        &store,
+        &home,
+        cluster.name.clone().unwrap_or_else(host_name),
+        peer_address(&config, addresses),
+        cluster.lease(),
+    )
+    .await?;
     let key = config.vault_key();
     let changes = config.providers.clone();
     let Addresses { main, local } = addresses;
     let base = config.base(main);
     let (oidc, link) = (config.oidc.clone(), base.clone());
-    let (token, vault, packs, oidc) = off_runtime(move || {
+    let (token, vault, packs, peers, oidc) = off_runtime(move || {
         let token = auth::token(&home)?;
         let vault = Vault::open(&home.join("vault"), &key)?;
         let packs = Packs::load(&home, &changes)?;
+        let peer_key = cluster.key_file.as_deref().map(Key::read).transpose()?;
+        let peers = Peers::new(peer_key, Peers::tls(cluster.ca.as_deref())?);
         let oidc = oidc.map(|oidc| Oidc::new(oidc, &link)).transpose()?;
-        Ok::<_, ServeError>((token, vault, packs, oidc))
+        Ok::<_, ServeError>((token, vault, packs, peers, oidc))
     })
     .await??;
     Ok(Arc::new(Core {
@@ -232,6 +254,8 @@ async fn assemble(
         images: Images::new(config.home.clone()),
         config,
         store,
+        lease,
+        peers,
         vault: Arc::new(vault),
         packs,
         scheduler,
@@ -243,6 +267,19 @@ async fn assemble(
         metrics: Metrics::default(),
         stopping,
     }))
+}
+
+/// Where other controllers reach this one: what the configuration says, else the port on loopback.
+fn peer_address(config: &Config, addresses: Addresses) -> Option<String> {
+    let own = format!("http://{}", addresses.main);
+    let cluster = config.cluster.as_ref()?;
+    let own = Some(own).filter(|own| config.tls.is_none() && is_peer(own));
+    cluster.address.clone().or(own)
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
 }
 
 fn make_dirs(home: &Utf8Path) -> Result<(), ServeError> {

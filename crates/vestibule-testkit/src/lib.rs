@@ -7,6 +7,7 @@
 //! | [`vendor`] | the servers of OpenAI, Anthropic, Google and GitHub, as far as their tools need them to sign in |
 //! | [`idp`] | starts the real identity provider (`tests/idp`, npm `oidc-provider`) |
 //! | [`nested`] | a machine whose KVM runs Linux, on a host that has none |
+//! | [`postgres`] | a PostgreSQL server of a test process's own |
 //! | [`rfb`] | an RFB client (RFC 6143) that sees and types like a person |
 //! | [`person`] | what a person does in front of a screen |
 //! | [`api`] | a client of the controller's API |
@@ -25,6 +26,7 @@ pub mod conformance;
 pub mod idp;
 pub mod nested;
 pub mod person;
+pub mod postgres;
 pub mod process;
 pub mod rfb;
 pub mod runner;

@@ -25,9 +25,12 @@ pub(crate) struct RestoreArgs {
     /// The vault's master key (`vault/master.key` of the home that was saved); it becomes the restored vault's own.
     #[arg(long, value_name = "FILE")]
     key: Option<Utf8PathBuf>,
-    /// Configuration that says where the master key is [default: the one in the backup].
-    #[arg(long, value_name = "FILE", conflicts_with = "key")]
+    /// Configuration that says where the master key is, and which database there is [default: the one in the backup].
+    #[arg(long, value_name = "FILE")]
     config: Option<Utf8PathBuf>,
+    /// Leave the PostgreSQL database as it is: it was not lost, or another host's restore has filled it.
+    #[arg(long)]
+    keep_database: bool,
 }
 
 pub(crate) async fn backup(home: &Home, args: BackupArgs, out: Output) -> anyhow::Result<ExitCode> {
@@ -44,13 +47,8 @@ pub(crate) async fn backup(home: &Home, args: BackupArgs, out: Output) -> anyhow
     };
     let manifest = vestibule_controller::backup(&config, &options).await?;
     out.print(&manifest, |manifest| {
-        let database = if manifest.database {
-            "in it"
-        } else {
-            "not in it: PostgreSQL is saved with pg_dump, before this"
-        };
         format!(
-            "{}\nmaster key   {}\nto           {}\ndatabase     {database}",
+            "{}\nmaster key   {}\nto           {}",
             shared(manifest),
             master_key(manifest.master_key),
             options.to
@@ -69,6 +67,7 @@ pub(crate) async fn restore(
         home: home.path().to_owned(),
         key: args.key,
         config: args.config,
+        keep_database: args.keep_database,
     };
     let manifest = vestibule_controller::restore(&options).await?;
     out.print(&manifest, |manifest| {

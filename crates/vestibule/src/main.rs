@@ -7,6 +7,7 @@ mod credential;
 mod diagnose;
 mod doctor;
 mod home;
+mod host;
 mod image;
 mod output;
 mod people;
@@ -70,6 +71,9 @@ enum Command {
     /// Make, list and remove organisations.
     #[command(subcommand)]
     Org(people::OrgCommand),
+    /// List the hosts that share the database, and remove one that never comes back.
+    #[command(subcommand)]
+    Host(host::HostCommand),
     /// Look at provider packs and check them.
     #[command(subcommand)]
     Provider(provider::ProviderCommand),
@@ -131,6 +135,7 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
         Command::User(command) => runtime()?.block_on(people::user(&home, command, out)),
         Command::Token(command) => runtime()?.block_on(people::token(&home, command, out)),
         Command::Org(command) => runtime()?.block_on(people::org(&home, command, out)),
+        Command::Host(command) => runtime()?.block_on(host::run(&home, command, out)),
         Command::Provider(command) => provider::run(&home, command, out),
         Command::Diagnose(args) => diagnose::run(&args, out),
         Command::Doctor => doctor::run(&home, out),

@@ -1,7 +1,7 @@
 //! Writes a backup.
 use super::{
-    AUDIT_LOG, BackupManifest, CONFIG, DATABASE, KeyPlace, MANIFEST, MASTER_KEY, Mismatch, SCHEMA,
-    check_database, connect, digest_of,
+    AUDIT_LOG, BackupManifest, CONFIG, DATABASE, HOST, KeyPlace, MANIFEST, MASTER_KEY, Mismatch,
+    SCHEMA, check_database, connect, digest_of, rows,
 };
 use crate::{
     config::Config,
@@ -52,7 +52,7 @@ pub enum BackupError {
 }
 
 /// Saves database, vault, configuration and packs of a home into one tar file, mode 0600. A controller may run meanwhile.
-/// Where the database is PostgreSQL, it is not in the file: save it with pg_dump(1), before this.
+/// Of a PostgreSQL database the rows are in it; where hosts share one, those of all, and the vault of this one.
 ///
 /// # Errors
 /// When something can't be read, is not as it should be, or the file can't be written.
@@ -69,9 +69,10 @@ pub async fn backup(
         .prefix(".vestibule-backup-")
         .tempdir_in(parent)
         .map_err(failed("make a directory in", parent))?;
-    let database = config.database == "sqlite";
-    if database {
+    if config.database == "sqlite" {
         copy_database(&config.home, stage.path()).await?;
+    } else {
+        rows::save(&config.database, &stage.path().join(DATABASE)).await?;
     }
     let (home, dir, with_key) = (
         config.home.clone(),
@@ -91,7 +92,7 @@ pub async fn backup(
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             created_at: Timestamp::now(),
-            database,
+            database: true,
             master_key: KeyPlace::of(&source, with_key),
             audit_lines,
             audit_head,
@@ -101,10 +102,8 @@ pub async fn backup(
         Ok::<_, BackupError>((vault, manifest))
     })
     .await??;
-    if database {
-        let checked = check_database(&stage.path().join(DATABASE), &vault).await?;
-        checked.map_or(Ok(()), Err)?;
-    }
+    let checked = check_database(&stage.path().join(DATABASE), &vault).await?;
+    checked.map_or(Ok(()), Err)?;
     let to = options.to.clone();
     off_runtime(move || pack(stage.path(), manifest, &to)).await?
 }
@@ -128,9 +127,9 @@ async fn copy_database(home: &Utf8Path, to: &Utf8Path) -> Result<(), BackupError
     Ok(())
 }
 
-/// Configuration, packs, and the key where it is asked for.
+/// Configuration, packs, which host it is, and the key where it is asked for.
 fn copy_settings(home: &Utf8Path, to: &Utf8Path, with_key: bool) -> Result<(), BackupError> {
-    let mut names = vec![CONFIG.to_owned()];
+    let mut names = vec![CONFIG.to_owned(), HOST.to_owned()];
     if with_key {
         names.push(MASTER_KEY.to_owned());
     }
@@ -146,7 +145,9 @@ fn copy_settings(home: &Utf8Path, to: &Utf8Path, with_key: bool) -> Result<(), B
     for name in names {
         let from = home.join(&name);
         match std::fs::read(&from).and_then(|bytes| std::fs::write(to.join(&name), bytes)) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound && name == CONFIG => {}
+            Err(err)
+                if err.kind() == io::ErrorKind::NotFound
+                    && [CONFIG, HOST].contains(&name.as_str()) => {}
             copied => copied.map_err(failed("copy", &from))?,
         }
     }

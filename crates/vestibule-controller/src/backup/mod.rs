@@ -1,5 +1,5 @@
 //! Backups: database, vault and configuration in one tar file, taken while the controller runs, and put back into an empty
-//! home.
+//! home. The database is a file of SQLite's in it, whichever it was, and becomes whichever the configuration names.
 //!
 //! The database is copied first and the vault after it, each as it is at one moment. What the database says was sealed is
 //! therefore in the vault's copy; a credential that was sealed in between belongs to a session that the database still
@@ -7,6 +7,7 @@
 //! has both has every credential.
 mod create;
 mod restore;
+mod rows;
 
 pub use create::{BackupError, BackupOptions, backup};
 pub use restore::{RestoreError, RestoreOptions, restore};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, Row as _};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io::{self, Read},
 };
 use vestibule_api::{ids::CredentialId, time::Timestamp};
@@ -28,6 +29,7 @@ const SCHEMA: u32 = 1;
 /// First in the file.
 const MANIFEST: &str = "backup.json";
 const DATABASE: &str = "vestibule.db";
+const HOST: &str = "host-id";
 const CONFIG: &str = "vestibule.toml";
 const AUDIT_LOG: &str = "vault/audit.log";
 const MASTER_KEY: &str = "vault/master.key";
@@ -40,7 +42,7 @@ pub struct BackupManifest {
     /// Version of the program that wrote it.
     pub version: String,
     pub created_at: Timestamp,
-    /// Whether the database is in it. PostgreSQL has tools of its own.
+    /// Whether the database is in it. It always is; older backups are without where it was PostgreSQL.
     pub database: bool,
     /// Where the master key was; `with-backup`: it is in the file.
     pub master_key: KeyPlace,
@@ -102,7 +104,7 @@ impl KeyPlace {
 )]
 pub struct Mismatch(CredentialId);
 
-/// Whether a database file is whole, and what it says was sealed is known to the vault.
+/// Whether a database file is whole, and what it says was sealed on the host whose `host-id` is beside it is known to the vault.
 async fn check_database(path: &Utf8Path, vault: &Vault) -> Result<Option<Mismatch>, StoreError> {
     let mut connection = connect(path).await?;
     let query = |what| move |err| StoreError::Query { what, err };
@@ -115,12 +117,16 @@ async fn check_database(path: &Utf8Path, vault: &Vault) -> Result<Option<Mismatc
         let err = sqlx::Error::Protocol(said);
         return Err(query("find the database's file whole")(err));
     }
+    let elsewhere = elsewhere(path, &mut connection).await?;
     let rows = sqlx::query("SELECT credential_id FROM session WHERE state = 'completed'")
         .fetch_all(&mut connection)
         .await
         .map_err(query("list what was sealed"))?;
     for row in rows {
         let id: String = row.try_get(0).map_err(query("read what was sealed"))?;
+        if elsewhere.contains(&id) {
+            continue;
+        }
         let id: CredentialId = id.parse().map_err(|err| StoreError::Column {
             column: "credential_id",
             err: Box::new(err),
@@ -134,6 +140,33 @@ async fn check_database(path: &Utf8Path, vault: &Vault) -> Result<Option<Mismatc
         .await
         .map_err(query("close the database"))?;
     Ok(None)
+}
+
+/// Credentials that are in other hosts' vaults.
+async fn elsewhere(
+    path: &Utf8Path,
+    connection: &mut sqlx::AnyConnection,
+) -> Result<HashSet<String>, StoreError> {
+    let host = path
+        .parent()
+        .map(|dir| std::fs::read_to_string(dir.join(HOST)));
+    // Without one, the backup is of before there were hosts.
+    let Some(Ok(host)) = host else {
+        return Ok(HashSet::new());
+    };
+    let query = |err| StoreError::Query {
+        what: "list what was sealed elsewhere",
+        err,
+    };
+    let rows = sqlx::query("SELECT credential_id FROM credential_host WHERE host_id <> $1")
+        .bind(host.trim().to_owned())
+        .fetch_all(connection)
+        .await
+        .map_err(query)?;
+    rows.iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()
+        .map_err(query)
 }
 
 async fn connect(path: &Utf8Path) -> Result<sqlx::AnyConnection, StoreError> {

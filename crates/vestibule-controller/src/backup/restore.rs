@@ -1,7 +1,7 @@
 //! Puts a backup back into an empty home, after everything in it was checked.
 use super::{
-    AUDIT_LOG, BackupManifest, CONFIG, DATABASE, KeyPlace, MANIFEST, MASTER_KEY, Mismatch, SCHEMA,
-    check_database, digest_of, head_of,
+    AUDIT_LOG, BackupManifest, CONFIG, DATABASE, HOST, KeyPlace, MANIFEST, MASTER_KEY, Mismatch,
+    SCHEMA, check_database, digest_of, head_of, rows,
 };
 use crate::{
     config::{Config, ConfigError},
@@ -31,8 +31,10 @@ pub struct RestoreOptions {
     pub home: Utf8PathBuf,
     /// The master key as a file, where the backup does not hold it; it becomes the vault's own.
     pub key: Option<Utf8PathBuf>,
-    /// The configuration that says where the master key is; none: the one in the backup.
+    /// The configuration that says where the master key is, and which database there is; none: the one in the backup.
     pub config: Option<Utf8PathBuf>,
+    /// Leave the PostgreSQL database as it is: another host's restore filled it, or it was never lost.
+    pub keep_database: bool,
 }
 
 /// Why nothing was restored. The home is as it was, but for a directory `.restore-…` where the host died meanwhile.
@@ -59,7 +61,14 @@ pub enum RestoreError {
     Damaged { name: String, what: &'static str },
     #[error("understand the backup's manifest")]
     Manifest(#[source] serde_json::Error),
-    #[error("read the configuration that says where the master key is")]
+    #[error(
+        "the PostgreSQL database is not empty: restore into an empty one (`database` of the configuration), or, where it was \
+         not lost or another host's restore has filled it, leave it as it is with --keep-database"
+    )]
+    DatabaseInUse,
+    #[error(
+        "read the configuration that says where the master key is, and which database there is"
+    )]
     Config(#[from] ConfigError),
     #[error(
         "open the vault of the backup; its master key is not in it, it was {}: give it with --key FILE, or with --config FILE \
@@ -99,16 +108,31 @@ pub async fn restore(options: &RestoreOptions) -> Result<BackupManifest, Restore
         move || unpack(&options)
     })
     .await??;
+    let mut restored = None;
     if manifest.database {
-        let checked = check_database(&stage.path().join(DATABASE), &vault).await?;
+        let path = stage.path().join(DATABASE);
+        let checked = check_database(&path, &vault).await?;
         checked.map_or(Ok(()), Err)?;
+        let database = Config::load(options.config.as_deref(), stage.path())?.database;
+        if database != "sqlite" {
+            if !options.keep_database {
+                let loaded = rows::load(&path, &database).await?;
+                restored = Some(loaded.ok_or(RestoreError::DatabaseInUse)?);
+            }
+            std::fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
     }
-    off_runtime(move || {
+    let manifest = off_runtime(move || {
         place(stage.path(), &options.home)?;
         drop(lock);
-        Ok(manifest)
+        Ok::<_, RestoreError>(manifest)
     })
-    .await?
+    .await??;
+    // Last, as a file is.
+    if let Some(restored) = restored {
+        restored.commit().await?;
+    }
+    Ok(manifest)
 }
 
 type Unpacked = (camino_tempfile::Utf8TempDir, Vault, BackupManifest, File);
@@ -228,7 +252,7 @@ fn understand(text: &[u8]) -> Result<BackupManifest, RestoreError> {
 }
 
 fn is_name(name: &str) -> bool {
-    if [DATABASE, CONFIG, AUDIT_LOG, MASTER_KEY].contains(&name) {
+    if [DATABASE, CONFIG, HOST, AUDIT_LOG, MASTER_KEY].contains(&name) {
         return true;
     }
     if let Some(record) = name.strip_prefix("vault/records/") {
@@ -288,7 +312,7 @@ fn open_vault(
 
 /// Gives everything its place, the database last: without it, nothing is served from what is half there.
 fn place(stage: &Utf8Path, home: &Utf8Path) -> Result<(), RestoreError> {
-    for name in [CONFIG, "providers", "vault", DATABASE] {
+    for name in [CONFIG, HOST, "providers", "vault", DATABASE] {
         let (from, to) = (stage.join(name), home.join(name));
         match std::fs::rename(&from, &to) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {

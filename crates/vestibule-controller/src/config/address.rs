@@ -54,7 +54,12 @@ impl Config {
     pub(crate) fn hosts(&self) -> Vec<String> {
         let public = self.public_url.as_deref().and_then(origin);
         let public = public.and_then(|url| url.split_once("://").map(|(_, host)| host.to_owned()));
-        self.allowed_hosts.iter().cloned().chain(public).collect()
+        let peer = self.cluster.as_ref().and_then(|cluster| {
+            let url = origin(cluster.address.as_deref()?)?;
+            url.split_once("://").map(|(_, host)| host.to_owned())
+        });
+        let allowed = self.allowed_hosts.iter().cloned();
+        allowed.chain(public).chain(peer).collect()
     }
 }
 

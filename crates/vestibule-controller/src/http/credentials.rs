@@ -5,6 +5,7 @@ use super::{
 };
 use crate::{
     core::{Shared, off_runtime},
+    peers,
     people::Owner,
 };
 use axum::{Json, extract::State, http::StatusCode};
@@ -20,9 +21,10 @@ use vestibule_vault::{Access, Content, CredentialMeta, ReadError, RemoveError, V
 
 const PURPOSE_LIMIT: usize = 200;
 
-/// What lies in the vault.
+/// What lies in the vault; where hosts share the database, in the vaults of all of them.
 #[utoipa::path(get, path = "/api/credentials", tag = "credentials", operation_id = "credentials",
-    responses((status = 200, body = [CredentialView])))]
+    responses((status = 200, body = [CredentialView]),
+        (status = 503, body = ErrorBody, description = "a host does not answer")))]
 pub(super) async fn list(
     State(core): State<Shared>,
     caller: Caller,
@@ -40,7 +42,19 @@ pub(super) async fn list(
         tracing::error!(credential.id = %id, error = %Chain(err), "a record of the vault is damaged");
     }
     let credentials = listing.credentials.into_iter().filter(shown);
-    Ok(Json(credentials.map(view).collect()))
+    let mut views: Vec<_> = credentials.map(view).collect();
+    if core.store.is_shared() && !caller.relayed {
+        // A list with a gap would say that a credential is not there.
+        for host in core.store.hosts().await? {
+            if host.id != core.store.host() {
+                let theirs: Vec<CredentialView> =
+                    peers::get(&core, &host, &caller.principal, "/api/credentials").await?;
+                views.extend(theirs);
+            }
+        }
+        views.sort_by_key(|view| view.credential_id);
+    }
+    Ok(Json(views))
 }
 
 /// One credential's metadata.

@@ -1,5 +1,5 @@
 //! Errors as clients see them, and the extractors that make them of what axum refuses.
-use crate::store::{Hindrance, StoreError};
+use crate::store::StoreError;
 use axum::{
     Json,
     extract::{
@@ -123,17 +123,10 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(err: StoreError) -> Self {
-        let (message, fix) = match err.hindrance() {
-            None => return Self::internal(&err),
-            Some(Hindrance::Busy) => (
-                "the database is busy: another program holds it",
-                "try again; the operator finds with `lsof vestibule.db` who holds it",
-            ),
-            Some(Hindrance::DiskFull) => (
-                "the database's disk is full",
-                "make room on the file system of the home directory, then try again",
-            ),
+        let Some(hindrance) = err.hindrance() else {
+            return Self::internal(&err);
         };
+        let (message, fix) = hindrance.words();
         tracing::error!(request.id = request_id(), error = %Chain(&err), "the database is hindered");
         Self::new(ErrorCode::Unavailable, message, fix).retry_after(5)
     }

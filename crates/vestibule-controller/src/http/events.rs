@@ -7,6 +7,8 @@ use super::{
 use crate::{
     core::{Shared, stopped},
     live::Revocation,
+    peers,
+    people::Principal,
 };
 use axum::{
     extract::State,
@@ -27,6 +29,8 @@ use vestibule_api::{
 
 /// A comment line at least so often, so that whoever is in between keeps the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Where controllers share the database, it is looked at so often.
+const LOOK: Duration = Duration::from_secs(1);
 /// Events read from the database at a time.
 const PAGE: u32 = 256;
 
@@ -85,6 +89,7 @@ pub(super) async fn events(
     let tail = Tail {
         core,
         id,
+        caller: caller.principal,
         after,
         ready: VecDeque::new(),
         changes,
@@ -104,6 +109,7 @@ pub(super) async fn events(
 struct Tail {
     core: Shared,
     id: SessionId,
+    caller: Principal,
     after: u64,
     ready: VecDeque<SessionEvent>,
     changes: broadcast::Receiver<SessionId>,
@@ -119,7 +125,7 @@ impl Tail {
                 self.after = event.seq;
                 self.done =
                     matches!(event.event, SessionEventKind::State { state } if state.is_terminal());
-                return Some(self.with_code(event));
+                return Some(self.with_code(event).await);
             }
             if self.done {
                 return None;
@@ -135,10 +141,14 @@ impl Tail {
         }
     }
 
-    /// The code that the person compares is not in the database.
-    fn with_code(&self, mut event: SessionEvent) -> SessionEvent {
+    /// The code that the person compares is not in the database: the controller that follows the VM has it.
+    async fn with_code(&self, mut event: SessionEvent) -> SessionEvent {
         if let SessionEventKind::UserCode { code } = &mut event.event {
-            *code = self.core.live.user_code(self.id).unwrap_or_default();
+            let known = match self.core.live.user_code(self.id) {
+                Some(code) => Some(code),
+                None => peers::user_code(&self.core, &self.caller, self.id).await,
+            };
+            *code = known.unwrap_or_default();
         }
         event
     }
@@ -153,6 +163,8 @@ impl Tail {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return Some(()),
                     Err(broadcast::error::RecvError::Closed) => return None,
                 },
+                // What another controller changed is a notice of the database's, and seen without it as well.
+                () = tokio::time::sleep(LOOK), if self.core.store.is_shared() => return Some(()),
                 () = stopped(self.stopping.clone()) => return None,
                 () = self.revocation.revoked() => return None,
             }

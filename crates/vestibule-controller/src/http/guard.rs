@@ -4,8 +4,9 @@ use super::error::{ApiError, REQUEST_ID};
 use crate::{
     auth::Access,
     core::Shared,
+    peers::{self, Relayed},
     people::Principal,
-    rights::{self, Gate, Object, Reach},
+    rights::{self, Gate, Object, Reach, Rule},
     store::Scope,
 };
 use axum::{
@@ -36,11 +37,12 @@ pub(crate) async fn guard(State(core): State<Shared>, request: Request, next: Ne
         .scope(id.clone(), async {
             let (mut parts, body) = request.into_parts();
             match admit(&core, &parts).await {
-                Ok(caller) => {
-                    if let Some(caller) = caller {
+                Ok(admitted) => {
+                    if let Some(caller) = admitted.caller.clone() {
                         parts.extensions.insert(caller);
                     }
-                    next.run(Request::from_parts(parts, body)).await
+                    let request = Request::from_parts(parts, body);
+                    answer(&core, &admitted, request, next).await
                 }
                 Err(err) => err.into_response(),
             }
@@ -60,6 +62,8 @@ pub(crate) async fn guard(State(core): State<Shared>, request: Request, next: Ne
 pub(crate) struct Caller {
     pub(crate) principal: Principal,
     pub(crate) reach: Reach,
+    /// Whether another controller asks for them.
+    pub(crate) relayed: bool,
 }
 
 impl Caller {
@@ -80,8 +84,57 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
+/// A request that may be served.
+struct Admitted {
+    /// None: it needs nobody.
+    caller: Option<Caller>,
+    rule: Option<&'static Rule>,
+    relayed: bool,
+}
+
+/// Answers here, or by the controller of the host that has what is asked for.
+async fn answer(core: &Shared, admitted: &Admitted, request: Request, next: Next) -> Response {
+    let id = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|matched| id_of(matched.as_str(), request.uri().path()).to_owned());
+    let id = id.unwrap_or_default();
+    let host = match peers::elsewhere(core, admitted.rule, &id, admitted.relayed).await {
+        Ok(host) => host,
+        Err(err) => return err.into_response(),
+    };
+    let (Some(host), Some(rule)) = (host, admitted.rule) else {
+        return next.run(request).await;
+    };
+    match peers::relay(core, &host, rule, admitted.caller.as_ref(), request).await {
+        Ok(response) => response,
+        Err((_, Some(request))) => next.run(request).await,
+        Err((err, None)) => err.into_response(),
+    }
+}
+
+async fn admit(core: &Shared, request: &Parts) -> Result<Admitted, ApiError> {
+    let headers = &request.headers;
+    let own = core.store.host();
+    let relayed = core
+        .peers
+        .relayed(own, &request.method, &request.uri, headers)?;
+    let rule = request.extensions.get::<MatchedPath>();
+    let rule = rule.and_then(|path| rights::find(request.method.as_str(), path.as_str()));
+    let caller = admit_caller(core, request, relayed.as_ref()).await?;
+    Ok(Admitted {
+        caller,
+        rule,
+        relayed: relayed.is_some(),
+    })
+}
+
 /// Lets a request through that may be served. None: it needs nobody.
-async fn admit(core: &Shared, request: &Parts) -> Result<Option<Caller>, ApiError> {
+async fn admit_caller(
+    core: &Shared,
+    request: &Parts,
+    relayed: Option<&Relayed>,
+) -> Result<Option<Caller>, ApiError> {
     let headers = &request.headers;
     if !core.access.is_own_host(headers) {
         return Err(ApiError::new(
@@ -103,9 +156,12 @@ async fn admit(core: &Shared, request: &Parts) -> Result<Option<Caller>, ApiErro
             Ok(None)
         } else {
             // Whether there is such a route is for those who are known.
-            let principal = authenticate(core, headers).await?;
-            let reach = Reach::None;
-            Ok(Some(Caller { principal, reach }))
+            let principal = authenticate(core, headers, relayed).await?;
+            Ok(Some(Caller {
+                principal,
+                reach: Reach::None,
+                relayed: relayed.is_some(),
+            }))
         };
     };
     let rule = rights::find(request.method.as_str(), matched);
@@ -113,7 +169,7 @@ async fn admit(core: &Shared, request: &Parts) -> Result<Option<Caller>, ApiErro
         Some(Gate::Open) => return Ok(None),
         Some(Gate::Ticket(_)) if headers.contains_key(header::UPGRADE) => return Ok(None),
         Some(Gate::HomeToken | Gate::Ticket(_) | Gate::Roles(_)) | None => {
-            authenticate(core, headers).await?
+            authenticate(core, headers, relayed).await?
         }
     };
     let (principal, Some(rule)) = (granted, rule) else {
@@ -129,13 +185,24 @@ async fn admit(core: &Shared, request: &Parts) -> Result<Option<Caller>, ApiErro
     if reach == Reach::None {
         return Err(forbidden(&principal));
     }
-    let caller = Caller { principal, reach };
+    let caller = Caller {
+        principal,
+        reach,
+        relayed: relayed.is_some(),
+    };
     within_reach(core, &caller, rule.object, matched, request.uri.path()).await?;
     Ok(Some(caller))
 }
 
-/// Who carries the token or cookie.
-async fn authenticate(core: &Shared, headers: &HeaderMap) -> Result<Principal, ApiError> {
+/// Who carries the token or cookie, or whom another controller asks for.
+async fn authenticate(
+    core: &Shared,
+    headers: &HeaderMap,
+    relayed: Option<&Relayed>,
+) -> Result<Principal, ApiError> {
+    if let Some(relayed) = relayed {
+        return relayed.principal.clone().ok_or_else(unauthenticated);
+    }
     let now = Timestamp::now();
     if core.access.has_token(headers) {
         return Ok(Principal::local());
@@ -177,11 +244,7 @@ async fn within_reach(
     if object == Object::None || matches!(caller.reach, Reach::All | Reach::Yes) {
         return Ok(());
     }
-    let id = template
-        .split('/')
-        .zip(path.split('/'))
-        .find_map(|(name, value)| name.starts_with('{').then_some(value))
-        .unwrap_or_default();
+    let id = id_of(template, path);
     let (owner, what) = match object {
         Object::None => return Ok(()),
         Object::Session => {
@@ -202,6 +265,15 @@ async fn within_reach(
         Some(owner) if caller.reach.has(&caller.principal, &owner) => Ok(()),
         Some(_) | None => Err(ApiError::not_found(what)),
     }
+}
+
+/// What stands in a path where its template has the object's id.
+fn id_of<'a>(template: &str, path: &'a str) -> &'a str {
+    template
+        .split('/')
+        .zip(path.split('/'))
+        .find_map(|(name, value)| name.starts_with('{').then_some(value))
+        .unwrap_or_default()
 }
 
 /// Of the path as it was sent: an id with escapes in it is none.

@@ -5,6 +5,7 @@ mod docs;
 mod error;
 mod events;
 mod guard;
+mod hosts;
 mod images;
 mod login;
 mod me;
@@ -22,7 +23,7 @@ use crate::core::Shared;
 use axum::{
     Router, extract::DefaultBodyLimit, http::Method, middleware, response::IntoResponse as _,
 };
-use error::ApiError;
+pub(crate) use error::ApiError;
 use utoipa::{
     OpenApi as _,
     openapi::{
@@ -98,6 +99,8 @@ fn api() -> OpenApiRouter<Shared> {
         .routes(routes!(people::revoke_token))
         .routes(routes!(people::organisations, people::add_organisation))
         .routes(routes!(people::remove_organisation))
+        .routes(routes!(hosts::list))
+        .routes(routes!(hosts::forget))
         .routes(routes!(system::reconcilers))
         .routes(routes!(system::health))
         .routes(routes!(system::ready))

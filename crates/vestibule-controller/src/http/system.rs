@@ -37,6 +37,9 @@ pub(super) async fn ready(
     State(core): State<Shared>,
 ) -> Result<(StatusCode, Json<Readiness>), ApiError> {
     let mut checks = vec![database(&core).await];
+    if core.store.is_shared() {
+        checks.push(lease(&core));
+    }
     let on_disk = core.clone();
     checks.extend(
         off_runtime(move || {
@@ -86,12 +89,31 @@ async fn database(core: &Shared) -> ReadyCheck {
     check(
         "database",
         result.map_err(|err| {
-            (
-                Chain(&err).to_string(),
-                "look at the disk and the database".to_owned(),
-            )
+            let chain = Chain(&err).to_string();
+            match err.hindrance() {
+                Some(hindrance) => {
+                    let (what, fix) = hindrance.words();
+                    (format!("{what}: {chain}"), fix.to_owned())
+                }
+                None => (chain, "look at the disk and the database".to_owned()),
+            }
         }),
     )
+}
+
+/// Whether this controller may act for its host, where controllers share a database.
+fn lease(core: &Shared) -> ReadyCheck {
+    let result = if core.lease.is_held() {
+        Ok("this controller acts for its host".to_owned())
+    } else {
+        Err((
+            "the lease of this host ran out, or another controller has it: nothing is begun"
+                .to_owned(),
+            "wait until it is taken again; look at the database and at `vestibule host list`"
+                .to_owned(),
+        ))
+    };
+    check("lease", result)
 }
 
 fn vault(core: &Shared) -> ReadyCheck {

@@ -122,6 +122,7 @@ async fn view(core: &Shared, row: MachineRow) -> VmView {
         machine_id: row.id,
         pooled: row.pooled && row.session_id.is_none(),
         session_id: row.session_id,
+        host_id: row.host_id,
         snapshot_id: row.snapshot_id,
         state: of.map_or(row.state, |live| live.state),
         generation: of.map_or(row.generation, |live| live.generation),

@@ -12,7 +12,7 @@ pub(super) type Followed = Arc<Mutex<HashSet<MachineId>>>;
 
 pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, ReconcileError> {
     let mut begun = 0;
-    for machine in core.store.machines().await? {
+    for machine in core.store.own_machines().await? {
         let over = matches!(machine.state, MachineState::Gone | MachineState::Lost);
         if machine.launched_at.is_none() || over {
             continue;

@@ -5,6 +5,7 @@
 //! was doing when it was killed, they begin again from the rows.
 mod deadlines;
 mod effects;
+mod hosts;
 mod machines;
 mod orphans;
 pub(crate) mod place;
@@ -58,6 +59,8 @@ enum Kind {
     Deadlines,
     /// Follows every runner.
     Machines,
+    /// Ends what sessions have on hosts that are lost.
+    Hosts,
     /// Adopts runners that nobody knows, ends those that nobody owns.
     Orphans,
     /// Forgets old sessions.
@@ -65,12 +68,13 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Place,
         Self::Pool,
         Self::Effects,
         Self::Deadlines,
         Self::Machines,
+        Self::Hosts,
         Self::Orphans,
         Self::Retention,
     ];
@@ -82,6 +86,7 @@ impl Kind {
             Self::Effects => "effects",
             Self::Deadlines => "deadlines",
             Self::Machines => "machines",
+            Self::Hosts => "hosts",
             Self::Orphans => "orphans",
             Self::Retention => "retention",
         }
@@ -90,6 +95,7 @@ impl Kind {
     /// It runs at least so often; those that look at the rows only are woken when these change.
     const fn period(self) -> Duration {
         match self {
+            Self::Hosts => Duration::from_secs(2),
             Self::Place | Self::Pool | Self::Effects | Self::Deadlines | Self::Machines => {
                 Duration::from_secs(5)
             }
@@ -100,7 +106,7 @@ impl Kind {
 
     /// Whether a change of the rows is a reason to run.
     const fn is_woken(self) -> bool {
-        !matches!(self, Self::Orphans | Self::Retention)
+        !matches!(self, Self::Hosts | Self::Orphans | Self::Retention)
     }
 }
 
@@ -160,6 +166,8 @@ async fn keep_running(core: Shared, kind: Kind) {
     let mut changes = core.store.signals.work.subscribe();
     let mut state = State::default();
     loop {
+        // Without its lease the controller acts for nothing.
+        core.lease.held().await;
         changes.mark_unchanged();
         let (at, begun) = (Timestamp::now(), Instant::now());
         let result = once(&core, kind, &mut state).await;
@@ -200,6 +208,7 @@ async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, Recon
             deadlines::run(core).await
         }
         Kind::Machines => machines::run(core, state).await,
+        Kind::Hosts => hosts::run(core).await,
         Kind::Orphans => orphans::run(core).await,
         Kind::Retention => retention::run(core).await,
     }

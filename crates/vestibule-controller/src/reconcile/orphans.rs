@@ -21,7 +21,13 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
     let mut count = 0;
     for (id, dir) in directories(core.config.home.join("vms")).await? {
         match core.store.machine(id).await? {
-            Some(machine) if machine.gone_at.is_none() => count += owned(core, &machine).await?,
+            Some(machine) if machine.gone_at.is_none() => {
+                // A scheduler put it here.
+                if machine.host_id.is_none() && core.store.claim_machine(id).await? {
+                    tracing::info!(machine.id = %id, "claimed a VM that runs here");
+                }
+                count += owned(core, &machine).await?;
+            }
             Some(_) | None => count += unknown(core, id, dir).await?,
         }
     }

@@ -41,7 +41,9 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
             Served::Over => {}
             Served::Waits => {
                 host.give_back(core).await?;
-                tell_position(core, session, ahead).await?;
+                if host.tells {
+                    tell_position(core, session, ahead, host.others).await?;
+                }
                 ahead += 1;
             }
         }
@@ -56,6 +58,10 @@ struct Host {
     stock: Vec<MachineRow>,
     /// VMs of the pool that are being ended: each frees a place soon.
     leaving: usize,
+    /// Whether other hosts share the database, and may serve whom this one can't.
+    others: bool,
+    /// Whether this host is the one that says to people what they wait for.
+    tells: bool,
 }
 
 /// What came of a waiting session.
@@ -68,13 +74,17 @@ enum Served {
 
 impl Host {
     async fn look(core: &Shared) -> Result<Self, ReconcileError> {
-        let machines = core.store.machines().await?;
+        let machines = core.store.own_machines().await?;
         let places = usize::try_from(core.config.limits.vms)
             .unwrap_or(usize::MAX)
             .saturating_sub(machines.len());
         let nobodys = |m: &&MachineRow| m.pooled && m.session_id.is_none();
         let leaving = machines.iter().filter(nobodys).filter(|m| !m.is_stock());
         let leaving = leaving.count();
+        let mut live = core.store.hosts().await?;
+        live.retain(|host| host.live);
+        let own = core.store.host();
+        let others = live.iter().any(|host| host.id != own);
         let mut stock: Vec<_> = machines
             .into_iter()
             .filter(|m| m.is_stock() && m.launched_at.is_some())
@@ -84,6 +94,8 @@ impl Host {
             places,
             stock,
             leaving,
+            others,
+            tells: !others || live.first().is_some_and(|host| host.id == own),
         })
     }
 
@@ -97,6 +109,7 @@ impl Host {
         }
         let plan = match warm::plan(core, &session.image_alias).await {
             Ok(plan) => plan,
+            Err(PlanError::Image { .. }) if self.others => return Ok(Served::Waits),
             Err(PlanError::Image { alias, err }) => {
                 let finding = images::missing(&alias, &err);
                 core.store
@@ -123,6 +136,9 @@ impl Host {
         let free = off_runtime(move || free_mib(&home)).await?;
         let needed = core.config.limits.min_free_mib;
         if let Some(free) = free.filter(|free| *free < needed) {
+            if self.others {
+                return Ok(Served::Waits);
+            }
             let finding = disk_full(&core.config.home, free, needed);
             core.store
                 .session_failed(session.id, finding, core.now())
@@ -202,15 +218,17 @@ async fn tell_position(
     core: &Shared,
     session: &SessionRow,
     ahead: usize,
+    others: bool,
 ) -> Result<(), ReconcileError> {
     let limit = core.config.limits.vms;
+    let limit = if others {
+        "every host has as many VMs as it allows".to_owned()
+    } else {
+        format!("{limit} VMs run, as many as this host allows")
+    };
     let what = match ahead {
-        0 => format!(
-            "a free place: {limit} VMs run, as many as this host allows; this sign-in is next"
-        ),
-        _ => format!(
-            "a free place: {limit} VMs run, as many as this host allows; {ahead} sign-ins are ahead"
-        ),
+        0 => format!("a free place: {limit}; this sign-in is next"),
+        _ => format!("a free place: {limit}; {ahead} sign-ins are ahead"),
     };
     if !core.live.waits_for(session.id, &what) {
         return Ok(());

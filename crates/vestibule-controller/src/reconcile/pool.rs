@@ -8,7 +8,7 @@ use super::{ReconcileError, State, place::free_mib};
 use crate::{
     core::{Shared, off_runtime},
     machine::{EffectError, evidence, launch, teardown},
-    store::MachineRow,
+    store::{MachineRow, SessionRow},
     warm::{self, Plan, PlanError},
 };
 use hyper::Method;
@@ -130,7 +130,7 @@ fn count(count: usize) -> u32 {
 
 /// Machines of the pool that no session has, and of which something is left.
 async fn nobodys(core: &Shared) -> Result<Vec<MachineRow>, ReconcileError> {
-    let mut machines = core.store.machines().await?;
+    let mut machines = core.store.own_machines().await?;
     machines.retain(|m| m.pooled && m.session_id.is_none());
     Ok(machines)
 }
@@ -269,7 +269,7 @@ async fn fill(
     target: u32,
 ) -> Result<Result<bool, String>, ReconcileError> {
     let _counting = core.places.lock().await;
-    let machines = core.store.machines().await?;
+    let machines = core.store.own_machines().await?;
     let stock: Vec<_> = machines.iter().filter(|m| m.is_stock()).collect();
     let own = stock.iter().filter(|m| m.image_alias == plan.alias);
     if count(own.count()) >= target {
@@ -288,7 +288,12 @@ async fn fill(
         SessionState::Starting,
         SessionState::Ready,
     ] {
-        if !core.store.sessions_in(state).await?.is_empty() {
+        let here = |session: &SessionRow| {
+            let elsewhere = session.machine_id.is_some()
+                && !machines.iter().any(|m| Some(m.id) == session.machine_id);
+            !elsewhere
+        };
+        if core.store.sessions_in(state).await?.iter().any(here) {
             return Ok(Err("sign-ins that start go first".to_owned()));
         }
     }

@@ -79,6 +79,8 @@ pub(super) const RULES: &[Rule] = &[
     rule("GET", "/api/login/oidc", "oidcLogin", Nothing, Open),
     rule("GET", "/api/login/oidc/callback", "oidcCallback", Nothing, Open),
     rule("POST", "/api/logout", "logout", Nothing, EVERYBODY),
+    rule("GET", "/api/hosts", "hosts", Nothing, INSTALLATION),
+    rule("DELETE", "/api/hosts/{id}", "forgetHost", Nothing, PEOPLE),
     rule("GET", "/api/reconcilers", "reconcilers", Nothing, INSTALLATION),
     rule("GET", "/health", "health", Nothing, Open),
     rule("GET", "/ready", "ready", Nothing, Roles([No, Yes, Yes, No, Yes])),

@@ -3,9 +3,12 @@ use super::{Store, StoreError, row};
 use crate::state::Effect;
 use sqlx::{Any, Transaction};
 use std::time::Duration;
-use vestibule_api::{ids::SessionId, time::Timestamp};
+use vestibule_api::{
+    ids::{HostId, MachineId, SessionId},
+    time::Timestamp,
+};
 
-/// An effect whose time has come. Per session only its oldest open one is due: they are carried out in order.
+/// An effect of this host whose time has come. Per session only its oldest open one is due: they are carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DueEffect {
     pub(crate) id: String,
@@ -16,21 +19,26 @@ pub(crate) struct DueEffect {
     pub(crate) created_at: Timestamp,
 }
 
-/// Writes an effect down, after those that the session has.
+/// Writes an effect down, after those that the session has: for the host of `machine`, else for `host`.
 pub(super) async fn insert(
     tx: &mut Transaction<'static, Any>,
     session: SessionId,
     effect: Effect,
+    machine: Option<MachineId>,
+    host: HostId,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO effect (id, session_id, seq, kind, created_at, attempts, not_before) \
-         SELECT $1, $2, COALESCE(MAX(seq), 0) + 1, $3, $4, 0, $4 FROM effect WHERE session_id = $2",
+        "INSERT INTO effect (id, session_id, seq, kind, created_at, attempts, not_before, host_id) \
+         SELECT $1, $2, COALESCE(MAX(seq), 0) + 1, $3, $4, 0, $4, \
+         COALESCE((SELECT host_id FROM machine WHERE id = $5), $6) FROM effect WHERE session_id = $2",
     )
     .bind(uuid::Uuid::now_v7().to_string())
     .bind(session.to_string())
     .bind(effect.id())
     .bind(now.as_micros())
+    .bind(machine.map(|id| id.to_string()))
+    .bind(host.to_string())
     .execute(&mut **tx)
     .await
     .map(|_| ())
@@ -38,14 +46,15 @@ pub(super) async fn insert(
 }
 
 impl Store {
-    /// Effects to carry out now.
+    /// Effects that this host carries out now.
     pub(crate) async fn due_effects(&self, now: Timestamp) -> Result<Vec<DueEffect>, StoreError> {
         sqlx::query(
-            "SELECT * FROM effect WHERE done_at IS NULL AND not_before <= $1 AND NOT EXISTS (\
-             SELECT 1 FROM effect older WHERE older.session_id = effect.session_id AND older.done_at IS NULL \
-             AND older.seq < effect.seq) ORDER BY id",
+            "SELECT * FROM effect WHERE host_id = $2 AND done_at IS NULL AND not_before <= $1 AND NOT EXISTS (\
+             SELECT 1 FROM effect older WHERE older.session_id = effect.session_id AND older.host_id = effect.host_id \
+             AND older.done_at IS NULL AND older.seq < effect.seq) ORDER BY id",
         )
         .bind(now.as_micros())
+        .bind(self.host.to_string())
         .fetch_all(&self.pool)
         .await
         .map_err(StoreError::query("list due effects"))?
@@ -62,13 +71,16 @@ impl Store {
         .collect()
     }
 
-    /// The moment at which the next effect or deadline is due; none: nothing is open.
+    /// The moment at which the next effect or deadline of this host is due; none: nothing is open.
     pub(crate) async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
         let found = sqlx::query(
-            "SELECT MIN(at) AS at FROM (SELECT not_before AS at FROM effect WHERE done_at IS NULL AND NOT EXISTS (\
-             SELECT 1 FROM effect older WHERE older.session_id = effect.session_id AND older.done_at IS NULL \
-             AND older.seq < effect.seq) UNION ALL SELECT deadline_at AS at FROM session WHERE deadline_at IS NOT NULL) AS due",
+            "SELECT MIN(at) AS at FROM (SELECT not_before AS at FROM effect WHERE host_id = $1 AND done_at IS NULL \
+             AND NOT EXISTS (SELECT 1 FROM effect older WHERE older.session_id = effect.session_id \
+             AND older.host_id = effect.host_id AND older.done_at IS NULL AND older.seq < effect.seq) \
+             UNION ALL SELECT deadline_at AS at FROM session LEFT JOIN machine ON machine.id = session.machine_id \
+             WHERE deadline_at IS NOT NULL AND (host_id IS NULL OR host_id = $1)) AS due",
         )
+        .bind(self.host.to_string())
         .fetch_one(&self.pool)
         .await
         .map_err(StoreError::query("look for what is due next"))?;

@@ -8,7 +8,7 @@ use sqlx::{Any, Transaction, any::AnyRow};
 use vestibule_api::{
     cause::Cause,
     finding::Finding,
-    ids::{ImageDigest, MachineId, SessionId, SnapshotId},
+    ids::{HostId, ImageDigest, MachineId, SessionId, SnapshotId},
     machine::{MachineState, MachineView},
     session::{SessionEventKind, SessionState, StartKind},
     time::Timestamp,
@@ -19,6 +19,8 @@ use vestibule_api::{
 pub(crate) struct MachineRow {
     pub(crate) id: MachineId,
     pub(crate) session_id: Option<SessionId>,
+    /// Whose it is, once it is in the database; none: wherever a scheduler puts it.
+    pub(crate) host_id: Option<HostId>,
     pub(crate) image_alias: String,
     pub(crate) image_digest: ImageDigest,
     /// The snapshot that it begins from; none: it boots.
@@ -78,6 +80,7 @@ impl MachineRow {
         Ok(Self {
             id: row::id(row, "id")?,
             session_id: row::maybe_id(row, "session_id")?,
+            host_id: row::maybe_id(row, "host_id")?,
             image_alias: row::text(row, "image_alias")?,
             image_digest: row::id(row, "image_digest")?,
             snapshot_id: row::maybe_id(row, "snapshot_id")?,
@@ -101,6 +104,7 @@ impl MachineRow {
         Self {
             id: MachineId::generate(),
             session_id: None,
+            host_id: None,
             image_alias: alias,
             image_digest: digest,
             snapshot_id: None,
@@ -124,6 +128,7 @@ impl MachineRow {
         Self {
             id: view.machine_id,
             session_id: view.session_id,
+            host_id: None,
             image_alias: String::new(),
             image_digest: view.image_digest.clone(),
             snapshot_id: view.snapshot_id.clone(),
@@ -205,13 +210,14 @@ impl Store {
             return Ok(false);
         };
         let mut tx = self.begin().await?;
+        self.fence(&mut tx).await?;
         let Some(mut session) = session::lock(&mut tx, id).await? else {
             return Ok(false);
         };
         if !self.give(&mut tx, &mut session, machine, now).await? {
             return Ok(false);
         }
-        insert(&mut tx, machine).await?;
+        insert(&mut tx, machine, self.host).await?;
         self.commit(tx, Some(id)).await?;
         Ok(true)
     }
@@ -252,7 +258,19 @@ impl Store {
             .transpose()
     }
 
-    /// Machines of which something may be left on the host, oldest first.
+    /// Machines of this host of which something may be left on it, oldest first.
+    pub(crate) async fn own_machines(&self) -> Result<Vec<MachineRow>, StoreError> {
+        sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL AND host_id = $1 ORDER BY id")
+            .bind(self.host.to_string())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::query("list the host's machines"))?
+            .iter()
+            .map(MachineRow::read)
+            .collect()
+    }
+
+    /// Machines of all hosts of which something may be left, oldest first.
     pub(crate) async fn machines(&self) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL ORDER BY id")
             .fetch_all(&self.pool)
@@ -263,13 +281,16 @@ impl Store {
             .collect()
     }
 
-    /// Machines that this session was given and of which something may be left, oldest first.
+    /// Machines of this host, or of none yet, that this session was given and of which something may be left, oldest first.
     pub(crate) async fn machines_of(
         &self,
         session: SessionId,
     ) -> Result<Vec<MachineRow>, StoreError> {
-        sqlx::query("SELECT * FROM machine WHERE session_id = $1 AND gone_at IS NULL ORDER BY id")
+        let sql = "SELECT * FROM machine WHERE session_id = $1 AND gone_at IS NULL AND (host_id IS NULL OR host_id = $2) \
+                   ORDER BY id";
+        sqlx::query(sql)
             .bind(session.to_string())
+            .bind(self.host.to_string())
             .fetch_all(&self.pool)
             .await
             .map_err(StoreError::query("list a session's machines"))?
@@ -300,6 +321,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Option<Ingested>, StoreError> {
         let mut tx = self.begin().await?;
+        self.fence(&mut tx).await?;
         let Some(machine) = lock(&mut tx, id).await? else {
             return Ok(None);
         };
@@ -313,7 +335,7 @@ impl Store {
     }
 
     /// What a machine's event means for its session. A machine that the session has given up has nothing to tell it.
-    async fn tell_session(
+    pub(super) async fn tell_session(
         &self,
         tx: &mut Transaction<'static, Any>,
         machine: &MachineRow,
@@ -396,6 +418,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Option<Ingested>, StoreError> {
         let mut tx = self.begin().await?;
+        self.fence(&mut tx).await?;
         let machine = lock(&mut tx, id).await?;
         let Some(mut machine) = machine.filter(|machine| machine.gone_at.is_none()) else {
             return Ok(None);
@@ -454,11 +477,12 @@ pub(super) async fn lock(
 pub(super) async fn insert(
     connection: &mut sqlx::AnyConnection,
     machine: &MachineRow,
+    host: HostId,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO machine (id, session_id, image_alias, image_digest, memory_mib, vcpus, state, generation, \
-         last_seq, created_at, launched_at, snapshot_id, pooled) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, 0, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING",
+         last_seq, created_at, launched_at, snapshot_id, pooled, host_id) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 0, 0, $8, $9, $10, $11, $12) ON CONFLICT (id) DO NOTHING",
     )
     .bind(machine.id.to_string())
     .bind(machine.session_id.map(|id| id.to_string()))
@@ -471,22 +495,24 @@ pub(super) async fn insert(
     .bind(machine.launched_at.map(Timestamp::as_micros))
     .bind(machine.snapshot_id.as_ref().map(|id| id.as_str().to_owned()))
     .bind(i64::from(machine.pooled))
+    .bind(host.to_string())
     .execute(connection)
     .await
     .map(|_| ())
     .map_err(StoreError::query("insert a machine"))
 }
 
-async fn update(
+pub(super) async fn update(
     connection: &mut sqlx::AnyConnection,
     machine: &MachineRow,
     seq: u64,
     reported: &Reported,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let newer = reported
-        .state
-        .filter(|(_, generation)| *generation > machine.generation);
+    // One that was given up stays so, also when its runner lives and its host comes back.
+    let newer = reported.state.filter(|(_, generation)| {
+        *generation > machine.generation && machine.state != MachineState::Lost
+    });
     let (state, generation) = newer.unwrap_or((machine.state, machine.generation));
     let ready_at = match machine.ready_at {
         None if state == MachineState::Up => Some(now),

@@ -4,6 +4,7 @@
 //! one transaction that holds the row from its beginning. After a commit, [`Signals`] wakes whoever waits.
 mod effect;
 mod event;
+mod host;
 mod identity;
 mod login;
 mod machine;
@@ -14,18 +15,19 @@ mod row;
 mod session;
 
 pub(crate) use effect::DueEffect;
+pub(crate) use host::{Forgotten, HostRow, OwnHost};
 pub(crate) use identity::{Known, Newcomers};
 pub(crate) use machine::{Ingested, MachineRow, Reported};
 pub(crate) use owner::{Created, Quota, Scope};
 pub(crate) use people::{NewToken, Removed};
 pub(crate) use session::{Applied, Facts, NewSession, SessionRow};
 
-use crate::state::Deadlines;
+use crate::{notices::CHANNEL, state::Deadlines};
 use camino::Utf8Path;
 use sqlx::{Any, Executor as _, Transaction, any::AnyPoolOptions};
-use std::{os::unix::fs::OpenOptionsExt as _, time::Duration};
+use std::{os::unix::fs::OpenOptionsExt as _, sync::atomic::AtomicI64, time::Duration};
 use tokio::sync::{broadcast, watch};
-use vestibule_api::ids::SessionId;
+use vestibule_api::ids::{HostId, SessionId};
 
 /// Why the database did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,8 @@ pub enum StoreError {
         #[source]
         err: sqlx::Error,
     },
+    #[error("act for a host whose lease another controller has taken")]
+    Fenced,
     #[error("understand column `{column}` of the database")]
     Column {
         column: &'static str,
@@ -53,10 +57,38 @@ pub enum StoreError {
 /// What keeps a database from doing anything now, and may pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hindrance {
-    /// Another process holds it, or every connection is in use.
+    /// It does not answer in time: another program holds it, or every connection is in use.
     Busy,
     /// Its file system is full.
     DiskFull,
+    /// There is no server that could be reached.
+    Gone,
+    /// It takes no changes: a standby, or a file system that is read-only.
+    ReadOnly,
+}
+
+impl Hindrance {
+    /// What is the matter, and what to do about it.
+    pub(crate) const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Busy => (
+                "the database is busy: another program holds it, or all its connections are in use",
+                "try again; the operator finds who holds it with `lsof vestibule.db`, or in PostgreSQL's pg_stat_activity",
+            ),
+            Self::DiskFull => (
+                "the database's disk is full",
+                "make room on the file system of the home directory, or of the PostgreSQL server, then try again",
+            ),
+            Self::Gone => (
+                "the database's server does not answer",
+                "try again; the operator starts the PostgreSQL server, or corrects `database` in the configuration",
+            ),
+            Self::ReadOnly => (
+                "the database takes no changes",
+                "let `database` name the primary server and not a standby, or make its file system writable",
+            ),
+        }
+    }
 }
 
 impl StoreError {
@@ -71,12 +103,22 @@ impl StoreError {
         };
         match err {
             sqlx::Error::PoolTimedOut => Some(Hindrance::Busy),
+            sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+                Some(Hindrance::Gone)
+            }
             // Result codes of SQLite (sqlite.org/rescode.html), of which the low byte is the primary one; SQLSTATE of PostgreSQL.
             sqlx::Error::Database(err) => match err.code().as_deref() {
-                Some("55P03") => Some(Hindrance::Busy),
+                // Lock not available, too many connections, serialization failure, deadlock.
+                Some("55P03" | "53300" | "40001" | "40P01") => Some(Hindrance::Busy),
                 Some("53100") => Some(Hindrance::DiskFull),
+                // Shut down, crashed, starting; a connection that broke.
+                Some(
+                    "57P01" | "57P02" | "57P03" | "08000" | "08001" | "08003" | "08004" | "08006",
+                ) => Some(Hindrance::Gone),
+                Some("25006") => Some(Hindrance::ReadOnly),
                 Some(code) => match code.parse::<u32>().map(|code| code & 0xff) {
                     Ok(5 | 6) => Some(Hindrance::Busy),
+                    Ok(8) => Some(Hindrance::ReadOnly),
                     Ok(13) => Some(Hindrance::DiskFull),
                     Ok(_) | Err(_) => None,
                 },
@@ -108,12 +150,21 @@ impl Signals {
     }
 }
 
+/// Which database it is. What differs between them is asked of this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Sqlite,
+    Postgres,
+}
+
 /// The database.
 #[derive(Debug)]
 pub(crate) struct Store {
     pool: sqlx::AnyPool,
-    /// On SQLite a transaction that writes must say so at its beginning, or it can fail in its middle.
-    begin: &'static str,
+    kind: Kind,
+    host: HostId,
+    /// Of the host's lease, as this controller took it; 0: it took none.
+    generation: AtomicI64,
     deadlines: Deadlines,
     pub(crate) signals: Signals,
 }
@@ -140,11 +191,12 @@ impl Store {
             },
             err,
         };
+        let host = host::own_id(home).map_err(|err| failed(err.into()))?;
         let (target, connections) = if sqlite {
             create_private(&path).map_err(|err| failed(err.into()))?;
             (format!("sqlite://{path}"), 4)
         } else {
-            (url.to_owned(), 8)
+            (url.to_owned(), 16)
         };
         let pool = AnyPoolOptions::new()
             .max_connections(connections)
@@ -159,7 +211,9 @@ impl Store {
             .map_err(|err| failed(err.into()))?;
         Ok(Self {
             pool,
-            begin: if sqlite { "BEGIN IMMEDIATE" } else { "BEGIN" },
+            kind: if sqlite { Kind::Sqlite } else { Kind::Postgres },
+            host,
+            generation: AtomicI64::new(0),
             deadlines,
             signals: Signals {
                 work: watch::channel(()).0,
@@ -182,19 +236,48 @@ impl Store {
         self.pool.close().await;
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+    async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Any>, StoreError> {
         self.pool
-            .begin_with(self.begin)
+            .acquire()
+            .await
+            .map_err(StoreError::query("reach the database"))
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let begin = match self.kind {
+            // A transaction that writes must say so at its beginning, or it can fail in its middle.
+            Kind::Sqlite => "BEGIN IMMEDIATE",
+            Kind::Postgres => "BEGIN",
+        };
+        self.pool
+            .begin_with(begin)
             .await
             .map_err(StoreError::query("begin a transaction"))
+    }
+
+    /// What the other controllers hear when the transaction is committed.
+    async fn tell(&self, tx: &mut Transaction<'static, Any>, what: &str) -> Result<(), StoreError> {
+        if self.kind == Kind::Sqlite {
+            return Ok(());
+        }
+        sqlx::query("SELECT pg_notify($1, $2)")
+            .bind(CHANNEL)
+            .bind(format!("{} {what}", self.host))
+            .execute(&mut **tx)
+            .await
+            .map(drop)
+            .map_err(StoreError::query("tell the other controllers"))
     }
 
     /// Commits, then wakes those who wait for `session` and for work.
     async fn commit(
         &self,
-        tx: Transaction<'static, Any>,
+        mut tx: Transaction<'static, Any>,
         session: Option<SessionId>,
     ) -> Result<(), StoreError> {
+        if let Some(session) = session {
+            self.tell(&mut tx, &format!("session {session}")).await?;
+        }
         tx.commit()
             .await
             .map_err(StoreError::query("commit a transaction"))?;

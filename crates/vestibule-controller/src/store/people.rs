@@ -177,6 +177,7 @@ impl Store {
             .await
             .map_err(failed())?
             .rows_affected();
+        self.tell(&mut tx, &format!("revoked {id}")).await?;
         self.commit(tx, None).await?;
         Ok(if gone == 0 {
             Removed::Missing
@@ -206,6 +207,9 @@ impl Store {
             .execute(&mut *tx)
             .await
             .map_err(failed())?;
+        if but.is_none() {
+            self.tell(&mut tx, &format!("revoked {id}")).await?;
+        }
         self.commit(tx, None).await
     }
 
@@ -307,15 +311,20 @@ impl Store {
 
     /// Removes a service token: it is worth nothing from now on.
     pub(crate) async fn remove_token(&self, id: TokenId) -> Result<Removed, StoreError> {
-        sqlx::query("DELETE FROM service_token WHERE id = $1")
+        let mut tx = self.begin().await?;
+        let gone = sqlx::query("DELETE FROM service_token WHERE id = $1")
             .bind(id.to_string())
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await
-            .map(|done| match done.rows_affected() {
-                0 => Removed::Missing,
-                _ => Removed::Yes,
-            })
-            .map_err(StoreError::query("revoke a service token"))
+            .map_err(StoreError::query("revoke a service token"))?
+            .rows_affected();
+        self.tell(&mut tx, &format!("revoked {id}")).await?;
+        self.commit(tx, None).await?;
+        Ok(if gone == 0 {
+            Removed::Missing
+        } else {
+            Removed::Yes
+        })
     }
 
     /// Makes an organisation; whether its name was free.

@@ -24,6 +24,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
+        self.fence(&mut tx).await?;
         let Some(machine) = machine::lock(&mut tx, machine).await? else {
             return Ok(false);
         };
@@ -45,14 +46,10 @@ impl Store {
 
     /// Writes down a machine that is about to be made for the pool, or that somebody else started.
     pub(crate) async fn add_machine(&self, machine: &MachineRow) -> Result<(), StoreError> {
-        let mut connection = self
-            .pool
-            .acquire()
-            .await
-            .map_err(StoreError::query("reach the database"))?;
-        machine::insert(&mut connection, machine).await?;
-        self.signals.wake();
-        Ok(())
+        let mut tx = self.begin().await?;
+        self.fence(&mut tx).await?;
+        machine::insert(&mut tx, machine, self.host).await?;
+        self.commit(tx, None).await
     }
 
     /// Takes a machine out of stock, for the pool to end it. `false`: it was not in stock.

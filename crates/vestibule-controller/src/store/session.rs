@@ -1,6 +1,6 @@
 //! Session rows: made once, changed only by [`crate::state::next`].
 use super::{
-    Store, StoreError, effect, event,
+    Store, StoreError, effect, event, host,
     owner::{self, Created, Quota, Scope},
     row,
 };
@@ -257,11 +257,18 @@ impl Store {
             .collect()
     }
 
-    /// Sessions whose deadline lies before `now`.
+    /// Sessions whose deadline lies before `now`: of this host, of none yet, and of hosts whose lease ran out.
     pub(crate) async fn overdue(&self, now: Timestamp) -> Result<Vec<SessionRow>, StoreError> {
-        sqlx::query("SELECT * FROM session WHERE deadline_at <= $1 ORDER BY id")
+        let mut connection = self.connection().await?;
+        let database_now = self.database_now(&mut connection).await?;
+        let sql = "SELECT session.* FROM session LEFT JOIN machine ON machine.id = session.machine_id \
+                   LEFT JOIN host ON host.id = machine.host_id WHERE session.deadline_at <= $1 \
+                   AND (machine.host_id IS NULL OR machine.host_id = $2 OR host.lease_until < $3) ORDER BY session.id";
+        sqlx::query(sql)
             .bind(now.as_micros())
-            .fetch_all(&self.pool)
+            .bind(self.host.to_string())
+            .bind(database_now.as_micros())
+            .fetch_all(&mut *connection)
             .await
             .map_err(StoreError::query("list overdue sessions"))?
             .iter()
@@ -269,15 +276,19 @@ impl Store {
             .collect()
     }
 
-    /// Moves every deadline, and the time of every effect that waits, by so many microseconds.
+    /// Moves every deadline, and the time of every effect that waits, by so many microseconds. Where hosts share the
+    /// database, only those of this one: no other clock jumped.
     pub(crate) async fn shift(&self, micros: i64) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         for sql in [
-            "UPDATE session SET deadline_at = deadline_at + $1 WHERE deadline_at IS NOT NULL",
-            "UPDATE effect SET not_before = not_before + $1 WHERE done_at IS NULL",
+            "UPDATE session SET deadline_at = deadline_at + $1 WHERE deadline_at IS NOT NULL AND ($3 = 0 OR machine_id IN \
+             (SELECT id FROM machine WHERE host_id = $2))",
+            "UPDATE effect SET not_before = not_before + $1 WHERE done_at IS NULL AND ($3 = 0 OR host_id = $2)",
         ] {
             sqlx::query(sql)
                 .bind(micros)
+                .bind(self.host.to_string())
+                .bind(i64::from(self.is_shared()))
                 .execute(&mut *tx)
                 .await
                 .map_err(StoreError::query("move deadlines"))?;
@@ -366,6 +377,13 @@ impl Store {
     ) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
         let failed = || StoreError::query("forget old sessions");
+        if self.is_shared() {
+            // One controller at a time: two would lock the same rows in different orders.
+            sqlx::query("LOCK TABLE session_gone IN SHARE ROW EXCLUSIVE MODE")
+                .execute(&mut *tx)
+                .await
+                .map_err(failed())?;
+        }
         sqlx::query(
             "INSERT INTO session_gone (id, gone_at, owner_id, organisation_id) \
              SELECT id, $2, owner_id, organisation_id FROM session \
@@ -422,6 +440,8 @@ impl Store {
         } else {
             event
         };
+        // As it was: a start that failed takes the machine away, and what follows is to be done where that is.
+        let machine = row.machine_id;
         let transition = match state::next(current, event, now) {
             Ok(transition) => transition,
             Err(illegal) => return Ok(Applied::Ignored(illegal)),
@@ -450,7 +470,10 @@ impl Store {
         kinds.push(SessionEventKind::State { state: row.state });
         add(tx, row, &kinds, now).await?;
         for effect in transition.effects {
-            effect::insert(tx, row.id, *effect, now).await?;
+            effect::insert(tx, row.id, *effect, machine, self.host, now).await?;
+        }
+        if event == Event::CredentialSealed {
+            host::sealed_at(tx, self.host, row).await?;
         }
         Ok(Applied::Moved(row.state))
     }

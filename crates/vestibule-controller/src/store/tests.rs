@@ -1,4 +1,4 @@
-//! Each body runs on SQLite, and on PostgreSQL where its server is installed.
+//! Each body runs on SQLite and on PostgreSQL.
 use super::*;
 use crate::{
     people::{Owner, Principal},
@@ -14,7 +14,7 @@ use vestibule_api::{
     time::Timestamp,
 };
 
-mod postgres;
+mod hosts;
 mod warm;
 
 const DEADLINES: Deadlines = {
@@ -43,7 +43,7 @@ macro_rules! on_both {
 
             #[tokio::test]
             async fn postgres() {
-                let Some(database) = super::postgres::fresh().await else { return };
+                let database = vestibule_testkit::postgres::database().await;
                 let home = camino_tempfile::tempdir().unwrap();
                 let store = super::Store::open(&database, home.path(), super::DEADLINES).await.unwrap();
                 super::bodies::$name(&store).await;
@@ -69,6 +69,9 @@ on_both!(
     a_verdict_can_be_improved,
     strangers_machines_are_adopted,
     a_flood_of_events_is_bounded,
+    a_machine_is_claimed_by_one_host,
+    effects_are_the_hosts_that_has_the_machine,
+    a_lease_is_one_controllers,
 );
 
 fn digest() -> ImageDigest {
@@ -129,8 +132,8 @@ async fn due(store: &Store) -> Vec<(SessionId, Effect)> {
 }
 
 mod bodies {
-    pub(super) use super::warm::*;
     use super::*;
+    pub(super) use super::{hosts::*, warm::*};
 
     pub(super) async fn a_session_is_made_and_listed(store: &Store) {
         let (first, second) = (session(store).await, session(store).await);

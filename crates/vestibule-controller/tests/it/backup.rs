@@ -1,7 +1,7 @@
 //! A home that is saved while its controller serves, and what is put back.
 use crate::{
     lifecycle::{FILE, SECRET, nothing_left, signing_in},
-    support::{home::Home, wait_for},
+    support::{home::Home, people::PASSWORD, wait_for},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -9,11 +9,12 @@ use serde_json::json;
 use std::os::unix::fs::PermissionsExt as _;
 use vestibule_api::{error::Chain, session::SessionState};
 use vestibule_controller::{
-    BackupManifest, BackupOptions, Config, RestoreError, RestoreOptions, backup, restore,
+    BackupManifest, BackupOptions, RestoreError, RestoreOptions, backup, restore,
 };
+use vestibule_testkit::postgres;
 
 async fn save(home: &Home, to: &Utf8Path, with_key: bool) -> BackupManifest {
-    let config = Config::load(None, home.path()).unwrap();
+    let config = home.config();
     let options = BackupOptions {
         to: to.to_owned(),
         with_key,
@@ -31,6 +32,7 @@ async fn put_back(
         home: home.to_owned(),
         key,
         config: None,
+        keep_database: false,
     };
     restore(&options).await
 }
@@ -67,7 +69,7 @@ async fn what_was_saved_while_it_served_comes_back_to_the_byte() {
         "nothing else is left"
     );
     let again = backup(
-        &Config::load(None, home.path()).unwrap(),
+        &home.config(),
         &BackupOptions {
             to: file.clone(),
             with_key: false,
@@ -191,4 +193,71 @@ async fn a_damaged_backup_is_refused_and_leaves_nothing() {
     let restored = put_back(&file, &target, None).await.unwrap();
     assert_eq!(restored.audit_head, manifest.audit_head);
     assert!(target.join("vault/master.key").exists());
+}
+
+/// A backup of one kind of database becomes the other kind, and the way back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_goes_into_the_other_database_and_back() {
+    let home = Home::on("sqlite", "");
+    let controller = home.serve().await;
+    let (done, runner) = signing_in(&home, &controller.api).await;
+    runner.capture(FILE, SECRET);
+    controller.api.until(done, SessionState::Completed).await;
+    nothing_left(&home).await;
+    controller.api.user("ada", "signer", None).await;
+    let events = controller.api.events(done, 0, |_| false).await;
+    let dir = camino_tempfile::tempdir().unwrap();
+    let saved = dir.path().join("saved.tar");
+    save(&home, &saved, true).await;
+    controller.stop().await;
+
+    let (mut from, mut last) = (saved, home);
+    for (number, database) in [postgres::cluster().database(), "sqlite".to_owned()]
+        .iter()
+        .enumerate()
+    {
+        let next = Home::on(database, "");
+        let config = dir.path().join(format!("{number}.toml"));
+        std::fs::write(
+            &config,
+            format!(
+                "database = '{database}'
+"
+            ),
+        )
+        .unwrap();
+        let options = RestoreOptions {
+            from: from.clone(),
+            home: next.path().to_owned(),
+            key: None,
+            config: Some(config),
+            keep_database: false,
+        };
+        restore(&options).await.unwrap();
+        let controller = next.serve().await;
+        assert_eq!(controller.api.events(done, 0, |_| false).await, events);
+        let reply = controller.api.log_in("ada", PASSWORD).await;
+        assert_eq!(reply.status(), 204, "people are there");
+        let list = controller.api.json("/api/credentials").await;
+        assert_eq!(list.as_array().unwrap().len(), 1);
+        controller.stop().await;
+        if database != "sqlite" {
+            let other = Home::on(database, "");
+            let again = RestoreOptions {
+                home: other.path().to_owned(),
+                ..options
+            };
+            let err = restore(&again).await.unwrap_err();
+            assert!(matches!(err, RestoreError::DatabaseInUse), "{err}");
+            let kept = RestoreOptions {
+                keep_database: true,
+                ..again
+            };
+            restore(&kept).await.unwrap();
+        }
+        from = dir.path().join(format!("{number}.tar"));
+        save(&next, &from, true).await;
+        last = next;
+    }
+    assert!(last.stores(b"ada"));
 }

@@ -398,7 +398,7 @@ async fn the_way_out_opens_with_the_claim() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_held_is_named() {
     use sqlx::{Connection as _, Executor as _};
-    let home = Home::new();
+    let home = Home::on("sqlite", "");
     let controller = home.serve().await;
     let api = &controller.api;
     let (id, runner) = signing_in(&home, api).await;

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers end the test")]
 mod auth;
 mod backup;
+mod cluster;
 mod confirm;
 mod failures;
 mod lifecycle;

@@ -246,6 +246,7 @@ async fn lists_health_metrics_and_docs() {
             "effects",
             "deadlines",
             "machines",
+            "hosts",
             "orphans",
             "retention"
         ]

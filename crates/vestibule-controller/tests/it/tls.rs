@@ -206,7 +206,7 @@ async fn a_public_address_needs_tls_and_somebody_who_can_sign_in() {
     controller.api.service("platform", "operator", None).await;
     controller.stop().await;
     let path = home.path().join("public.toml");
-    std::fs::write(&path, with_tls).unwrap();
+    std::fs::write(&path, format!("database = '{}'\n{with_tls}", home.database)).unwrap();
     let config = Config::load(Some(&path), home.path()).unwrap();
     let (told, served) = tokio::sync::oneshot::channel();
     let runners = Arc::clone(&home.runners);

@@ -151,7 +151,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** What lies in the vault. */
+        /** What lies in the vault; where hosts share the database, in the vaults of all of them. */
         get: operations["credentials"];
         put?: never;
         post?: never;
@@ -191,6 +191,40 @@ export interface paths {
         /** The bytes that the tool wrote. Before they leave, the audit log says so. */
         post: operations["credentialContent"];
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/hosts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Hosts that share the database, oldest first. */
+        get: operations["hosts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/hosts/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Removes a host that never comes back: what it had is given up. Credentials in its vault are out of reach then. */
+        delete: operations["forgetHost"];
         options?: never;
         head?: never;
         patch?: never;
@@ -771,7 +805,7 @@ export interface components {
          * @description One cause of a failure.
          * @enum {string}
          */
-        Cause: "build-failed" | "image-missing" | "made-from-older-image" | "agent-build-mismatch" | "root-device-missing" | "root-driver-missing" | "init-missing" | "init-crashed" | "mount-device-missing" | "filesystem-check-failed" | "first-boot-prompt" | "out-of-memory-guest" | "kernel-panic" | "vmm-exited" | "guest-not-executing" | "vmm-missing" | "host-disk-full" | "launch-refused" | "snapshot-refused" | "snapshot-failed" | "stream-refused" | "stream-lost" | "network-driver-missing" | "runner-lost" | "unit-not-enabled" | "unit-masked" | "unit-file-missing" | "enablement-link-invalid" | "wanted-by-unreached-target" | "template-without-instance" | "default-target-wrong" | "generator-hangs" | "ordering-cycle" | "conflicting-unit" | "condition-unmet" | "waits-for-network-online" | "network-matches-no-link" | "waits-for-unit" | "unit-shadowed" | "unit-file-unreadable" | "unit-without-exec" | "unit-settings-refused" | "exec-path-invalid" | "required-unit-missing" | "required-unit-masked" | "required-unit-failed" | "requisite-inactive" | "bound-unit-stopped" | "assert-failed" | "job-timeout" | "exec-missing" | "exec-not-executable" | "exec-wrong-architecture" | "exec-format" | "exec-interpreter-missing" | "shared-library-missing" | "user-missing" | "group-missing" | "working-directory-missing" | "environment-file-missing" | "credential-missing" | "namespace-path-missing" | "security-profile-missing" | "pre-start-failed" | "program-file-missing" | "start-limit-hit" | "exited-cleanly" | "never-notified-ready" | "watchdog-killed" | "crashed" | "illegal-instruction" | "killed-by-seccomp" | "memory-protection" | "out-of-memory-cgroup" | "port-in-use" | "localhost-unresolvable" | "disk-full" | "root-read-only" | "listens-on-loopback" | "listens-on-wrong-port" | "environment-ignored" | "private-network" | "address-filtered" | "firewall-drops" | "wrong-address" | "listening-not-answering" | "display-not-ready" | "browser-not-ready" | "browser-missing" | "agent-incompatible" | "pack-incompatible" | "egress-refused" | "egress-unreachable" | "name-not-found" | "tls-failed" | "tool-failed" | "tool-needs-terminal" | "url-not-captured" | "callback-not-reached" | "consent-denied" | "state-mismatch" | "code-expired" | "verifier-refused" | "token-endpoint-failed" | "credential-invalid" | "credential-moved" | "person-left" | "deadline";
+        Cause: "build-failed" | "image-missing" | "made-from-older-image" | "agent-build-mismatch" | "root-device-missing" | "root-driver-missing" | "init-missing" | "init-crashed" | "mount-device-missing" | "filesystem-check-failed" | "first-boot-prompt" | "out-of-memory-guest" | "kernel-panic" | "vmm-exited" | "guest-not-executing" | "vmm-missing" | "host-disk-full" | "launch-refused" | "snapshot-refused" | "snapshot-failed" | "stream-refused" | "stream-lost" | "network-driver-missing" | "runner-lost" | "host-lost" | "unit-not-enabled" | "unit-masked" | "unit-file-missing" | "enablement-link-invalid" | "wanted-by-unreached-target" | "template-without-instance" | "default-target-wrong" | "generator-hangs" | "ordering-cycle" | "conflicting-unit" | "condition-unmet" | "waits-for-network-online" | "network-matches-no-link" | "waits-for-unit" | "unit-shadowed" | "unit-file-unreadable" | "unit-without-exec" | "unit-settings-refused" | "exec-path-invalid" | "required-unit-missing" | "required-unit-masked" | "required-unit-failed" | "requisite-inactive" | "bound-unit-stopped" | "assert-failed" | "job-timeout" | "exec-missing" | "exec-not-executable" | "exec-wrong-architecture" | "exec-format" | "exec-interpreter-missing" | "shared-library-missing" | "user-missing" | "group-missing" | "working-directory-missing" | "environment-file-missing" | "credential-missing" | "namespace-path-missing" | "security-profile-missing" | "pre-start-failed" | "program-file-missing" | "start-limit-hit" | "exited-cleanly" | "never-notified-ready" | "watchdog-killed" | "crashed" | "illegal-instruction" | "killed-by-seccomp" | "memory-protection" | "out-of-memory-cgroup" | "port-in-use" | "localhost-unresolvable" | "disk-full" | "root-read-only" | "listens-on-loopback" | "listens-on-wrong-port" | "environment-ignored" | "private-network" | "address-filtered" | "firewall-drops" | "wrong-address" | "listening-not-answering" | "display-not-ready" | "browser-not-ready" | "browser-missing" | "agent-incompatible" | "pack-incompatible" | "egress-refused" | "egress-unreachable" | "name-not-found" | "tls-failed" | "tool-failed" | "tool-needs-terminal" | "url-not-captured" | "callback-not-reached" | "consent-denied" | "state-mismatch" | "code-expired" | "verifier-refused" | "token-endpoint-failed" | "credential-invalid" | "credential-moved" | "person-left" | "deadline";
         /** @description `POST /api/auth/session/{id}/confirm`. */
         ConfirmRequest: {
             /** @description The account as the session shows it; `null` where the tool names none. */
@@ -921,6 +955,37 @@ export interface components {
         };
         /** @enum {string} */
         HealthStatus: "starting" | "ready" | "degraded";
+        /**
+         * Format: uuid
+         * @description One home directory with the VMs of its machine, among those that share a database.
+         */
+        HostId: string;
+        /**
+         * @description Whether a host's controller acts for it.
+         * @enum {string}
+         */
+        HostState: "live" | "lost";
+        /** @description A host: one home directory with the VMs of its machine, among those that share a database. */
+        HostView: {
+            /** @description Where other controllers reach its controller. */
+            address?: string | null;
+            /**
+             * Format: int64
+             * @description How often a controller took the lease.
+             */
+            generation: number;
+            hostId: components["schemas"]["HostId"];
+            leaseUntil?: components["schemas"]["Timestamp"] | null;
+            /**
+             * Format: int64
+             * @description VMs of which something may be left.
+             */
+            machines: number;
+            name: string;
+            /** @description Whether it is the host of the controller that answers. */
+            own: boolean;
+            state: components["schemas"]["HostState"];
+        };
         /** @description An image's identity: SHA-256, in lower-case hex, of its manifest's bytes (which name every artifact's digest). */
         ImageDigest: string;
         /** @description The newest snapshot of an image for VMs of its default size. */
@@ -1540,6 +1605,7 @@ export interface components {
             /** @description Whether an evidence bundle is there. */
             hasEvidence: boolean;
             health?: components["schemas"]["Health"] | null;
+            hostId?: components["schemas"]["HostId"] | null;
             imageDigest: components["schemas"]["ImageDigest"];
             machineId: components["schemas"]["MachineId"];
             /** @description Whether the alias that it was made from points to another image by now. */
@@ -2058,6 +2124,15 @@ export interface operations {
                     "application/json": components["schemas"]["CredentialView"][];
                 };
             };
+            /** @description a host does not answer */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
             /** @description refused: who asks, their role, the request, or how often */
             default: {
                 headers: {
@@ -2183,6 +2258,79 @@ export interface operations {
                 };
             };
             503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    hosts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HostView"][];
+                };
+            };
+            /** @description refused: who asks, their role, the request, or how often */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    forgetHost: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: components["schemas"]["HostId"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description it is live, or sign-ins are still on it */
+            409: {
                 headers: {
                     [name: string]: unknown;
                 };

@@ -18,6 +18,7 @@ const BY_CAUSE: Partial<Record<Cause, string>> = {
   "snapshot-failed": "A private computer could not be started from its saved state",
   "stream-lost": "The private computer stopped answering",
   "runner-lost": "The private computer disappeared",
+  "host-lost": "The machine that ran the private computer disappeared",
   "egress-refused": "A page that the sign-in needs was not allowed",
   "egress-unreachable": "A page that the sign-in needs did not answer",
   "name-not-found": "A page that the sign-in needs does not exist",

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, task::JoinHandle};
 use vestibule_api::{
+    error::Chain,
     ids::{ImageDigest, MachineId, SnapshotId},
     snapshot::{
         Binding, MANIFEST_FILE, MEMORY_FILE, SNAPSHOT_SCHEMA, STATE_FILE, SavedFile,
@@ -15,14 +16,17 @@ use vestibule_api::{
     time::Timestamp,
 };
 use vestibule_controller::{Config, ServeError, Serving, serve_with};
+use vestibule_testkit::postgres;
 
 /// One controller that serves.
 pub(crate) struct Controller {
     pub(crate) api: Api,
     pub(crate) serving: Serving,
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<Result<(), ServeError>>,
+    task: Task,
 }
+
+type Task = JoinHandle<Result<(), ServeError>>;
 
 impl Controller {
     /// As SIGTERM does.
@@ -46,6 +50,8 @@ impl Controller {
 pub(crate) struct Home {
     dir: Utf8TempDir,
     pub(crate) runners: Arc<Runners>,
+    /// The configuration's `database`: SQLite, or PostgreSQL where `VESTIBULE_TEST_DATABASE=postgres` asks for it.
+    pub(crate) database: String,
     config: String,
 }
 
@@ -56,10 +62,21 @@ impl Home {
 
     /// With further configuration.
     pub(crate) fn with(config: &str) -> Self {
+        let database = match std::env::var("VESTIBULE_TEST_DATABASE").as_deref() {
+            Ok("postgres") => postgres::cluster().database(),
+            Ok("sqlite") | Err(_) => "sqlite".to_owned(),
+            Ok(other) => panic!("VESTIBULE_TEST_DATABASE={other}: neither sqlite nor postgres"),
+        };
+        Self::on(&database, config)
+    }
+
+    /// On this database, whatever the others run on.
+    pub(crate) fn on(database: &str, config: &str) -> Self {
         let dir = camino_tempfile::tempdir().unwrap();
         let home = Self {
             dir,
             runners: Arc::default(),
+            database: database.to_owned(),
             config: config.to_owned(),
         };
         home.publish("6.1");
@@ -69,6 +86,18 @@ impl Home {
     /// The same home under another configuration, from the next controller on.
     pub(crate) fn configure(&mut self, config: &str) {
         config.clone_into(&mut self.config);
+    }
+
+    /// Whether these bytes are anywhere in the database.
+    pub(crate) fn stores(&self, bytes: &[u8]) -> bool {
+        let stored = if self.database == "sqlite" {
+            let read = |name| std::fs::read(self.path().join(name)).unwrap_or_default();
+            ["vestibule.db", "vestibule.db-wal"].map(read).concat()
+        } else {
+            postgres::cluster().dump(&self.database)
+        };
+        assert!(!stored.is_empty());
+        stored.windows(bytes.len()).any(|window| window == bytes)
     }
 
     pub(crate) fn path(&self) -> &Utf8Path {
@@ -162,19 +191,7 @@ impl Home {
 
     /// A controller on this home.
     pub(crate) async fn serve(&self) -> Controller {
-        let config = self.path().join("test.toml");
-        std::fs::write(&config, format!("listen = '127.0.0.1:0'\n{}", self.config)).unwrap();
-        let config = Config::load(Some(&config), self.path()).unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (ready, serving) = oneshot::channel();
-        let runners = Arc::clone(&self.runners);
-        let task = tokio::spawn(async move {
-            let shutdown = async move { drop(stopped.await) };
-            serve_with(config, runners, shutdown, |serving| {
-                drop(ready.send(serving));
-            })
-            .await
-        });
+        let (stop, serving, task) = self.begin();
         let Ok(serving) = serving.await else {
             panic!("the controller does not serve: {:?}", task.await);
         };
@@ -186,6 +203,42 @@ impl Home {
             stop: Some(stop),
             task,
         }
+    }
+
+    /// Why a controller on this home does not serve.
+    pub(crate) async fn refused(&self) -> String {
+        let (_stop, _serving, task) = self.begin();
+        let ended = tokio::time::timeout(super::PATIENCE, task).await;
+        let err = ended.expect("it serves").unwrap().unwrap_err();
+        Chain(&err).to_string()
+    }
+
+    /// The configuration that its controllers run with.
+    pub(crate) fn config(&self) -> Config {
+        let path = self.path().join("test.toml");
+        let text = format!(
+            "listen = '127.0.0.1:0'
+database = '{}'
+{}",
+            self.database, self.config
+        );
+        std::fs::write(&path, text).unwrap();
+        Config::load(Some(&path), self.path()).unwrap()
+    }
+
+    fn begin(&self) -> (oneshot::Sender<()>, oneshot::Receiver<Serving>, Task) {
+        let config = self.config();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (ready, serving) = oneshot::channel();
+        let runners = Arc::clone(&self.runners);
+        let task = tokio::spawn(async move {
+            let shutdown = async move { drop(stopped.await) };
+            serve_with(config, runners, shutdown, |serving| {
+                drop(ready.send(serving));
+            })
+            .await
+        });
+        (stop, serving, task)
     }
 
     /// The runner of a VM, once it is started.
