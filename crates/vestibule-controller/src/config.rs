@@ -2,11 +2,13 @@
 mod address;
 pub(crate) mod cluster;
 mod oidc;
+mod scheduler;
 
 pub use address::TlsConfig;
 pub use cluster::ClusterConfig;
 pub use oidc::OidcConfig;
 pub(crate) use oidc::is_endpoint;
+pub use scheduler::{EngineKind, SchedulerConfig};
 
 use crate::state::Deadlines;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -89,8 +91,9 @@ pub struct Config {
     pub cluster: Option<ClusterConfig>,
     /// Changes of provider packs, by their id.
     pub providers: BTreeMap<ProviderId, Override>,
-    /// The program that runs a VM, with its first arguments; empty: this program, as `run-vm`.
+    /// The program that runs a VM, with its first arguments; empty: this program, as `run-vm`. Not with an engine.
     pub runner: Vec<String>,
+    pub scheduler: SchedulerConfig,
     /// `$VESTIBULE_HOME`. Not a key of the file.
     #[serde(skip)]
     pub home: Utf8PathBuf,
@@ -219,6 +222,7 @@ impl Default for Config {
             cluster: None,
             providers: BTreeMap::new(),
             runner: Vec::new(),
+            scheduler: SchedulerConfig::default(),
             home: Utf8PathBuf::new(),
             extra_ca_pem: Vec::new(),
         }
@@ -360,6 +364,7 @@ impl Config {
         if let Some(oidc) = &self.oidc {
             oidc.check()?;
         }
+        self.scheduler.check()?;
         self.egress.check()
     }
 
@@ -549,6 +554,11 @@ mod tests {
                 "frame_ancestors[0]",
             ),
             ("[deadlines]\nconfirm_s = 0", "deadlines.confirm_s"),
+            ("[scheduler]\nengine = 'nomad'", "scheduler.template"),
+            (
+                "[scheduler]\nengine = 'nomad'\ntemplate = '/x'\naddress = 'nomad'",
+                "scheduler.address",
+            ),
             (
                 "[oidc]\nissuer = 'http://a.example'\nclient_id = 'v'",
                 "oidc.issuer",

@@ -79,7 +79,12 @@ impl Core {
 
     /// Whether a runner answers, or its process (or one that it left) still lives.
     pub(crate) async fn runner_alive(&self, id: MachineId) -> bool {
-        self.scheduler.alive(id) || self.runner(id).dial().await.is_ok()
+        let scheduler = Arc::clone(&self.scheduler);
+        // Where it can't be asked, nobody is declared dead.
+        let alive = off_runtime(move || scheduler.alive(id))
+            .await
+            .unwrap_or(true);
+        alive || self.runner(id).dial().await.is_ok()
     }
 
     /// The time, for rows.

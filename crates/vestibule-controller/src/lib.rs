@@ -55,8 +55,8 @@ pub use backup::{
     RestoreOptions, backup, restore,
 };
 pub use config::{
-    ClusterConfig, Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, Limits,
-    OidcConfig, TlsConfig, VaultConfig, VmConfig,
+    ClusterConfig, Config, ConfigError, ConfirmAccount, DeadlineConfig, EgressConfig, EngineKind,
+    Limits, OidcConfig, SchedulerConfig, TlsConfig, VaultConfig, VmConfig,
 };
 pub use file::FileError;
 pub use http::openapi;
@@ -66,6 +66,6 @@ pub use oidc::OidcSetupError;
 pub use packs::{PackCheck, PacksError, check_packs, packs};
 pub use peers::KeyError;
 pub use rights::{Access, Reach, Right, rights, rights_table};
-pub use scheduler::{HostMemory, LaunchError, Scheduler};
+pub use scheduler::{EngineError, HostMemory, LaunchError, Scheduler};
 pub use serve::{LockError, ServeError, Serving, serve, serve_with};
 pub use store::StoreError;

@@ -3,6 +3,13 @@
 //! That a runner lives is a lock: the controller locks `vms/<id>/runner.stderr` and hands the open file to the runner as
 //! its standard error. The kernel gives the lock back when the last holder is gone, whoever that was and however it ended,
 //! so a controller that comes back knows at once, without process ids.
+mod engine;
+mod kubernetes;
+mod nomad;
+
+pub use engine::EngineError;
+
+use crate::config::Config;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::{
@@ -10,6 +17,7 @@ use std::{
     io::{self, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     process::Stdio,
+    sync::Arc,
 };
 use vestibule_api::{ids::MachineId, machine::VmSpec};
 
@@ -31,18 +39,22 @@ pub enum LaunchError {
         #[source]
         err: io::Error,
     },
+    #[error("have the engine start the runner")]
+    Engine(#[source] Box<EngineError>),
 }
 
 impl LaunchError {
-    /// The operating system's own error.
-    pub fn io(&self) -> &io::Error {
+    /// The operating system's own error, where it is one.
+    pub fn io(&self) -> Option<&io::Error> {
         match self {
-            Self::File { err, .. } | Self::Spec(err) | Self::Spawn { err, .. } => err,
+            Self::File { err, .. } | Self::Spec(err) | Self::Spawn { err, .. } => Some(err),
+            Self::Engine(_) => None,
         }
     }
 }
 
-/// Starts runners and says which live. The seam for other schedulers; nothing above it knows processes.
+/// Starts runners and says which live. The seam for other schedulers; nothing above it knows processes. Its methods may block:
+/// they are called off the runtime's threads.
 pub trait Scheduler: std::fmt::Debug + Send + Sync {
     /// Starts the runner of `spec`, once: where it lives already, nothing happens.
     ///
@@ -56,8 +68,26 @@ pub trait Scheduler: std::fmt::Debug + Send + Sync {
     /// Ends a runner that does not answer any more. Nothing happens where it does not live.
     fn kill(&self, id: MachineId);
 
+    /// Forgets a runner that is gone, where something still knows it.
+    fn forget(&self, _: MachineId) {}
+
     /// The memory of where runners run; none: it is not known.
     fn memory(&self) -> Option<HostMemory>;
+}
+
+/// The scheduler of the configuration. Must be called in a runtime.
+///
+/// # Errors
+/// When the engine that is named there can't be used.
+pub(crate) fn of(config: &Config) -> Result<Arc<dyn Scheduler>, EngineError> {
+    let home = config.home.clone();
+    Ok(match engine::of(&config.scheduler)? {
+        None => Arc::new(Local::new(home, config.runner.clone())),
+        Some(engine) => {
+            let runtime = tokio::runtime::Handle::current();
+            Arc::new(engine::Engined::new(home, engine, runtime))
+        }
+    })
 }
 
 /// How much memory there is for VMs.

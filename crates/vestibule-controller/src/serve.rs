@@ -17,7 +17,7 @@ use crate::{
     peers::{Key, KeyError, Peers},
     people::limits::Limits,
     reconcile::{self, Statuses, Stock},
-    scheduler::{Local, Scheduler},
+    scheduler::{self, EngineError, Scheduler},
     store::{Store, StoreError},
 };
 use camino::{Utf8Path, Utf8PathBuf};
@@ -74,6 +74,8 @@ pub enum ServeError {
     Cluster(#[from] KeyError),
     #[error("read the provider packs")]
     Packs(#[from] PacksError),
+    #[error("set up `[scheduler]`")]
+    Scheduler(#[from] EngineError),
     #[error("set up `[oidc]`")]
     Oidc(#[from] OidcSetupError),
     #[error("serve HTTP")]
@@ -112,7 +114,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
     ready: impl FnOnce(Serving),
 ) -> Result<(), ServeError> {
-    let scheduler = Arc::new(Local::new(config.home.clone(), config.runner.clone()));
+    let scheduler = scheduler::of(&config)?;
     serve_with(config, scheduler, shutdown, ready).await
 }
 

@@ -40,9 +40,9 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Print a one-time link to the dashboard of the running controller.
     Link,
-    /// Own one VM; its specification is JSON on standard input. Started by the controller.
+    /// Own one VM; its specification is JSON on standard input. Started by the controller, or by an engine for it.
     #[command(hide = true)]
-    RunVm,
+    RunVm(vm::RunVmArgs),
     /// Build, verify, publish and remove golden images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -124,7 +124,7 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Serve(args) => runtime()?.block_on(serve::serve(home, args)),
         Command::Link => runtime()?.block_on(serve::link(&home, out)),
-        Command::RunVm => runtime()?.block_on(vm::run_vm()),
+        Command::RunVm(args) => runtime()?.block_on(vm::run_vm(args)),
         Command::Image(command) => image::run(&home, command, out),
         Command::Vm(command) => runtime()?.block_on(vm::run(&home, command, out)),
         Command::Session(command) => runtime()?.block_on(session::run(&home, command, out)),

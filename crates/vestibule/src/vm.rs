@@ -10,14 +10,23 @@ use anyhow::{Context as _, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use http_body_util::BodyExt as _;
 use hyper::Method;
-use std::{io::Write as _, process::ExitCode, str::FromStr as _};
+use std::{
+    io::Write as _, os::unix::fs::OpenOptionsExt as _, process::ExitCode, str::FromStr as _,
+};
 use vestibule_api::{
     agent::{ExecReply, ExecRequest, ExecUser},
     client::{Runner, json_request},
     finding::Verdict,
     ids::MachineId,
-    machine::{Disposal, MachineView, StopRequest},
+    machine::{Disposal, MachineView, StopRequest, VmSpec},
 };
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunVmArgs {
+    /// The VM's specification; the runner takes the lock of the VM's directory by itself.
+    #[arg(long, value_name = "FILE")]
+    spec: Option<Utf8PathBuf>,
+}
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum VmCommand {
@@ -53,14 +62,35 @@ pub(crate) enum VmCommand {
     Why { vm: MachineId },
 }
 
-/// The role `run-vm`: reads the specification from standard input and owns the VM until it ends.
-pub(crate) async fn run_vm() -> anyhow::Result<ExitCode> {
+/// The role `run-vm`: reads the specification from standard input, or a file, and owns the VM until it ends.
+pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
+    let text = match &args.spec {
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("read the VM's specification `{path}`"))?,
+        None => std::io::read_to_string(std::io::stdin())
+            .context("read the VM's specification from standard input")?,
+    };
+    let spec: VmSpec = serde_json::from_str(&text).context("understand the VM's specification")?;
+    if args.spec.is_some() {
+        take_lock(Utf8Path::new(&spec.vm_dir))?;
+    }
     crate::serve::init_logging();
-    let text = std::io::read_to_string(std::io::stdin())
-        .context("read the VM's specification from standard input")?;
-    let spec = serde_json::from_str(&text).context("understand the VM's specification")?;
     vestibule_vm::run(spec).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes `runner.stderr` of a VM's directory standard error, locked: as the controller hands it to a runner of its own.
+fn take_lock(vm_dir: &Utf8Path) -> anyhow::Result<()> {
+    let path = vm_dir.join("runner.stderr");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("open `{path}`"))?;
+    file.try_lock()
+        .with_context(|| format!("lock `{path}`: another runner has it"))?;
+    rustix::stdio::dup2_stderr(&file).with_context(|| format!("write to `{path}`"))
 }
 
 pub(crate) async fn run(home: &Home, command: VmCommand, out: Output) -> anyhow::Result<ExitCode> {

@@ -309,3 +309,45 @@ fn systemd_hears_that_it_serves_lives_and_stops() {
     heard("STOPPING=1");
     assert!(child.wait().unwrap().success());
 }
+
+/// As an engine starts it: nobody hands it an open file.
+#[test]
+fn a_runner_of_an_engine_takes_its_lock_and_writes_its_own_log() {
+    let home = home();
+    let vm_dir = home.path().join("vms").join(VM);
+    fs::create_dir_all(&vm_dir).unwrap();
+    let spec = vm_dir.join("spec.json");
+    let run = || vestibule(&home, &["run-vm", "--spec", spec.as_str()]);
+    let output = run();
+    assert_ne!(status(&output), 0);
+    assert!(
+        text(&output.stderr).contains("spec.json"),
+        "{}",
+        text(&output.stderr)
+    );
+    let lines = serde_json::json!({
+        "machineId": VM, "imageDigest": "b".repeat(64), "imageDir": home.path().join("none"), "memoryMib": 256, "vcpus": 1,
+        "driver": "qemu", "vmDir": vm_dir, "evidenceDir": home.path().join("evidence").join(VM),
+        "egress": { "mode": "closed" },
+        "bootDeadlineS": 1, "consoleKeepBytes": 1024,
+    });
+    fs::write(&spec, lines.to_string()).unwrap();
+    let log = vm_dir.join("runner.stderr");
+    let held = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .unwrap();
+    held.try_lock().unwrap();
+    let output = run();
+    assert_ne!(status(&output), 0);
+    assert!(
+        text(&output.stderr).contains("another runner has it"),
+        "{}",
+        text(&output.stderr)
+    );
+    drop(held);
+    let output = run();
+    assert_eq!(text(&output.stderr), "", "what it says is in its log");
+    assert!(!fs::read_to_string(&log).unwrap_or_default().is_empty() || !vm_dir.exists());
+}

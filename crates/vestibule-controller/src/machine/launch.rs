@@ -194,8 +194,8 @@ fn spec(
 
 fn not_launched(err: &LaunchError) -> Finding {
     let full = matches!(
-        err.io().kind(),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+        err.io().map(std::io::Error::kind),
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem)
     );
     let quote = Quote {
         source: "host".to_owned(),
@@ -212,7 +212,10 @@ fn not_launched(err: &LaunchError) -> Finding {
         .retryable();
     }
     // EMFILE and ENFILE (open(2)).
-    if matches!(err.io().raw_os_error(), Some(23 | 24)) {
+    if matches!(
+        err.io().and_then(std::io::Error::raw_os_error),
+        Some(23 | 24)
+    ) {
         return Finding::new(
             Cause::LaunchRefused,
             quote,
@@ -225,6 +228,6 @@ fn not_launched(err: &LaunchError) -> Finding {
         Cause::LaunchRefused,
         quote,
         "the host refused to start the VM's runner",
-        "correct what the quoted error names (permissions, the configured `runner`), then start the sign-in again",
+        "correct what the quoted error names (permissions, the configured `runner` or `scheduler`), then start the sign-in again",
     )
 }

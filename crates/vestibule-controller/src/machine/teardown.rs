@@ -10,7 +10,7 @@ use crate::{
     store::{MachineRow, SessionRow},
 };
 use hyper::Method;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use vestibule_api::{
     client::CallError,
     error::Chain,
@@ -118,7 +118,8 @@ async fn end(core: &Shared, id: MachineId, reason: &str) -> Result<(), EffectErr
     if let Err(err) = &asked {
         tracing::warn!(machine.id = %id, error = %Chain(err), "the runner did not stop its VM");
         if core.live.unanswered(id, false) >= STOP_TRIES {
-            core.scheduler.kill(id);
+            let scheduler = Arc::clone(&core.scheduler);
+            off_runtime(move || scheduler.kill(id)).await?;
         }
     }
     let mut left = END_TIME;
@@ -154,6 +155,8 @@ async fn stop(core: &Shared, id: MachineId, reason: &str) -> Result<(), EffectEr
 
 /// Saves what a runner left in its directory, then removes that.
 async fn clean(core: &Shared, id: MachineId) -> Result<(), EffectError> {
+    let scheduler = Arc::clone(&core.scheduler);
+    off_runtime(move || scheduler.forget(id)).await?;
     let (vm_dir, evidence_dir) = (core.vm_dir(id), core.evidence_dir(id));
     off_runtime(move || evidence::salvage(&vm_dir, &evidence_dir)).await??;
     Ok(())
