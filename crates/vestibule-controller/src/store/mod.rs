@@ -59,7 +59,7 @@ pub(crate) enum Hindrance {
     Busy,
     /// Its file system is full.
     DiskFull,
-    /// There is no server that could be reached.
+    /// No connection to its server can be had.
     Gone,
     /// It takes no changes: a standby, or a file system that is read-only.
     ReadOnly,
@@ -78,7 +78,7 @@ impl Hindrance {
                 "make room on the file system of the home directory, or of the PostgreSQL server, then try again",
             ),
             Self::Gone => (
-                "the database's server does not answer",
+                "the database can't be reached: its server does not answer, or refuses the connection",
                 "try again; the operator starts the PostgreSQL server, or corrects `database` in the configuration",
             ),
             Self::ReadOnly => (
@@ -109,9 +109,10 @@ impl StoreError {
                 // Lock not available, too many connections, serialization failure, deadlock.
                 Some("55P03" | "53300" | "40001" | "40P01") => Some(Hindrance::Busy),
                 Some("53100") => Some(Hindrance::DiskFull),
-                // Shut down, crashed, starting; a connection that broke.
+                // Shut down, crashed, starting; a connection that broke; a login or a database that is refused.
                 Some(
-                    "57P01" | "57P02" | "57P03" | "08000" | "08001" | "08003" | "08004" | "08006",
+                    "57P01" | "57P02" | "57P03" | "08000" | "08001" | "08003" | "08004" | "08006"
+                    | "28000" | "28P01" | "3D000",
                 ) => Some(Hindrance::Gone),
                 Some("25006") => Some(Hindrance::ReadOnly),
                 Some(code) => match code.parse::<u32>().map(|code| code & 0xff) {

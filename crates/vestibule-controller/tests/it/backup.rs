@@ -195,6 +195,18 @@ async fn a_damaged_backup_is_refused_and_leaves_nothing() {
     assert!(target.join("vault/master.key").exists());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_without_a_credential_comes_back() {
+    let home = Home::on("sqlite", "");
+    home.serve().await.stop().await;
+    let dir = camino_tempfile::tempdir().unwrap();
+    let file = dir.path().join("saved.tar");
+    save(&home, &file, true).await;
+    let other = Home::on("sqlite", "");
+    put_back(&file, other.path(), None).await.unwrap();
+    other.serve().await.stop().await;
+}
+
 /// A backup of one kind of database becomes the other kind, and the way back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_goes_into_the_other_database_and_back() {
