@@ -225,7 +225,7 @@ async fn on_a(hosts: &Hosts) -> (Controller, Controller) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_does_not_come_back_loses_its_sessions() {
-    let hosts = Hosts::new("lease_s = 2\nlost_after_s = 1", "");
+    let hosts = Hosts::new("lease_s = 3\nlost_after_s = 3", "");
     let (a, b) = on_a(&hosts).await;
     let (id, runner) = signing_in(&hosts.a, &a.api).await;
     a.kill().await;
@@ -258,7 +258,7 @@ async fn a_host_that_does_not_come_back_loses_its_sessions() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_never_comes_back_is_removed() {
-    let hosts = Hosts::new("lease_s = 1\nlost_after_s = 1", "");
+    let hosts = Hosts::new("lease_s = 3\nlost_after_s = 3", "");
     let (a, b) = on_a(&hosts).await;
     let (id, _runner) = signing_in(&hosts.a, &a.api).await;
     let of_a = |listed: &Value| {
@@ -298,7 +298,7 @@ async fn nothing_left_of_strangers(home: &Home) {
 /// Its lease is taken by somebody else: the controller begins nothing until it has it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_without_its_lease_does_nothing() {
-    let hosts = Hosts::new("lease_s = 2", "");
+    let hosts = Hosts::new("lease_s = 4", "");
     let a = hosts.a.serve().await;
     let lease = async || {
         let ready = a.api.get("/ready").await.json::<Value>().await.unwrap();
@@ -306,7 +306,7 @@ async fn a_controller_without_its_lease_does_nothing() {
         let check = checks.iter().find(|check| check["name"] == "lease");
         check.unwrap()["ok"].as_bool().unwrap()
     };
-    assert!(lease().await);
+    wait_for("the lease", || async { lease().await.then_some(()) }).await;
     hosts.sql(
         "UPDATE host SET home = 'elsewhere', generation = generation + 1, \
          lease_until = lease_until + 3600000000",
@@ -328,7 +328,7 @@ async fn a_controller_without_its_lease_does_nothing() {
 /// One controller alone can't reach the database: the other ends its sign-ins, and it ends their VMs when it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_that_is_cut_off_comes_back_and_ends_what_was_given_up() {
-    let mut hosts = Hosts::new("lease_s = 2\nlost_after_s = 1", "");
+    let mut hosts = Hosts::new("lease_s = 3\nlost_after_s = 3", "");
     let role = format!("only_{}", hosts.name());
     hosts.sql(&format!("CREATE ROLE {role} SUPERUSER LOGIN"));
     hosts.a.database = hosts
