@@ -254,6 +254,22 @@ impl Store {
             .map_err(StoreError::query("begin a transaction"))
     }
 
+    /// Lets transactions that change many rows go one after the other: they hold them in different orders, and two would wait
+    /// for each other. Those that hold a machine's row and its session's do so in this order, and need not wait here.
+    async fn one_at_a_time(&self, tx: &mut Transaction<'static, Any>) -> Result<(), StoreError> {
+        if self.kind == Kind::Sqlite {
+            return Ok(());
+        }
+        // A table that nobody else writes to.
+        sqlx::query("LOCK TABLE session_gone IN SHARE ROW EXCLUSIVE MODE")
+            .execute(&mut **tx)
+            .await
+            .map(drop)
+            .map_err(StoreError::query(
+                "wait for another transaction on many rows",
+            ))
+    }
+
     /// What the other controllers hear when the transaction is committed.
     async fn tell(&self, tx: &mut Transaction<'static, Any>, what: &str) -> Result<(), StoreError> {
         if self.kind == Kind::Sqlite {

@@ -39,7 +39,7 @@ async fn put_back(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_saved_while_it_served_comes_back_to_the_byte() {
-    let home = Home::new();
+    let home = Home::on("sqlite", "");
     std::fs::create_dir(home.path().join("providers")).unwrap();
     let controller = home.serve().await;
     let (done, runner) = signing_in(&home, &controller.api).await;
@@ -94,7 +94,7 @@ async fn what_was_saved_while_it_served_comes_back_to_the_byte() {
         "{not_empty}"
     );
 
-    let other = Home::new();
+    let other = Home::on("sqlite", "");
     let no_key = put_back(&file, other.path(), None).await.unwrap_err();
     assert!(no_key.to_string().contains("--key"), "{no_key}");
     let key = home.path().join("vault/master.key");
