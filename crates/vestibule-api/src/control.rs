@@ -86,7 +86,7 @@ pub struct Readiness {
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReadyCheck {
-    /// `database`, `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
+    /// `database`, `lease` (where hosts share the database), `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
     /// and is `ok` for that.
     pub name: String,
     pub ok: bool,

@@ -232,14 +232,12 @@ pub(crate) async fn relay(
     caller: Option<&Caller>,
     request: Request,
 ) -> Result<Response, (ApiError, Option<Request>)> {
-    let rows = is_answered_by_rows(rule);
     let (mut parts, body) = request.into_parts();
+    // Such a request has no body.
+    let rows = is_answered_by_rows(rule).then(|| Request::from_parts(parts.clone(), Body::empty()));
     let mut sender = match connect(core, host).await {
         Ok(sender) => sender,
-        Err(err) => {
-            let again = rows.then(|| Request::from_parts(parts, body));
-            return Err((err, again));
-        }
+        Err(err) => return Err((err, rows)),
     };
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let asked = parts.headers.get(header::UPGRADE).cloned();
@@ -259,7 +257,14 @@ pub(crate) async fn relay(
         }
         reply(host, sender.request(forward)).await
     };
-    let mut reply = send.await.map_err(|err| (err, None))?;
+    let mut reply = match send.await {
+        Ok(reply) if rows.is_some() && reply.status().is_server_error() => {
+            let why = format!("it answers with status {}", reply.status());
+            return Err((unreachable(host, &why), rows));
+        }
+        Ok(reply) => reply,
+        Err(err) => return Err((err, rows)),
+    };
     if reply.status() == StatusCode::SWITCHING_PROTOCOLS
         && let Some((near, _)) = upgrade
     {

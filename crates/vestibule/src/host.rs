@@ -7,7 +7,10 @@ use crate::{
 use anyhow::bail;
 use hyper::Method;
 use std::process::ExitCode;
-use vestibule_api::control::{HostState, HostView};
+use vestibule_api::{
+    control::{HostState, HostView},
+    time::Timestamp,
+};
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum HostCommand {
@@ -37,7 +40,7 @@ pub(crate) async fn run(
                 };
                 let until = host
                     .lease_until
-                    .map_or_else(|| "–".to_owned(), |at| at.to_string());
+                    .map_or_else(|| "–".to_owned(), Timestamp::to_second);
                 vec![
                     host.name.clone(),
                     format!("{state}{}", if host.own { ", this one" } else { "" }),

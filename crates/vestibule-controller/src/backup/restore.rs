@@ -196,6 +196,13 @@ fn extract(file: File, from: &Utf8Path, stage: &Utf8Path) -> Result<BackupManife
         name: name.to_owned(),
         what,
     };
+    // A vault without a credential has a directory that no file of the backup names.
+    let records = stage.join("vault/records");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&records)
+        .map_err(failed("create directory", &records))?;
     let mut left = manifest.files.clone();
     for entry in entries {
         let entry = entry.map_err(failed("read", from))?;

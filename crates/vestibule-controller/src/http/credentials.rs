@@ -85,7 +85,7 @@ pub(super) async fn remove(
     };
     match vault(&core, move |vault| vault.remove(id, &access)).await? {
         Ok(()) => {
-            core.store.forget_credential_owner(id).await?;
+            core.store.forget_credential(id).await?;
             Ok(StatusCode::NO_CONTENT)
         }
         Err(RemoveError::NotFound(_)) => Err(ApiError::not_found(format!("credential {id}"))),

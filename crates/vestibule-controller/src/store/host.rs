@@ -312,6 +312,7 @@ impl Store {
     ) -> Result<Forgotten, StoreError> {
         let failed = || StoreError::query("remove a host");
         let mut tx = self.begin().await?;
+        self.one_at_a_time(&mut tx).await?;
         let found = sqlx::query(
             "UPDATE host SET generation = generation + 1 WHERE id = $1 RETURNING lease_until",
         )

@@ -509,10 +509,12 @@ pub(super) async fn update(
     reported: &Reported,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    // One that was given up stays so, also when its runner lives and its host comes back.
-    let newer = reported.state.filter(|(_, generation)| {
-        *generation > machine.generation && machine.state != MachineState::Lost
-    });
+    // One that was given up stays so, also when its runner lives and its host comes back; so does one that is gone, whatever
+    // its runner's last words were.
+    let over = machine.state == MachineState::Lost || machine.gone_at.is_some();
+    let newer = reported
+        .state
+        .filter(|(_, generation)| *generation > machine.generation && !over);
     let (state, generation) = newer.unwrap_or((machine.state, machine.generation));
     let ready_at = match machine.ready_at {
         None if state == MachineState::Up => Some(now),

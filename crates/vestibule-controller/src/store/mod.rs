@@ -61,7 +61,7 @@ pub(crate) enum Hindrance {
     Busy,
     /// Its file system is full.
     DiskFull,
-    /// There is no server that could be reached.
+    /// No connection to its server can be had.
     Gone,
     /// It takes no changes: a standby, or a file system that is read-only.
     ReadOnly,
@@ -80,7 +80,7 @@ impl Hindrance {
                 "make room on the file system of the home directory, or of the PostgreSQL server, then try again",
             ),
             Self::Gone => (
-                "the database's server does not answer",
+                "the database can't be reached: its server does not answer, or refuses the connection",
                 "try again; the operator starts the PostgreSQL server, or corrects `database` in the configuration",
             ),
             Self::ReadOnly => (
@@ -111,9 +111,10 @@ impl StoreError {
                 // Lock not available, too many connections, serialization failure, deadlock.
                 Some("55P03" | "53300" | "40001" | "40P01") => Some(Hindrance::Busy),
                 Some("53100") => Some(Hindrance::DiskFull),
-                // Shut down, crashed, starting; a connection that broke.
+                // Shut down, crashed, starting; a connection that broke; a login or a database that is refused.
                 Some(
-                    "57P01" | "57P02" | "57P03" | "08000" | "08001" | "08003" | "08004" | "08006",
+                    "57P01" | "57P02" | "57P03" | "08000" | "08001" | "08003" | "08004" | "08006"
+                    | "28000" | "28P01" | "3D000",
                 ) => Some(Hindrance::Gone),
                 Some("25006") => Some(Hindrance::ReadOnly),
                 Some(code) => match code.parse::<u32>().map(|code| code & 0xff) {
@@ -253,6 +254,22 @@ impl Store {
             .begin_with(begin)
             .await
             .map_err(StoreError::query("begin a transaction"))
+    }
+
+    /// Lets transactions that change many rows go one after the other: they hold them in different orders, and two would wait
+    /// for each other. Those that hold a machine's row and its session's do so in this order, and need not wait here.
+    async fn one_at_a_time(&self, tx: &mut Transaction<'static, Any>) -> Result<(), StoreError> {
+        if self.kind == Kind::Sqlite {
+            return Ok(());
+        }
+        // A table that nobody else writes to.
+        sqlx::query("LOCK TABLE session_gone IN SHARE ROW EXCLUSIVE MODE")
+            .execute(&mut **tx)
+            .await
+            .map(drop)
+            .map_err(StoreError::query(
+                "wait for another transaction on many rows",
+            ))
     }
 
     /// What the other controllers hear when the transaction is committed.

@@ -188,14 +188,19 @@ impl Store {
             .collect()
     }
 
-    /// Forgets whose a removed credential was.
-    pub(crate) async fn forget_credential_owner(&self, id: CredentialId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM credential_owner WHERE credential_id = $1")
-            .bind(id.to_string())
-            .execute(&self.pool)
-            .await
-            .map(|_| ())
-            .map_err(StoreError::query("forget a credential's owner"))
+    /// Forgets whose a removed credential was, and where.
+    pub(crate) async fn forget_credential(&self, id: CredentialId) -> Result<(), StoreError> {
+        for sql in [
+            "DELETE FROM credential_host WHERE credential_id = $1",
+            "DELETE FROM credential_owner WHERE credential_id = $1",
+        ] {
+            sqlx::query(sql)
+                .bind(id.to_string())
+                .execute(&self.pool)
+                .await
+                .map_err(StoreError::query("forget a credential"))?;
+        }
+        Ok(())
     }
 
     /// Sessions of this owner that have not ended.

@@ -280,6 +280,7 @@ impl Store {
     /// database, only those of this one: no other clock jumped.
     pub(crate) async fn shift(&self, micros: i64) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
+        self.one_at_a_time(&mut tx).await?;
         for sql in [
             "UPDATE session SET deadline_at = deadline_at + $1 WHERE deadline_at IS NOT NULL AND ($3 = 0 OR machine_id IN \
              (SELECT id FROM machine WHERE host_id = $2))",
@@ -377,13 +378,7 @@ impl Store {
     ) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
         let failed = || StoreError::query("forget old sessions");
-        if self.is_shared() {
-            // One controller at a time: two would lock the same rows in different orders.
-            sqlx::query("LOCK TABLE session_gone IN SHARE ROW EXCLUSIVE MODE")
-                .execute(&mut *tx)
-                .await
-                .map_err(failed())?;
-        }
+        self.one_at_a_time(&mut tx).await?;
         sqlx::query(
             "INSERT INTO session_gone (id, gone_at, owner_id, organisation_id) \
              SELECT id, $2, owner_id, organisation_id FROM session \

@@ -39,7 +39,7 @@ async fn put_back(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_saved_while_it_served_comes_back_to_the_byte() {
-    let home = Home::new();
+    let home = Home::on("sqlite", "");
     std::fs::create_dir(home.path().join("providers")).unwrap();
     let controller = home.serve().await;
     let (done, runner) = signing_in(&home, &controller.api).await;
@@ -94,7 +94,7 @@ async fn what_was_saved_while_it_served_comes_back_to_the_byte() {
         "{not_empty}"
     );
 
-    let other = Home::new();
+    let other = Home::on("sqlite", "");
     let no_key = put_back(&file, other.path(), None).await.unwrap_err();
     assert!(no_key.to_string().contains("--key"), "{no_key}");
     let key = home.path().join("vault/master.key");
@@ -193,6 +193,18 @@ async fn a_damaged_backup_is_refused_and_leaves_nothing() {
     let restored = put_back(&file, &target, None).await.unwrap();
     assert_eq!(restored.audit_head, manifest.audit_head);
     assert!(target.join("vault/master.key").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_without_a_credential_comes_back() {
+    let home = Home::on("sqlite", "");
+    home.serve().await.stop().await;
+    let dir = camino_tempfile::tempdir().unwrap();
+    let file = dir.path().join("saved.tar");
+    save(&home, &file, true).await;
+    let other = Home::on("sqlite", "");
+    put_back(&file, other.path(), None).await.unwrap();
+    other.serve().await.stop().await;
 }
 
 /// A backup of one kind of database becomes the other kind, and the way back.

@@ -50,6 +50,12 @@ impl Hosts {
         Self { database, a, b }
     }
 
+    /// The name of the database.
+    fn name(&self) -> &str {
+        let name = self.database.trim_start_matches("postgres:///");
+        name.split('?').next().unwrap()
+    }
+
     fn sql(&self, sql: &str) {
         postgres::cluster().psql(&self.database, sql);
     }
@@ -133,7 +139,8 @@ async fn sessions_are_placed_on_both_and_answered_by_either() {
     }
     nothing_left(&hosts.a).await;
     nothing_left(&hosts.b).await;
-    (a.stop().await, b.stop().await);
+    a.stop().await;
+    b.stop().await;
 }
 
 /// What only the session's host knows is answered by both.
@@ -206,7 +213,8 @@ async fn a_host_that_comes_back_goes_on() {
     runner.capture(FILE, SECRET);
     b.api.until(id, SessionState::Completed).await;
     nothing_left(&hosts.a).await;
-    (a.stop().await, b.stop().await);
+    a.stop().await;
+    b.stop().await;
 }
 
 /// Both serve, and sessions are placed on the first, because the second has no place.
@@ -217,7 +225,7 @@ async fn on_a(hosts: &Hosts) -> (Controller, Controller) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_does_not_come_back_loses_its_sessions() {
-    let hosts = Hosts::new("lease_s = 2\nlost_after_s = 1", "");
+    let hosts = Hosts::new("lease_s = 3\nlost_after_s = 3", "");
     let (a, b) = on_a(&hosts).await;
     let (id, runner) = signing_in(&hosts.a, &a.api).await;
     a.kill().await;
@@ -244,12 +252,13 @@ async fn a_host_that_does_not_come_back_loses_its_sessions() {
     assert_eq!(*runner.stops.lock().unwrap(), ["session failed"]);
     let again = a.api.start("codex").await;
     a.api.machine(again).await;
-    (a.stop().await, b.stop().await);
+    a.stop().await;
+    b.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_never_comes_back_is_removed() {
-    let hosts = Hosts::new("lease_s = 1\nlost_after_s = 1", "");
+    let hosts = Hosts::new("lease_s = 3\nlost_after_s = 3", "");
     let (a, b) = on_a(&hosts).await;
     let (id, _runner) = signing_in(&hosts.a, &a.api).await;
     let of_a = |listed: &Value| {
@@ -274,7 +283,8 @@ async fn a_host_that_never_comes_back_is_removed() {
     // Should it come back all the same, it is a host like a new one, and ends what it finds.
     let a = hosts.a.serve().await;
     nothing_left_of_strangers(&hosts.a).await;
-    (a.stop().await, b.stop().await);
+    a.stop().await;
+    b.stop().await;
 }
 
 /// As [`nothing_left`]; its runner was asked to end, whatever the rows say.
@@ -288,7 +298,7 @@ async fn nothing_left_of_strangers(home: &Home) {
 /// Its lease is taken by somebody else: the controller begins nothing until it has it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_without_its_lease_does_nothing() {
-    let hosts = Hosts::new("lease_s = 2", "");
+    let hosts = Hosts::new("lease_s = 4", "");
     let a = hosts.a.serve().await;
     let lease = async || {
         let ready = a.api.get("/ready").await.json::<Value>().await.unwrap();
@@ -296,7 +306,7 @@ async fn a_controller_without_its_lease_does_nothing() {
         let check = checks.iter().find(|check| check["name"] == "lease");
         check.unwrap()["ok"].as_bool().unwrap()
     };
-    assert!(lease().await);
+    wait_for("the lease", || async { lease().await.then_some(()) }).await;
     hosts.sql(
         "UPDATE host SET home = 'elsewhere', generation = generation + 1, \
          lease_until = lease_until + 3600000000",
@@ -315,16 +325,57 @@ async fn a_controller_without_its_lease_does_nothing() {
     a.stop().await;
 }
 
+/// One controller alone can't reach the database: the other ends its sign-ins, and it ends their VMs when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_is_cut_off_comes_back_and_ends_what_was_given_up() {
+    let mut hosts = Hosts::new("lease_s = 3\nlost_after_s = 3", "");
+    let role = format!("only_{}", hosts.name());
+    hosts.sql(&format!("CREATE ROLE {role} SUPERUSER LOGIN"));
+    hosts.a.database = hosts
+        .database
+        .replace("user=postgres", &format!("user={role}"));
+    let (a, b) = on_a(&hosts).await;
+    let (id, runner) = signing_in(&hosts.a, &a.api).await;
+    hosts.sql(&format!("ALTER ROLE {role} NOLOGIN"));
+    hosts.sql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+    ));
+    let reply = a
+        .api
+        .post("/api/auth/start", &json!({ "provider": "codex" }))
+        .await;
+    assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let body: Value = reply.json().await.unwrap();
+    assert!(
+        body["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("can't be reached"),
+        "{body}"
+    );
+    let view = b.api.until(id, SessionState::Failed).await;
+    assert_eq!(
+        view.failure.unwrap().finding.unwrap().cause.id(),
+        "host-lost"
+    );
+    assert!(runner.is_alive(), "its controller is cut off");
+    // What its runner says meanwhile comes too late.
+    runner.capture(FILE, SECRET);
+    hosts.sql(&format!("ALTER ROLE {role} LOGIN"));
+    nothing_left(&hosts.a).await;
+    assert_eq!(b.api.session(id).await.state, SessionState::Failed);
+    assert_eq!(b.api.json("/api/credentials").await, json!([]));
+    a.stop().await;
+    b.stop().await;
+}
+
 /// A copy of a home is not the home: two controllers would end each other's VMs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_a_home_is_refused() {
     let hosts = Hosts::new("lease_s = 5", "");
     let a = hosts.a.serve().await;
-    std::fs::copy(
-        hosts.a.path().join("host-id"),
-        hosts.b.path().join("host-id"),
-    )
-    .unwrap();
+    let id = std::fs::read(hosts.a.path().join("host-id")).unwrap();
+    std::fs::write(hosts.b.path().join("host-id"), id).unwrap();
     let err = hosts.b.refused().await;
     assert!(err.contains("another copy of its home directory"), "{err}");
     a.stop().await;
@@ -386,7 +437,8 @@ async fn only_controllers_of_the_cluster_speak_for_others() {
         .await
         .unwrap()
         .unwrap();
-    (a.stop().await, b.stop().await);
+    a.stop().await;
+    b.stop().await;
 }
 
 /// The database goes away for a while: everybody hears so by name, and sign-ins go on when it is back.
@@ -395,8 +447,7 @@ async fn a_database_that_takes_no_changes_is_named() {
     let hosts = Hosts::new("", "");
     let a = hosts.a.serve().await;
     let (id, runner) = signing_in(&hosts.a, &a.api).await;
-    let name = hosts.database.trim_start_matches("postgres:///");
-    let name = name.split('?').next().unwrap();
+    let name = hosts.name();
     hosts.sql(&format!(
         "ALTER DATABASE {name} SET default_transaction_read_only = on"
     ));
@@ -454,5 +505,6 @@ async fn a_relayed_round_trip() {
             times[1000], times[1980]
         );
     }
-    (a.stop().await, b.stop().await);
+    a.stop().await;
+    b.stop().await;
 }

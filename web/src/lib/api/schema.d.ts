@@ -1240,7 +1240,7 @@ export interface components {
             /** @description What to do, where it is missing. */
             fix?: string | null;
             /**
-             * @description `database`, `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
+             * @description `database`, `lease` (where hosts share the database), `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
              *     and is `ok` for that.
              */
             name: string;
