@@ -113,6 +113,9 @@ pub struct VmConfig {
     pub vcpus: Option<u32>,
     /// Users that VMs run as, where the controller is root.
     pub jail: JailSpec,
+    /// Why VMs are not jailed on this host, and what to do; none: they are. `vestibule serve` finds out. Not a key of the file.
+    #[serde(skip)]
+    pub not_jailed: Option<(String, String)>,
 }
 
 /// `[limits]`
