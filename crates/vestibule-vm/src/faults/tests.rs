@@ -119,7 +119,7 @@ impl Place {
         let home = camino_tempfile::tempdir().unwrap();
         let file = File::create(home.path().join("memory")).unwrap();
         file.set_len((PAGES * PAGE) as u64).unwrap();
-        for page in (0..PAGES).filter(|page| page % 3 != 0) {
+        for page in (0..PAGES).filter(|page| !page.is_multiple_of(3)) {
             file.write_all_at(&[expected(page)], (page * PAGE) as u64)
                 .unwrap();
         }
@@ -147,7 +147,11 @@ impl Place {
 }
 
 fn expected(page: usize) -> u8 {
-    if page % 3 == 0 { 0 } else { page as u8 | 1 }
+    if page.is_multiple_of(3) {
+        0
+    } else {
+        page as u8 | 1
+    }
 }
 
 #[test]

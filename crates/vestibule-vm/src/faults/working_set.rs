@@ -63,7 +63,7 @@ mod tests {
         assert!(read(dir.path(), 100).is_empty());
         write(dir.path(), vec![7, 3, 4, 5, 90, 4]).unwrap();
         assert_eq!(read(dir.path(), 100), [3..6, 7..8, 90..91]);
-        assert_eq!(read(dir.path(), 5), [3..5]);
+        assert_eq!(read(dir.path(), 5).first(), Some(&(3..5)));
         for nonsense in [
             "",
             "{}",
