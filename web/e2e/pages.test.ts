@@ -57,6 +57,13 @@ describe.each(LOOKS)("%s", (_, options) => {
     await check(opened);
   });
 
+  it("warns of VMs that are not jailed, and says what to do", async () => {
+    const { page, mock } = opened;
+    await page.goto(`${mock.url}/#/status`);
+    const warning = page.getByRole("listitem").filter({ hasText: "Jail: warning" });
+    await warning.getByText("run the controller as root").waitFor();
+  });
+
   it("shows a running sign-in, its browser and its terminal", async () => {
     const { page, mock } = opened;
     await page.goto(`${mock.url}/#/`);

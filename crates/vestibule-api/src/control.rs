@@ -86,13 +86,13 @@ pub struct Readiness {
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReadyCheck {
-    /// `database`, `lease` (where hosts share the database), `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
-    /// and is `ok` for that.
+    /// `database`, `lease` (where hosts share the database), `vault`, `image`, `driver`, `disk-space`, `providers`; and
+    /// `warm-start` and `jail`, which a sign-in can do without and are `ok` for that.
     pub name: String,
     pub ok: bool,
     /// What was observed.
     pub observed: String,
-    /// What to do, where it is missing.
+    /// What to do, where it is missing; of one that is `ok`, a warning.
     #[serde(default)]
     pub fix: Option<String>,
 }

@@ -69,6 +69,9 @@ pub struct VmSpec {
     /// restore. What is in it is used only while the program is the same file. None: each runner asks again.
     #[serde(default)]
     pub cache_dir: Option<String>,
+    /// Where a restored VM's memory comes from.
+    #[serde(default)]
+    pub memory_backend: MemoryBackend,
 }
 
 /// Users that nobody else is. A VMM that is jailed runs as one of them that no other VM has, and as the group of the same
@@ -91,6 +94,17 @@ impl Default for JailSpec {
             uids: 1000,
         }
     }
+}
+
+/// Where a restored VM's memory comes from. For Firecracker; QEMU maps the file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryBackend {
+    /// The VMM maps the snapshot's file, and all VMs share what the host keeps of it.
+    #[default]
+    File,
+    /// A thread of the runner's makes each page as the guest asks for it (userfaultfd(2)).
+    Uffd,
 }
 
 /// A snapshot to begin from.

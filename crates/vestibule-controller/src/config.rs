@@ -22,7 +22,7 @@ use url::Url;
 use vestibule_api::{
     egress::{EgressMode, EgressPolicy, Pin},
     ids::{AliasName, ProviderId},
-    machine::{DriverChoice, JailSpec},
+    machine::{DriverChoice, JailSpec, MemoryBackend},
     pack::{self, Override},
 };
 use vestibule_vault::KeySource;
@@ -123,8 +123,13 @@ pub struct VmConfig {
     pub memory_mib: Option<u32>,
     /// none: what the image declares.
     pub vcpus: Option<u32>,
+    /// Where the memory of VMs comes from that begin from a snapshot, under Firecracker.
+    pub memory_backend: MemoryBackend,
     /// Users that VMs run as, where the controller is root.
     pub jail: JailSpec,
+    /// Why VMs are not jailed on this host, and what to do; none: they are. `vestibule serve` finds out. Not a key of the file.
+    #[serde(skip)]
+    pub not_jailed: Option<(String, String)>,
 }
 
 /// `[limits]`

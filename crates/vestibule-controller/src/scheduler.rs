@@ -283,7 +283,7 @@ mod tests {
     use std::time::{Duration, Instant};
     use vestibule_api::{
         egress::EgressPolicy,
-        machine::{DriverChoice, JailSpec},
+        machine::{DriverChoice, JailSpec, MemoryBackend},
     };
 
     fn spec(home: &Utf8Path) -> VmSpec {
@@ -313,6 +313,7 @@ mod tests {
             save_to: None,
             jail: JailSpec::default(),
             cache_dir: None,
+            memory_backend: MemoryBackend::default(),
         }
     }
 

@@ -25,8 +25,8 @@ use vestibule_api::{
     finding::Finding,
     ids::{ImageDigest, MachineId},
     machine::{
-        DriverChoice, JailSpec, MachineState, MachineView, Phase, RunnerEvent, RunnerEventKind,
-        StopRequest, VmSpec,
+        DriverChoice, JailSpec, MachineState, MachineView, MemoryBackend, Phase, RunnerEvent,
+        RunnerEventKind, StopRequest, VmSpec,
     },
     time::Timestamp,
 };
@@ -135,6 +135,7 @@ pub(crate) fn spec(
         save_to: None,
         jail: JailSpec::default(),
         cache_dir: Some(store.home().join("cache").into_string()),
+        memory_backend: MemoryBackend::default(),
     })
 }
 

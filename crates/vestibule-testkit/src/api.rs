@@ -215,7 +215,7 @@ impl Api {
             }
             Ok(events)
         };
-        tokio::time::timeout(limit, read)
+        tokio::time::timeout(wait::patient(limit), read)
             .await
             .context("wait for events")?
     }

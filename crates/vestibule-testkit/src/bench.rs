@@ -10,6 +10,7 @@
 //! | [`diagnose`] | a verdict from the disk alone, beside mounting it |
 //! | [`latency`] | from a key in noVNC to the pixel that it changes |
 //! | [`relay`] | the view's relay against websockify, on the same bytes |
+//! | [`overhead`] | a start and a load over Firecracker alone, nested under emulation |
 //! | [`memory`] | what controller, runner and VMM hold |
 //!
 //! `script/bench` runs them, `docs/benchmarks.md` says what they leave out.
@@ -21,6 +22,7 @@ pub mod host;
 pub mod images;
 pub mod latency;
 pub mod memory;
+pub mod overhead;
 pub mod relay;
 pub mod report;
 pub mod serve;
@@ -33,8 +35,8 @@ use anyhow::{Result, bail};
 pub use report::Report;
 
 /// The benches, in the order in which `script/bench` runs them.
-pub const NAMES: [&str; 7] = [
-    "images", "boot", "connect", "warm", "latency", "relay", "memory",
+pub const NAMES: [&str; 8] = [
+    "images", "boot", "connect", "warm", "overhead", "latency", "relay", "memory",
 ];
 
 /// Runs one bench.
@@ -47,6 +49,7 @@ pub async fn run(name: &str) -> Result<Report> {
         "boot" => boot::run().await,
         "connect" => connect::run().await,
         "warm" => warm::run().await,
+        "overhead" => overhead::run().await,
         "diagnose" => diagnose::run().await,
         "latency" => latency::run().await,
         "relay" => relay::run().await,

@@ -10,11 +10,11 @@
 //! | [`copies`] | save, restore, what must be a copy's own, pause and claim, snapshots that do not fit |
 //! | [`ends`] | kills at each step, wrong inputs, evidence, disposal |
 //! | [`jail`] | what a VMM can reach, where it is jailed |
-mod copies;
+pub(crate) mod copies;
 mod ends;
 mod guest;
 mod jail;
-mod vm;
+pub(crate) mod vm;
 
 use anyhow::{Result, ensure};
 use camino::Utf8PathBuf;
@@ -34,6 +34,13 @@ pub struct Setup {
     pub home: Utf8PathBuf,
 }
 
+impl Setup {
+    pub(crate) fn manifest(&self) -> Result<Manifest> {
+        let bytes = std::fs::read(self.image.join("manifest.json"))?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+}
+
 /// A line begins with this and `ok` or `FAILED`.
 pub const SAYS: &str = "conformance: ";
 
@@ -50,7 +57,7 @@ struct Suite {
 /// # Errors
 /// When a case failed, or the image cannot be read.
 pub async fn run(setup: Setup) -> Result<()> {
-    let manifest = serde_json::from_slice(&std::fs::read(setup.image.join("manifest.json"))?)?;
+    let manifest = setup.manifest()?;
     let begun = Instant::now();
     let mut suite = Suite {
         setup,
@@ -60,6 +67,12 @@ pub async fn run(setup: Setup) -> Result<()> {
     };
     ends::wrong_inputs(&mut suite).await;
     ends::killed_while_booting(&mut suite).await;
+    if suite.setup.driver == DriverChoice::Qemu {
+        let vm = suite.vm();
+        suite
+            .case("jail: without root", jail::without_root(vm))
+            .await;
+    }
     if let Some(from) = Box::pin(guest::whole_life(&mut suite)).await {
         Box::pin(copies::all(&mut suite, &from)).await;
     }

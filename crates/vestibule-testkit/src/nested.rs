@@ -7,12 +7,13 @@
 //! run, and gone after it.
 use anyhow::{Context as _, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
-use std::{fmt::Write as _, os::unix::fs::PermissionsExt as _, process::Stdio, time::Duration};
+use std::{
+    fmt::Write as _, fs::File, os::unix::fs::PermissionsExt as _, process::Stdio, time::Duration,
+};
 use tokio::process::Command;
 
 /// By this line L1 says how its program ended.
 const STATUS: &str = "nested: status ";
-const CPUS: u32 = 2;
 
 /// The pieces of L1.
 #[derive(Debug)]
@@ -37,12 +38,19 @@ pub struct Run<'a> {
     pub programs: &'a [(&'a str, &'a Utf8Path)],
     /// Files and directories, by their names below `/data`.
     pub files: &'a [(&'a str, &'a Utf8Path)],
+    /// Symbolic links, by their names below `/data`, and what they name.
+    pub links: &'a [(&'a str, &'a str)],
+    /// Where L1's console is written while it runs, for whoever waits.
+    pub console: Option<&'a Utf8Path>,
     /// The command with its arguments.
     pub command: &'a [&'a str],
     pub environment: &'a [(&'a str, &'a str)],
     /// Room on `/data` besides.
     pub spare_mib: u64,
-    /// L1's.
+    /// L1's. With more than one, QEMU 7.2 sometimes lets an interrupt between processors in where SVM's global interrupt flag forbids
+    /// it (in `__svm_vcpu_run`, right after VMRUN), and L1 panics. On a host that is overloaded besides, it may
+    /// stand still (`soft lockup`). One processor has shown neither.
+    pub cpus: u32,
     pub memory_mib: u32,
     pub limit: Duration,
 }
@@ -79,6 +87,11 @@ impl Nested {
         for (name, from) in run.files {
             copy(from, &tree.join(name)).await?;
         }
+        for (name, to) in run.links {
+            let link = tree.join(name);
+            parent(&link)?;
+            std::os::unix::fs::symlink(to, &link).with_context(|| format!("link `{link}`"))?;
+        }
         // Where programs say that their loader is, and where that looks for libraries besides its environment.
         let mut script = String::from(
             "#!/bin/sh\nmkdir -p /lib /lib64 && for library in /data/lib/*; do ln -s $library /lib/; done; ln -s /data/lib/ld-* /lib64/\n",
@@ -94,6 +107,10 @@ impl Nested {
         pack(&tree, &disk, run.spare_mib).await?;
 
         let mut qemu = Command::new("qemu-system-x86_64");
+        let console = run
+            .console
+            .map_or_else(|| work.path().join("console"), Utf8Path::to_owned);
+        let written = File::create(&console).with_context(|| format!("create `{console}`"))?;
         qemu.args([
             "-M",
             "pc",
@@ -104,7 +121,7 @@ impl Nested {
         ])
         .args([
             "-smp",
-            &CPUS.to_string(),
+            &run.cpus.to_string(),
             "-m",
             &format!("{}M", run.memory_mib),
         ])
@@ -122,14 +139,15 @@ impl Nested {
         .arg("-drive")
         .arg(format!("file={disk},format=raw,if=virtio,cache=unsafe"))
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(written)
         .stderr(Stdio::piped())
         .kill_on_drop(true);
         let child = qemu.spawn().context("start QEMU")?;
         let output = tokio::time::timeout(run.limit, child.wait_with_output())
             .await
             .with_context(|| format!("wait {:?} for L1", run.limit))??;
-        let console = String::from_utf8_lossy(&output.stdout).into_owned();
+        let console = std::fs::read(&console).with_context(|| format!("read `{console}`"))?;
+        let console = String::from_utf8_lossy(&console).into_owned();
         let said = console.lines().find_map(|line| line.strip_prefix(STATUS));
         match said.and_then(|status| status.trim().parse().ok()) {
             Some(status) => Ok(Ran { status, console }),
@@ -141,8 +159,15 @@ impl Nested {
     }
 }
 
+/// Makes the directory that `path` is in.
+fn parent(path: &Utf8Path) -> Result<()> {
+    let parent = path.parent().context("a path below a directory")?;
+    std::fs::create_dir_all(parent).with_context(|| format!("make `{parent}`"))
+}
+
 /// Copies a file or a directory; holes stay holes.
 async fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<()> {
+    parent(to)?;
     let copied = Command::new("cp")
         .args([
             "--recursive",

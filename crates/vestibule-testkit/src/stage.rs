@@ -21,6 +21,11 @@ use vestibule_api::session::SessionView;
 
 /// How long the controller may take until it listens.
 const LISTEN: Duration = Duration::from_secs(60);
+/// Software emulation on a busy machine: the limit is for hangs, not for slowness.
+const BOOT: Duration = Duration::from_secs(540);
+/// As they are by default.
+const RESTORE: Duration = Duration::from_secs(120);
+const LOGIN_START: Duration = Duration::from_secs(120);
 /// Where the image `browser-test` has the test's authority.
 const CA_IN_GUEST: &str = "/usr/local/share/ca-certificates/vestibule-test-ca.crt";
 /// Tools that bring roots of their own, and what adds one; the others trust what the system trusts.
@@ -32,6 +37,11 @@ const TRUST_VARIABLES: [(&str, &str); 4] = [
 ];
 /// How long the VMs of ended sessions may take to be gone.
 const VMS_END: Duration = Duration::from_secs(60);
+
+/// What VMs run under: `$VESTIBULE_TEST_DRIVER`, else what the controller chooses.
+fn driver() -> String {
+    std::env::var("VESTIBULE_TEST_DRIVER").unwrap_or_else(|_| String::from("auto"))
+}
 
 /// Where the built images are: `$VESTIBULE_TEST_HOME`, else `target/test-home`.
 pub fn image_home() -> Utf8PathBuf {
@@ -158,10 +168,13 @@ impl Setting {
     /// The configuration of a controller.
     pub fn toml(&self) -> String {
         let mut text = format!(
-            // Software emulation on a busy machine: the limit is for hangs, not for slowness.
-            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\nrunner = {:?}\n[deadlines]\nboot_s = 540\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
+            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\nrunner = {:?}\n[vm]\ndriver = \"{}\"\n[deadlines]\nboot_s = {}\nrestore_s = {}\nlogin_start_s = {}\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
             self.image,
             self.runner,
+            driver(),
+            wait::patient(BOOT).as_secs(),
+            wait::patient(RESTORE).as_secs(),
+            wait::patient(LOGIN_START).as_secs(),
             self.image,
             self.pool,
             self.extra_ca.iter().map(|p| p.as_str()).collect::<Vec<_>>(),

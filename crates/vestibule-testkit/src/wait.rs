@@ -10,7 +10,13 @@ use std::{
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Looks with `look` until it gives `Ok`, for at most `limit`.
+/// A limit on a machine that is slower than those that limits are written for: `$VESTIBULE_TEST_PATIENCE` times as much.
+pub fn patient(limit: Duration) -> Duration {
+    let times = std::env::var("VESTIBULE_TEST_PATIENCE").ok();
+    limit * times.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
+/// Looks with `look` until it gives `Ok`, for at most `limit` ([`patient`]).
 ///
 /// # Errors
 /// When the time is over; with what was seen last.
@@ -19,6 +25,7 @@ where
     F: Future<Output = Result<T, S>>,
     S: Debug,
 {
+    let limit = patient(limit);
     let end = Instant::now() + limit;
     loop {
         match look().await {

@@ -1,234 +1,159 @@
-//! An image's life under Firecracker, by the driver alone: boot, the agent's answer, save, two copies at once, their answers.
-//! It needs a KVM that runs Linux; nested under QEMU's TCG one can be had anywhere.
+//! The best start that there can be: Firecracker alone and a few requests to its API, without driver, runner, jail, checks or
+//! evidence, from its start to the agent's first answer. `script/bench overhead` compares with it.
 //!
 //! ```text
-//! firecracker-by-hand IMAGE_DIR   prints what happened, and after how many seconds
+//! firecracker-by-hand IMAGE_DIR                  boots; prints the seconds to the API's last answer, and to the agent's first
+//! firecracker-by-hand IMAGE_DIR SNAPSHOT_DIR     restores
 //! ```
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{
-    sync::Arc,
+    os::unix::fs::symlink,
+    process::Stdio,
     time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    process::Command,
 };
 use vestibule_api::{
     agent::Health,
     client,
     ids::MachineId,
     image::Manifest,
-    machine::RestoreSpec,
-    mux::{Mux, Side, StreamKey, host_handshake, start},
-    stream::Open,
+    mux::{Side, StreamKey, host_handshake, start},
+    stream::{Open, VSOCK_LISTENS_PORT, VSOCK_PORT},
 };
 use vestibule_vm::{
     config_drive,
-    driver::{Capabilities, Driver, Launch, Machine, Memory, Restored},
-    firecracker::FirecrackerDriver,
-    log::BoundedLog,
-    snapshot::{self, Snapshot},
+    firecracker::{
+        FirecrackerDriver,
+        api::{Api, ApiError},
+        request::{self, BackendType, Boot, MemoryBackend, Restore},
+    },
+    process,
 };
 
-const LOG_BYTES: u64 = 64 << 10;
-const LIMIT: Duration = Duration::from_secs(300);
-/// A connection that was accepted may end before a byte has come, right after a restore; nested, the guest takes its time.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
-/// Between the agent's word that it listens and its waiting there is next to nothing to do.
-const SETTLE: Duration = Duration::from_millis(500);
-
-/// What the VMs of this run share.
-struct Place {
-    home: camino_tempfile::Utf8TempDir,
-    image: Utf8PathBuf,
-    manifest: Manifest,
-    driver: FirecrackerDriver,
-    capabilities: Capabilities,
-    begun: Instant,
-}
-
-/// One VM, and the key of its stream.
-struct Vm {
-    machine: Arc<dyn Machine>,
-    key: StreamKey,
-    console: Arc<BoundedLog>,
-    vmm_log: Arc<BoundedLog>,
-}
+const LIMIT: Duration = Duration::from_secs(400);
+const POLL: Duration = Duration::from_millis(2);
+/// Between two connections to a guest that does not listen yet: each costs the emulated processor something.
+const AGAIN: Duration = Duration::from_millis(50);
 
 #[tokio::main]
 #[expect(
-    clippy::print_stderr,
-    reason = "what a VM said that failed is for whoever runs this"
+    clippy::print_stdout,
+    reason = "the figures are what this program is for"
 )]
 async fn main() -> Result<()> {
-    let image: Utf8PathBuf = std::env::args()
-        .nth(1)
-        .context("usage: firecracker-by-hand IMAGE_DIR")?
-        .into();
-    let manifest = serde_json::from_slice(&std::fs::read(image.join("manifest.json"))?)?;
-    let driver = FirecrackerDriver::find().context("find Firecracker")?;
-    let capabilities = driver.probe().await.context("probe")?;
-    let place = Place {
-        home: camino_tempfile::tempdir()?,
-        image,
-        manifest,
-        driver,
-        capabilities,
-        begun: Instant::now(),
+    let arguments: Vec<_> = std::env::args().skip(1).map(Utf8PathBuf::from).collect();
+    let (image, snapshot) = match arguments.as_slice() {
+        [image] => (image, None),
+        [image, snapshot] => (image, Some(snapshot)),
+        _ => bail!("usage: firecracker-by-hand IMAGE_DIR [SNAPSHOT_DIR]"),
     };
-    let about = &place.capabilities;
-    place.say(&format!(
-        "{} {}: {}",
-        about.driver, about.version, about.because
-    ));
-
-    let saved = place.home.path().join("snapshot");
-    std::fs::create_dir(&saved)?;
-    let memory_mib = place.manifest.default_memory_mib;
-    let memory = snapshot::make_memory(&saved, memory_mib)?;
-    let vm = place.launch(Memory::Shared(memory)).await?;
-    place.say("started");
-    let spec = match place.save(&vm, &saved).await {
-        Ok(spec) => spec,
-        Err(err) => {
-            eprintln!("{}", String::from_utf8_lossy(&vm.console.render()?));
-            eprintln!("{}", String::from_utf8_lossy(&vm.vmm_log.render()?));
-            return Err(err);
-        }
-    };
-    drop(vm);
-
-    let mut copies = Vec::new();
-    for number in 1..=2 {
-        let snapshot = Snapshot::open(&spec)?;
-        let restored = Memory::Restored(Box::new(Restored {
-            manifest: snapshot.manifest,
-            memory: snapshot.memory,
-            state: snapshot.state,
-        }));
-        let vm = place.launch(restored).await?;
-        place.say(&format!("copy {number} loaded"));
-        vm.machine.resume().await?;
-        let mux = place.connect(&vm).await?;
-        let health = health(&mux).await?;
-        place.say(&format!("copy {number} answers: {:?}", health.status));
-        copies.push((vm, mux));
-    }
-    for (number, (vm, mux)) in copies.iter().enumerate() {
-        health(mux).await?;
-        if place.capabilities.pause {
-            vm.machine.pause().await?;
-            vm.machine.resume().await?;
-            // Whatever became of the connection, the agent can be reached.
-            health(mux).await?;
-        }
-        place.say(&format!("copy {} was paused, and answers", number + 1));
-    }
-    place.say("done");
+    let (asked, answered) = tokio::time::timeout(LIMIT, run(image, snapshot))
+        .await
+        .context("the guest did not answer")??;
+    println!("{asked:.4} {answered:.4}");
     Ok(())
 }
 
-impl Place {
-    #[expect(
-        clippy::print_stdout,
-        reason = "the figures are what this program is for"
-    )]
-    fn say(&self, what: &str) {
-        println!("{:8.3} s  {what}", self.begun.elapsed().as_secs_f64());
-    }
+async fn run(image: &Utf8Path, snapshot: Option<&Utf8PathBuf>) -> Result<(f64, f64)> {
+    // Before the clock starts: what a script would have found out once.
+    let manifest: Manifest = serde_json::from_slice(&std::fs::read(image.join("manifest.json"))?)?;
+    let driver = FirecrackerDriver::find().context("find Firecracker")?;
+    let features = driver.installed()?.version.features();
+    let home = camino_tempfile::tempdir()?;
+    let (machine_id, key) = (MachineId::generate(), StreamKey::generate());
 
-    async fn launch(&self, memory: Memory) -> Result<Vm> {
-        let (machine_id, key) = (MachineId::generate(), StreamKey::generate());
-        let vm_dir = self.home.path().join(machine_id.to_string());
-        std::fs::create_dir(&vm_dir)?;
-        let console = BoundedLog::create(&vm_dir.join("serial.log"), LOG_BYTES)?;
-        let vmm_log = BoundedLog::create(&vm_dir.join("vmm.log"), LOG_BYTES)?;
-        let launch = Launch {
-            machine_id,
-            memory_mib: self.manifest.default_memory_mib,
-            vcpus: self.manifest.default_vcpus,
-            root: self.image.join("root.ext4"),
-            kernel: self.image.join("vmlinuz"),
-            vmlinux: Some(self.image.join("vmlinux")),
-            initrd: self.image.join("initrd"),
-            jail: None,
-            cmdline: self.manifest.cmdline.clone(),
-            config: config_drive::make(machine_id, 1, &key)?,
-            image_digest: "0".repeat(64).parse()?,
-            agent_build: self.manifest.agent_build.clone(),
-            console: Arc::clone(&console),
-            vmm_log: Arc::clone(&vmm_log),
-            memory,
-            vm_dir,
-        };
-        let machine = self.driver.launch(&self.capabilities, launch).await?;
-        Ok(Vm {
-            machine,
-            key,
-            console,
-            vmm_log,
-        })
+    let begun = Instant::now();
+    let at = |name: &str| home.path().join(name);
+    let config = config_drive::make(machine_id, 1, &key)?;
+    let named = format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        process::number(&config.0)
+    );
+    for (name, target) in [
+        (request::KERNEL, image.join("vmlinux")),
+        (request::INITRD, image.join("initrd")),
+        (request::ROOT, image.join("root.ext4")),
+        (request::CONFIG, named.into()),
+    ] {
+        symlink(target, at(name))?;
     }
-
-    /// Dials until the agent has proven that it is the one.
-    async fn connect(&self, vm: &Vm) -> Result<Mux> {
-        let connecting = async {
-            loop {
-                let Ok(mut io) = vm.machine.dial().await else {
-                    continue;
-                };
-                let shaken =
-                    tokio::time::timeout(HANDSHAKE_LIMIT, host_handshake(&mut io, &vm.key)).await;
-                match shaken {
-                    Ok(Ok(())) => return start(io, Side::Host).0,
-                    Ok(Err(err)) => self.say(&format!("a connection ended: {err}")),
-                    Err(_) => self.say("a connection was silent"),
-                }
-            }
-        };
-        tokio::time::timeout(LIMIT, connecting)
-            .await
-            .context("the agent was not reached")
+    std::fs::write(at(request::METRICS), "")?;
+    let listens = UnixListener::bind(at(&format!("{}_{VSOCK_LISTENS_PORT}", request::VSOCK)))?;
+    let mut vmm = Command::new(driver.program())
+        .args(["--id", "by-hand", "--api-sock", "api.sock"])
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let requests = match snapshot {
+        None => request::boot(&Boot {
+            vcpus: manifest.default_vcpus,
+            memory_mib: manifest.default_memory_mib,
+            cmdline: request::cmdline(&manifest.cmdline),
+        }),
+        Some(snapshot) => {
+            let restore = Restore {
+                state: snapshot.join(vestibule_api::snapshot::STATE_FILE).into(),
+                memory: MemoryBackend {
+                    backend_type: BackendType::File,
+                    backend_path: snapshot.join(vestibule_api::snapshot::MEMORY_FILE).into(),
+                },
+                track_dirty_pages: false,
+                clock_realtime: false,
+            };
+            let mut requests = request::restore(features, &restore);
+            requests.push(request::resume());
+            requests
+        }
+    };
+    let api = Api::new(at("api.sock"));
+    while let Err(err) = api.version().await {
+        let alive = vmm.try_wait()?.is_none();
+        ensure!(alive && matches!(err, ApiError::Connect { .. }), "{err}");
+        tokio::time::sleep(POLL).await;
     }
-
-    /// Prepares the guest, and saves it once it waits for its next host.
-    async fn save(&self, vm: &Vm, saved: &Utf8Path) -> Result<RestoreSpec> {
-        let mux = self.connect(vm).await?;
-        self.say("the agent is on the stream");
-        let first = health(&mux).await?;
-        ensure!(!first.build.is_empty(), "the agent answered with nothing");
-        self.say(&format!("the agent answers: {:?}", first.status));
-        let what = "POST /prepare-snapshot";
-        let request = client::json_request(hyper::Method::POST, "/prepare-snapshot", None::<&()>)?;
-        let reply = client::send(mux.open(Open::Http).await?, request).await?;
-        client::body(what, reply).await?;
-        self.say("the guest is prepared");
-        let reopened = vm.machine.reopened();
-        mux.close().await;
-        tokio::time::timeout(LIMIT, reopened)
-            .await
-            .context("the guest did not listen again")?;
-        tokio::time::sleep(SETTLE).await;
-        let binding = vm.machine.binding().context("it can be saved")?.clone();
-        vm.machine.save(snapshot::make_state(saved)?).await?;
-        self.say("saved");
-        let sealed = snapshot::seal(saved, binding)?;
-        self.say(&format!(
-            "sealed: {} MiB of memory on disk",
-            sealed.manifest.memory.allocated_bytes >> 20
-        ));
-        Ok(RestoreSpec {
-            id: sealed.id,
-            dir: saved.to_string(),
-        })
+    for one in &requests {
+        api.send(one).await?;
     }
+    let asked = begun.elapsed().as_secs_f64();
+    let stream = at(request::VSOCK);
+    if snapshot.is_none() {
+        // A guest that boots says when it listens.
+        listens.accept().await?;
+    }
+    let health = loop {
+        // The guest says when it listens, and whoever dialled before dials again: a connection that was accepted right after a
+        // restore may be silent for ever (Firecracker fact 11).
+        tokio::select! {
+            answer = ask(&stream, &key) => match answer {
+                Ok(health) => break health,
+                Err(_) => tokio::time::sleep(AGAIN).await,
+            },
+            _ = listens.accept() => {}
+        }
+    };
+    ensure!(!health.build.is_empty(), "the agent answered with nothing");
+    Ok((asked, begun.elapsed().as_secs_f64()))
 }
 
-async fn health(mux: &Mux) -> Result<Health> {
-    let answer = async {
-        let request = client::json_request(hyper::Method::GET, "/health", None::<&()>)?;
-        let reply = client::send(mux.open(Open::Http).await?, request).await?;
-        let bytes = client::body("GET /health", reply).await?;
-        Ok(serde_json::from_slice(&bytes)?)
-    };
-    tokio::time::timeout(LIMIT, answer)
-        .await
-        .context("`GET /health` was not answered")?
+/// One connection: the port, the handshake, the question.
+async fn ask(socket: &Utf8Path, key: &StreamKey) -> Result<Health> {
+    let mut io = UnixStream::connect(socket).await?;
+    io.write_all(format!("CONNECT {VSOCK_PORT}\n").as_bytes())
+        .await?;
+    while io.read_u8().await? != b'\n' {}
+    host_handshake(&mut io, key).await?;
+    let (mux, _incoming) = start(io, Side::Host);
+    let request = client::json_request(hyper::Method::GET, "/health", None::<&()>)?;
+    let reply = client::send(mux.open(Open::Http).await?, request).await?;
+    let bytes = client::body("GET /health", reply).await?;
+    Ok(serde_json::from_slice(&bytes)?)
 }

@@ -12,7 +12,7 @@ use vestibule_api::{
     client,
     ids::MachineId,
     image::Manifest,
-    machine::RestoreSpec,
+    machine::{MemoryBackend, RestoreSpec},
     mux::{Side, StreamKey, host_handshake, start},
     stream::Open,
 };
@@ -72,6 +72,7 @@ async fn main() -> Result<()> {
             manifest: snapshot.manifest,
             memory: snapshot.memory,
             state: snapshot.state,
+            backend: MemoryBackend::default(),
         })),
     };
     let machine = driver.launch(&capabilities, launch).await?;

@@ -12,7 +12,7 @@ use crate::{
 };
 use camino::{Utf8Path, Utf8PathBuf};
 pub use choice::{Chosen, choose, resolve};
-pub use confined::Confined;
+pub use confined::{Confined, not_jailed};
 use std::{fmt, path::Path, process::Stdio};
 
 /// A VM with a browser needs so much, and the host something besides.

@@ -11,7 +11,7 @@ use std::{fs::File, io, sync::Arc};
 use tokio::io::{AsyncRead, AsyncWrite};
 use vestibule_api::{
     ids::{ImageDigest, MachineId},
-    machine::Exit,
+    machine::{Exit, MemoryBackend},
     snapshot::{Binding, SnapshotManifest},
 };
 
@@ -54,6 +54,7 @@ pub struct Restored {
     pub manifest: SnapshotManifest,
     pub memory: Utf8PathBuf,
     pub state: File,
+    pub backend: MemoryBackend,
 }
 
 /// Why a probe found nothing usable.

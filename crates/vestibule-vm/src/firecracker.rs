@@ -37,7 +37,7 @@ use crate::{
         Transport,
     },
     evidence::Bundle,
-    jail,
+    faults, jail,
     kvm::{self, KvmVerdict},
     log::BoundedLog,
     process::Child,
@@ -241,6 +241,8 @@ struct FirecrackerMachine {
     binding: Option<Binding>,
     /// Where a save puts the memory, where this VM was made to be saved.
     memory: Option<Saved>,
+    /// Serves the memory of one that was restored that way, for as long as it lives.
+    _faults: Option<faults::Handler>,
     /// The VMM's process, of which `child` may be the parent.
     vmm: u32,
     vmm_log: Arc<BoundedLog>,

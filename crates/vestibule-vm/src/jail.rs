@@ -222,6 +222,33 @@ mod tests {
         assert!(service.accept().is_err(), "it connected");
     }
 
+    /// The same as another user, whom only Landlock confines.
+    #[test]
+    fn without_root_a_confined_process_reaches_nothing_else() {
+        use std::os::unix::process::CommandExt as _;
+        if !is_root() {
+            println!("skipped: what runs as root is run as nobody here, and this is not root");
+            return;
+        }
+        let test = "jail::tests::a_confined_process_reaches_nothing_else";
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", test, "--nocapture"])
+            .uid(65534)
+            .gid(65534);
+        match command.output() {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stdout);
+                println!("{said}");
+                assert!(
+                    output.status.success() && said.contains("1 passed"),
+                    "{said}"
+                );
+            }
+            Err(err) => println!("skipped: nobody cannot run this test's program: {err}"),
+        }
+    }
+
     #[tokio::test]
     async fn root_is_no_root_in_it() {
         if !is_root() {

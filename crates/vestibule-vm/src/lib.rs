@@ -18,6 +18,7 @@ pub mod driver;
 pub mod egress;
 pub mod events;
 pub mod evidence;
+mod faults;
 mod file;
 pub mod firecracker;
 pub mod image;

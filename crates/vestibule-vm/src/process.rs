@@ -197,6 +197,17 @@ impl Child {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
+    /// Sends SIGKILL when it is called, from wherever.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn killer(&self) -> io::Result<impl FnOnce() + Send + 'static> {
+        let pidfd = self.pidfd.try_clone()?;
+        Ok(move || {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        })
+    }
+
     /// Waits for the end. Can be asked again, and by several.
     pub async fn wait(&self) -> Exit {
         self.watch().await

@@ -53,6 +53,10 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
     }
     config.vm.driver = vestibule_vm::doctor::resolve(config.vm.driver);
     tracing::info!(driver = %config.vm.driver, "what VMs run under");
+    config.vm.not_jailed = vestibule_vm::doctor::not_jailed(config.vm.driver);
+    if let Some((why, fix)) = &config.vm.not_jailed {
+        tracing::warn!(why, fix, "VMs are not jailed");
+    }
     let page = home.path().join("open.html");
     let shutdown = async {
         ended().await;

@@ -340,6 +340,12 @@ export const readiness = {
       observed: "1.1 GiB free below /var/lib/vestibule",
       fix: "free at least 2 GiB, or move the home directory",
     },
+    {
+      name: "jail",
+      ok: true,
+      observed: "VMs are not jailed: without root all VMMs run as this user",
+      fix: "run the controller as root for a user, namespaces and a cgroup for each",
+    },
   ],
 };
 

@@ -54,6 +54,7 @@ pub(super) async fn ready(
     );
     checks.push(providers(&core));
     checks.push(warm_start(&core));
+    checks.push(jail(&core));
     let ready = !core.is_stopping() && checks.iter().all(|check| check.ok);
     let status = if ready {
         StatusCode::OK
@@ -209,6 +210,18 @@ fn providers(core: &Shared) -> ReadyCheck {
 }
 
 /// How fast a sign-in starts now. One can be started without, so this is never missing.
+/// A warning, where VMs are kept apart less than they could be: sign-ins can start all the same.
+fn jail(core: &Shared) -> ReadyCheck {
+    let warning = core.config.vm.not_jailed.clone();
+    let (observed, fix) = warning.unzip();
+    ReadyCheck {
+        name: "jail".to_owned(),
+        ok: true,
+        observed: observed.unwrap_or_else(|| "VMs are jailed".to_owned()),
+        fix,
+    }
+}
+
 fn warm_start(core: &Shared) -> ReadyCheck {
     let shelves = core.stock.shelves();
     let words = |shelf: &Shelf| {

@@ -189,6 +189,7 @@ fn spec(
         save_to: None,
         jail: config.vm.jail,
         cache_dir: Some(core.cache_dir().into_string()),
+        memory_backend: core.config.vm.memory_backend,
     }
 }
 

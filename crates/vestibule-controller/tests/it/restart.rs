@@ -8,7 +8,7 @@ use vestibule_api::{
     agent::LoginEvent,
     egress::EgressPolicy,
     ids::{MachineId, SessionId},
-    machine::{DriverChoice, JailSpec, VmSpec},
+    machine::{DriverChoice, JailSpec, MemoryBackend, VmSpec},
     session::SessionState,
 };
 
@@ -37,6 +37,7 @@ fn spec(home: &Home, session_id: Option<SessionId>) -> VmSpec {
         save_to: None,
         jail: JailSpec::default(),
         cache_dir: None,
+        memory_backend: MemoryBackend::default(),
     }
 }
 

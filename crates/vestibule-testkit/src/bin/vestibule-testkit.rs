@@ -21,6 +21,7 @@ vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
 vestibule-testkit idp
 vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
 vestibule-testkit conformance --driver DRIVER --image DIR --home DIR   what a VM is, by `vestibule` ($VESTIBULE_BIN)
+vestibule-testkit overhead --image DIR --home DIR   what `bench overhead` runs in the nested machine
 vestibule-testkit residue --home DIR --except PID
 vestibule-testkit scan --home DIR --pid PID    where words (a JSON object on standard input, by name) are that a sign-in left
 vestibule-testkit runner [--boot-ms N] [--sign-in-ms N] [--hand-over-ms N]
@@ -111,6 +112,14 @@ async fn main() -> Result<()> {
                 image: Utf8PathBuf::from(given("image")?).canonicalize_utf8()?,
                 home: given("home")?.into(),
             })
+            .await
+        }
+        "overhead" => {
+            let given = |name: &str| option(name).with_context(|| format!("`--{name}` is missing"));
+            vestibule_testkit::bench::overhead::samples(
+                Utf8PathBuf::from(given("image")?).canonicalize_utf8()?,
+                given("home")?.into(),
+            )
             .await
         }
         "residue" => {

@@ -20,7 +20,10 @@ use vestibule_api::{
     egress::EgressPolicy,
     ids::{SessionId, SnapshotId},
     machine::Phase,
-    machine::{Claim, MachineState, MachineView, RestoreSpec, RunnerEventKind, Saved},
+    machine::{
+        Claim, DriverChoice, MachineState, MachineView, MemoryBackend, RestoreSpec,
+        RunnerEventKind, Saved,
+    },
     snapshot::{MANIFEST_FILE, MEMORY_FILE, STATE_FILE, SnapshotManifest},
 };
 
@@ -32,7 +35,7 @@ const REFUSALS: usize = 10;
 const CLOCK_MS: f64 = 250.0;
 
 /// A snapshot that was taken.
-pub(super) struct Taken(pub(super) RestoreSpec, String);
+pub(crate) struct Taken(pub(crate) RestoreSpec, String);
 
 impl Noted for Taken {
     fn note(&self) -> String {
@@ -41,18 +44,18 @@ impl Noted for Taken {
 }
 
 /// Where a VM's snapshot goes.
-pub(super) struct Saving(Utf8PathBuf);
+pub(crate) struct Saving(Utf8PathBuf);
 
 impl Saving {
     /// Makes the VM one that can be saved.
-    pub(super) fn of(vm: &mut Vm) -> Self {
+    pub(crate) fn of(vm: &mut Vm) -> Self {
         let home = Utf8Path::new(&vm.spec.vm_dir).ancestors().nth(2);
         let path = home.unwrap_or_else(|| Utf8Path::new("/")).join("snapshot");
         vm.spec.save_to = Some(path.to_string());
         Self(path)
     }
 
-    pub(super) async fn save(self, running: Running) -> Result<Taken> {
+    pub(crate) async fn save(self, running: Running) -> Result<Taken> {
         let call = running.client.call(Method::POST, "/snapshot", None::<&()>);
         let saved: Saved = tokio::time::timeout(SAVING, call)
             .await
@@ -81,7 +84,7 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
     let before = digest(from).ok();
     let mut copies = Vec::new();
     for number in 1..=COPIES {
-        let vm = restored(suite, from);
+        let vm = restored(suite, from, MemoryBackend::File);
         let name = format!("restore: copy {number} is up");
         if let Some(running) = suite.case(&name, up(&vm)).await {
             copies.push((vm, running));
@@ -103,7 +106,7 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
             .case("jail: nothing is reached from inside", inside)
             .await;
         suite
-            .case("jail: a flood of processes", jail::floods(one))
+            .case("jail: floods of processes and memory", jail::floods(one))
             .await;
     }
     if let Some((vm, running)) = copies.pop() {
@@ -123,7 +126,7 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
             .await;
     }
     for wait_ms in [0, 100, 400] {
-        let vm = restored(suite, from);
+        let vm = restored(suite, from, MemoryBackend::File);
         let name = format!("the runner is killed {wait_ms} ms into a restore");
         suite.case(&name, runner_killed(vm, wait_ms)).await;
     }
@@ -138,10 +141,41 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
             refusals(vms?, from).await
         })
         .await;
+    if suite.setup.driver == DriverChoice::Firecracker {
+        let vm = restored(suite, from, MemoryBackend::Uffd);
+        let served = suite.case("restore: page by page", up(&vm)).await;
+        if let Some(running) = served {
+            let dies = handler_dies(vm, running, from);
+            suite.case("the handler of page faults dies", dies).await;
+        }
+    }
 }
 
-fn restored(suite: &Suite, from: &RestoreSpec) -> Result<Vm> {
+/// The snapshot's memory is cut short below a copy that lives on it: the handler ends, and with it the VM, which says why.
+async fn handler_dies(vm: Result<Vm>, running: Running, from: &RestoreSpec) -> Result<String> {
+    let vm = vm?;
+    let vmm = running.vmm().await?;
+    let memory = Utf8Path::new(&from.dir).join(MEMORY_FILE);
+    File::options().write(true).open(memory)?.set_len(0)?;
+    // Memory that the guest has not used yet: whoever asks for it hangs until the VM ends.
+    let asks = running.exec_within("head -c 64M /dev/zero | tail -c 64M | wc -c", 100);
+    let (asked, finding) = tokio::join!(asks, running.failure());
+    let finding = finding?;
+    ensure!(asked.is_err(), "the guest went on: {asked:?}");
+    ensure!(finding.cause == Cause::VmmExited, "{finding:?}");
+    let said = finding.evidence[0].text.clone();
+    ensure!(
+        said.contains("serve the guest's memory: read page"),
+        "{finding:?}"
+    );
+    running.ended().await?;
+    vm.nothing_left(Some(vmm))?;
+    Ok(said)
+}
+
+fn restored(suite: &Suite, from: &RestoreSpec, backend: MemoryBackend) -> Result<Vm> {
     let mut vm = suite.vm()?;
+    vm.spec.memory_backend = backend;
     vm.spec.restore = Some(from.clone());
     Ok(vm)
 }
@@ -384,7 +418,11 @@ async fn refusals(mut vms: Vec<Vm>, from: &RestoreSpec) -> Result<String> {
     let words = "use the snapshot's `memory`: its content is not what was saved";
     is_refused(restored(from)?, words).await?;
     memory.write_all_at(&byte, at)?;
-    open(STATE_FILE)?.set_len(original.state.bytes - 1)?;
+    let state = open(STATE_FILE)?;
+    let last = original.state.bytes - 1;
+    state.read_exact_at(&mut byte, last)?;
+    state.set_len(last)?;
     is_refused(restored(from)?, "use the snapshot's `state`: it has").await?;
+    state.write_all_at(&byte, last)?;
     Ok(format!("{REFUSALS} ways"))
 }

@@ -80,6 +80,49 @@ pub(super) async fn apart(one: &Running, two: &Running) -> Result<String> {
     }
 }
 
+/// Debian's `nobody`.
+const NOBODY: u32 = 65534;
+
+/// A VM whose runner is nobody's: Landlock and the VMM's own filters are all that there is, and it boots and answers under them.
+pub(super) async fn without_root(vm: Result<Vm>) -> Result<String> {
+    let mut vm = vm?;
+    if !rustix::process::geteuid().is_root() {
+        return Ok(String::from("the whole suite runs without root"));
+    }
+    let root = Utf8Path::new(&vm.spec.image_dir).join("root.ext4");
+    let can = Command::new("test")
+        .args(["-r", root.as_str(), "-a", "-x", vm.program()])
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .status()
+        .await?;
+    if !can.success() {
+        return Ok(format!(
+            "skipped: the user {NOBODY} cannot read `{root}`, or not run `{}`",
+            vm.program()
+        ));
+    }
+    let home = camino_tempfile::tempdir()?;
+    vm.of(NOBODY, home.path())?;
+    let running = vm.up().await?;
+    let vmm = running.vmm().await?;
+    ensure!(user(vmm)? == Some(NOBODY), "the VMM is not nobody's");
+    ensure!(status(vmm, "NoNewPrivs:")? == "1", "it can get privileges");
+    ensure!(
+        status(vmm, "Seccomp:")? == "2",
+        "it has no filter of system calls"
+    );
+    let said = running.exec("cat /etc/hostname").await?;
+    ensure!(said.stdout.starts_with("vm-"), "{said:?}");
+    running.stop().await?;
+    running.ended().await?;
+    vm.nothing_left(Some(vmm))?;
+    let machine: serde_json::Value = vm.json("machine.json")?;
+    let (version, uid) = (&machine["jail"]["landlock"], &machine["jail"]["uid"]);
+    ensure!(uid.is_null(), "{machine}");
+    Ok(format!("Landlock: {version}"))
+}
+
 /// The cgroup that a VMM is in, and its limits.
 pub(super) async fn limits(vm: &Vm, running: &Running) -> Result<String> {
     let pid = running.vmm().await?;
@@ -161,7 +204,8 @@ pub(super) async fn inside(running: &Running, other: &Running, home: &Utf8Path) 
     Ok(last.to_owned())
 }
 
-/// As many processes, and as much memory, as anybody in the VM's group would like: the group ends, and not the host.
+/// As many processes, and as much memory, as anybody in the VM's group would like: the group's limits hold, and neither its VM nor
+/// the host is the worse for it.
 pub(super) async fn floods(running: &Running) -> Result<String> {
     let pid = running.vmm().await?;
     let Some(uid) = user(pid)? else {
@@ -172,25 +216,46 @@ pub(super) async fn floods(running: &Running) -> Result<String> {
     let Some(group) = group.filter(|group| group.contains("/vestibule/vm-")) else {
         return Ok(String::from("this host has no cgroup v2 for it"));
     };
-    let procs = format!("/sys/fs/cgroup{group}/cgroup.procs");
-    let program = format!("/proc/{pid}/root/busybox");
-    put(&program).context("put a program into the jail")?;
-    let script = "n=0; while [ $n -lt 300 ]; do /busybox sleep 3 & n=$((n + 1)); done";
-    let script = format!(
-        "echo $$ >{procs}; exec {}",
-        quoted(&entering(pid, uid, script))
+    let group = format!("/sys/fs/cgroup{group}");
+    put(&format!("/proc/{pid}/root/busybox")).context("put a program into the jail")?;
+    let flood = async |script: &str| -> Result<String> {
+        // Of all that is in the group, this is what the kernel ends first.
+        let words = quoted(&entering(pid, uid, script));
+        let script = format!(
+            "echo 1000 >/proc/self/oom_score_adj; echo $$ >{group}/cgroup.procs; exec {words}"
+        );
+        let output = Command::new(BUSYBOX)
+            .args(["sh", "-c", &script])
+            .stdin(Stdio::null())
+            .output()
+            .await?;
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let count = |file: &str, name: &str| -> Result<u64> {
+        let text = std::fs::read_to_string(format!("{group}/{file}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        Ok(line.with_context(|| text.clone())?.trim().parse()?)
+    };
+    let said = flood("n=0; while [ $n -lt 300 ]; do /busybox sleep 3 & n=$((n + 1)); done").await?;
+    let refused = count("pids.events", "max ")?;
+    ensure!(
+        said.contains("fork") && refused > 0,
+        "300 processes were made: {said}"
     );
-    let output = Command::new(BUSYBOX)
-        .args(["sh", "-c", &script])
-        .stdin(Stdio::null())
-        .output()
-        .await?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(said.contains("fork"), "300 processes were made: {said}");
-    let events = std::fs::read_to_string(format!("/sys/fs/cgroup{group}/pids.events"))?;
-    ensure!(events.trim() != "max 0", "{events}");
-    ensure!(running.view().await.is_ok(), "the runner does not answer");
-    Ok(format!("pids.events: {}", events.trim()))
+    // What comes through a pipe, `tail` keeps until it has all of it. The snapshot's memory is long, and quickly read.
+    let said = flood(
+        "/busybox cat /memory /memory /memory /memory | /busybox tail -c 900m | /busybox wc -c",
+    )
+    .await?;
+    let ended = count("memory.events", "oom_kill ")?;
+    ensure!(ended > 0, "900 MiB were had: {said}");
+    ensure!(
+        running.view().await?.vmm_pid == Some(pid) && super::vm::alive(pid),
+        "the VM is gone"
+    );
+    Ok(format!(
+        "{refused} forks were refused, and {ended} process ended that took memory"
+    ))
 }
 
 /// Puts the programs of the probe where the VMM's root is.

@@ -23,8 +23,8 @@ use vestibule_api::{
     ids::MachineId,
     image::Manifest,
     machine::{
-        Disposal, JailSpec, MachineState, MachineView, RunnerEvent, RunnerEventKind, StopRequest,
-        VmSpec,
+        Disposal, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent, RunnerEventKind,
+        StopRequest, VmSpec,
     },
 };
 
@@ -43,13 +43,15 @@ pub(super) async fn soon<F: Future>(what: &str, future: F) -> Result<F::Output> 
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Vm {
+pub(crate) struct Vm {
     program: Utf8PathBuf,
-    pub(super) spec: VmSpec,
+    pub(crate) spec: VmSpec,
+    /// Whom the runner runs as, where that is somebody else.
+    user: Option<u32>,
 }
 
 impl Vm {
-    pub(super) fn new(setup: &Setup, manifest: &Manifest) -> Result<Self> {
+    pub(crate) fn new(setup: &Setup, manifest: &Manifest) -> Result<Self> {
         let machine_id = MachineId::generate();
         let digest = setup.image.file_name().unwrap_or_default().parse();
         let below = |name: &str| -> Result<String> {
@@ -59,6 +61,7 @@ impl Vm {
         };
         Ok(Self {
             program: setup.program.clone(),
+            user: None,
             spec: VmSpec {
                 machine_id,
                 session_id: None,
@@ -77,14 +80,32 @@ impl Vm {
                 save_to: None,
                 jail: JailSpec::default(),
                 cache_dir: None,
+                memory_backend: MemoryBackend::default(),
             },
         })
     }
 
+    pub(super) fn program(&self) -> &str {
+        self.program.as_str()
+    }
+
+    /// Makes it one of this user's, with its directories below `home`.
+    pub(super) fn of(&mut self, user: u32, home: &Utf8Path) -> Result<()> {
+        std::os::unix::fs::chown(home, Some(user), Some(user))?;
+        self.user = Some(user);
+        self.spec.vm_dir = home.join("vm").into_string();
+        self.spec.evidence_dir = home.join("evidence").into_string();
+        Ok(())
+    }
+
     /// Starts the runner and waits until it answers, or has ended.
-    pub(super) async fn start(&self) -> Result<Running> {
+    pub(crate) async fn start(&self) -> Result<Running> {
         let log = std::fs::File::create(format!("{}.log", self.spec.evidence_dir))?;
-        let mut process = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        let mut process = command
             .arg("run-vm")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -106,7 +127,7 @@ impl Vm {
     }
 
     /// Starts it and waits until it is up.
-    pub(super) async fn up(&self) -> Result<Running> {
+    pub(crate) async fn up(&self) -> Result<Running> {
         let running = self.start().await?;
         running.up().await?;
         Ok(running)
@@ -143,7 +164,7 @@ impl Vm {
         serde_json::from_str(&text).with_context(|| format!("understand `{name}`"))
     }
 
-    pub(super) fn events(&self) -> Result<Vec<RunnerEvent>> {
+    pub(crate) fn events(&self) -> Result<Vec<RunnerEvent>> {
         let text = self.evidence("events.ndjson")?;
         text.lines()
             .map(|line| Ok(serde_json::from_str(line)?))
@@ -178,9 +199,9 @@ impl Vm {
 
 /// A runner that runs.
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) client: Runner,
-    pub(super) process: Child,
+pub(crate) struct Running {
+    pub(crate) client: Runner,
+    pub(crate) process: Child,
 }
 
 fn failed(event: &RunnerEventKind) -> Option<Finding> {
@@ -217,7 +238,7 @@ impl Running {
     }
 
     /// Reads events until one is what is wanted.
-    pub(super) async fn event<T>(
+    pub(crate) async fn event<T>(
         &self,
         wanted: impl Fn(&RunnerEventKind) -> Option<T>,
     ) -> Result<T> {
@@ -259,7 +280,7 @@ impl Running {
         .await?
     }
 
-    pub(super) async fn up(&self) -> Result<()> {
+    pub(crate) async fn up(&self) -> Result<()> {
         self.reaches(MachineState::Up).await
     }
 
@@ -289,7 +310,7 @@ impl Running {
         Ok(reply)
     }
 
-    pub(super) async fn stop(&self) -> Result<Disposal> {
+    pub(crate) async fn stop(&self) -> Result<Disposal> {
         let request = StopRequest {
             reason: "the case is over".into(),
         };
@@ -298,7 +319,7 @@ impl Running {
     }
 
     /// Waits for the runner's end, which must be a good one.
-    pub(super) async fn ended(mut self) -> Result<()> {
+    pub(crate) async fn ended(mut self) -> Result<()> {
         let status = soon("the runner to end", self.process.wait()).await??;
         ensure!(status.success(), "the runner ended with {status}");
         Ok(())

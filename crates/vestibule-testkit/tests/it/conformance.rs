@@ -42,14 +42,8 @@ async fn firecracker() -> Result<()> {
         return Ok(());
     };
     let image = image()?;
-    let inside = format!("/data/images/{}", image.file_name().unwrap_or_default());
-    let images = camino_tempfile::tempdir()?;
-    std::os::unix::fs::symlink(
-        &image,
-        images
-            .path()
-            .join(inside.trim_start_matches("/data/images/")),
-    )?;
+    let digest = image.file_name().unwrap_or_default();
+    let (name, inside) = (format!("images/{digest}"), format!("/data/images/{digest}"));
     let tools = workspace().join("target/tools/firecracker");
     let program = binary()?;
     let testkit = Utf8Path::new(env!("CARGO_BIN_EXE_vestibule-testkit"));
@@ -59,7 +53,9 @@ async fn firecracker() -> Result<()> {
                 ("vestibule", program.as_path()),
                 ("vestibule-testkit", testkit),
             ],
-            files: &[("firecracker", tools.as_path()), ("images", images.path())],
+            files: &[("firecracker", tools.as_path()), (&name, image.as_path())],
+            links: &[],
+            console: None,
             command: &[
                 "/data/vestibule-testkit",
                 "conformance",
@@ -75,6 +71,7 @@ async fn firecracker() -> Result<()> {
                 ("VESTIBULE_FIRECRACKER", "/data/firecracker/firecracker"),
             ],
             spare_mib: SPARE_MIB,
+            cpus: 2,
             memory_mib: MEMORY_MIB,
             limit: LIMIT,
         })

@@ -3,6 +3,7 @@
 //! -- --ignored`): they need built images and take minutes each under software emulation.
 mod conformance;
 mod crashes;
+mod nested;
 mod rfb;
 mod vendor;
 mod vm;

@@ -4,7 +4,7 @@ mod failures;
 mod faults;
 mod guest;
 mod snapshots;
-mod vendors;
+pub(crate) mod vendors;
 mod warm;
 
 use anyhow::{Context, Result, ensure};

@@ -4,6 +4,7 @@ use crate::{
     jail::{self, cgroup::CgroupFound},
 };
 use std::fmt;
+use vestibule_api::machine::DriverChoice;
 
 /// See the module.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -17,7 +18,7 @@ pub struct Confined {
     pub landlock: Option<u32>,
     /// Firecracker is here, and no jailer of its release.
     #[serde(skip)]
-    jailer: Option<String>,
+    jailer: Option<(String, String)>,
 }
 
 impl Confined {
@@ -35,15 +36,24 @@ impl Confined {
         }
     }
 
+    /// Why a VMM is not jailed, and what to do.
+    fn not_jailed(&self) -> Option<(String, String)> {
+        if self.root {
+            return self.jailer.clone();
+        }
+        Some((
+            String::from(
+                "VMs are not jailed: without root all VMMs run as this user, with seccomp and Landlock alone",
+            ),
+            String::from("run the controller as root for a user, namespaces and a cgroup for each"),
+        ))
+    }
+
     /// What to do for VMs that are kept apart better.
     pub(super) fn advice(&self) -> Vec<String> {
         let mut advice = Vec::new();
-        if self.root {
-            advice.extend(self.jailer.clone());
-        } else {
-            advice.push(String::from(
-                "WARNING: VMs are not jailed: without root all VMMs run as this user, with seccomp and Landlock alone; run the controller as root for a user, namespaces and a cgroup for each",
-            ));
+        if let Some((why, fix)) = self.not_jailed() {
+            advice.push(format!("WARNING: {why}; {fix}"));
         }
         if self.landlock.is_none() {
             advice.push(String::from(
@@ -64,13 +74,30 @@ impl Confined {
     }
 }
 
-fn why_no_jailer(driver: &FirecrackerDriver, version: Version) -> Option<String> {
+/// Why VMs of this driver are not jailed on this host, and what to do; none: they are. Blocks for as long as Firecracker takes to say
+/// its version.
+pub fn not_jailed(driver: DriverChoice) -> Option<(String, String)> {
+    let mut confined = Confined::look();
+    if driver == DriverChoice::Qemu {
+        // It has no jailer; root's namespaces are what there is for it.
+        confined.jailer = None;
+    }
+    confined.not_jailed()
+}
+
+fn why_no_jailer(driver: &FirecrackerDriver, version: Version) -> Option<(String, String)> {
     match (driver.jailer(), driver.check_jailer(version)) {
-        (None, _) => Some(format!(
-            "WARNING: Firecracker runs without its jailer: install `jailer` {version}, of the same release, beside `{}`",
-            driver.program()
+        (None, _) => Some((
+            String::from("Firecracker runs without its jailer"),
+            format!(
+                "install `jailer` {version}, of the same release, beside `{}`",
+                driver.program()
+            ),
         )),
-        (Some(_), Err(err)) => Some(format!("WARNING: {err}: VMs cannot be started")),
+        (Some(_), Err(err)) => Some((
+            format!("VMs cannot be started: {err}"),
+            format!("install `jailer` {version}, of Firecracker's own release"),
+        )),
         (Some(_), Ok(())) => None,
     }
 }
@@ -88,5 +115,41 @@ impl fmt::Display for Confined {
             Some(version) => write!(f, "landlock      version {version}"),
             None => f.write_str("landlock      none"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_not_jailed_is_warned() {
+        let mut confined = Confined {
+            root: false,
+            cgroup: CgroupFound::Absent,
+            landlock: Some(6),
+            jailer: None,
+        };
+        let warned = |confined: &Confined| {
+            let advice = confined.advice();
+            advice
+                .iter()
+                .filter(|line| line.starts_with("WARNING: "))
+                .count()
+        };
+        let (why, fix) = confined.not_jailed().unwrap();
+        assert!(
+            why.contains("not jailed") && fix.contains("root"),
+            "{why}; {fix}"
+        );
+        assert_eq!(warned(&confined), 1);
+        confined.root = true;
+        assert_eq!((confined.not_jailed(), warned(&confined)), (None, 0));
+        confined.jailer = Some((
+            "Firecracker runs without its jailer".into(),
+            "install it".into(),
+        ));
+        assert_eq!(confined.not_jailed(), confined.jailer);
+        assert_eq!(warned(&confined), 1);
     }
 }

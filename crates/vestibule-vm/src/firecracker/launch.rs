@@ -9,29 +9,20 @@ use super::{
     vsock,
 };
 use crate::{
-    driver::{Capabilities, Launch, LaunchError, Memory},
-    log::piped,
+    driver::{Capabilities, Launch, LaunchError, Memory, Restored},
+    faults,
+    log::{BoundedLog, piped},
     process::{Child, Program},
 };
 use camino::Utf8Path;
-use std::time::Duration;
+use std::{fs::File, io, os::unix::net::UnixListener, sync::Arc, time::Duration};
+use vestibule_api::error::Chain;
 
 /// From the start of the process to its API there are milliseconds of work.
 const API_LIMIT: Duration = Duration::from_secs(20);
 const API_POLL: Duration = Duration::from_millis(2);
 /// Bytes of serial output between the guest and the log's reader.
 const SERIAL_BUFFER: usize = 1 << 20;
-
-/// What Firecracker adds to the image's command line. `reboot=k` resets through the i8042 keyboard controller, which is how a
-/// guest ends a Firecracker (fact 22: the process exits 0; there is no power button). A serial line must be asked for, and
-/// Firecracker's own default would turn it off (fact 6). `pci=off` it adds itself. Disks have no serial number here, so the
-/// agent is told which is which by their order (fact 20).
-const CMDLINE: &str = "console=ttyS0 reboot=k random.trust_cpu=on i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce vestibule.root=vda vestibule.config=vdb vestibule.stream=vsock";
-
-/// The kernel command line: the image's and the machine's.
-pub(super) fn cmdline(launch: &Launch) -> String {
-    format!("{} {CMDLINE}", launch.cmdline)
-}
 
 pub(super) async fn start(
     program: &Utf8Path,
@@ -58,7 +49,10 @@ pub(super) async fn start(
             let restore = Restore {
                 state,
                 memory: MemoryBackend {
-                    backend_type: BackendType::File,
+                    backend_type: match &place.faults {
+                        None => BackendType::File,
+                        Some(_) => BackendType::Uffd,
+                    },
                     backend_path: memory,
                 },
                 track_dirty_pages: false,
@@ -91,6 +85,13 @@ pub(super) async fn start(
     }
     .spawn()
     .await?;
+    let faults = match (&launch.memory, place.faults) {
+        (Memory::Restored(restored), Some(listener)) => {
+            let serving = serve(restored, listener, &child, Arc::clone(&launch.vmm_log));
+            Some(serving.map_err(LaunchError::prepare("serve the snapshot's memory"))?)
+        }
+        (_, _) => None,
+    };
     let api = Api::new(directory.join(API_SOCKET));
     let done = async {
         let version = greet(&api, &child).await?;
@@ -121,11 +122,39 @@ pub(super) async fn start(
             directory,
             binding,
             memory,
+            _faults: faults,
             vmm_log: launch.vmm_log,
             listens,
         }),
         Err(failed) => Err(failed.explain(&child, command_line, capabilities).await),
     }
+}
+
+/// Serves the VMM's page faults from the snapshot's memory. A VM whose handler ended before it would hang: it is ended, and the
+/// log says why.
+fn serve(
+    restored: &Restored,
+    listener: UnixListener,
+    child: &Child,
+    vmm_log: Arc<BoundedLog>,
+) -> io::Result<faults::Handler> {
+    let source = faults::Source {
+        memory: File::open(&restored.memory)?,
+        directory: restored
+            .memory
+            .parent()
+            .unwrap_or(&restored.memory)
+            .to_owned(),
+    };
+    let kill = child.killer()?;
+    faults::start(listener, source, move |ended| match ended {
+        Ok(served) => tracing::debug!(?served, "the snapshot's memory was served"),
+        Err(err) => {
+            let words = format!("[vestibule: serve the guest's memory: {}]\n", Chain(&err));
+            vmm_log.append(words.as_bytes());
+            kill();
+        }
+    })
 }
 
 /// The VMM itself: jailed, it is the one child of the process that was started (proc_tid_children(5)).
@@ -145,7 +174,7 @@ pub(super) fn boot_of(launch: &Launch) -> Boot {
     Boot {
         vcpus: launch.vcpus,
         memory_mib: launch.memory_mib,
-        cmdline: cmdline(launch),
+        cmdline: request::cmdline(&launch.cmdline),
     }
 }
 

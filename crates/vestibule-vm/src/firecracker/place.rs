@@ -27,9 +27,13 @@ use std::{
     io,
     os::{
         fd::OwnedFd,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, symlink},
+        unix::{
+            fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, symlink},
+            net::UnixListener,
+        },
     },
 };
+use vestibule_api::machine::MemoryBackend;
 
 /// Below the VM's own directory.
 const DIRECTORY: &str = "firecracker";
@@ -40,6 +44,7 @@ const PRIVATE: &str = "private";
 const LOG: &str = "log";
 const MEMORY: &str = "memory";
 const LOADED: &str = "loaded";
+const FAULTS: &str = "faults.sock";
 
 /// See the module.
 pub(super) struct Place {
@@ -53,6 +58,8 @@ pub(super) struct Place {
     /// The memory's and the state's names, as the VMM is to say them.
     pub(super) memory: Option<String>,
     pub(super) state: Option<String>,
+    /// Where the VMM asks for its memory page by page, if it does.
+    pub(super) faults: Option<UnixListener>,
     /// Whom the files belong to, where that is not the runner's user.
     pub(super) owner: Option<u32>,
 }
@@ -104,7 +111,7 @@ fn directory(path: &Utf8Path) -> io::Result<()> {
 /// What both have: no stale socket, which would end the VMM with "Address already in use" (Firecracker fact 9), and a file for
 /// metrics, which must be there before 1.14 (Firecracker fact 5).
 fn common(directory: &Utf8Path) -> io::Result<Utf8PathBuf> {
-    for socket in [API_SOCKET, request::VSOCK] {
+    for socket in [API_SOCKET, request::VSOCK, FAULTS] {
         unlink(&directory.join(socket))?;
     }
     let metrics = directory.join(request::METRICS);
@@ -148,6 +155,7 @@ fn unjailed(
         execute: vec![program.to_owned()],
         write: vec![launch.vm_dir.clone(), "/dev/kvm".into()],
     };
+    let mut faults = None;
     let (memory, state) = match &launch.memory {
         Memory::Own => (None, None),
         Memory::Shared(path) => {
@@ -161,7 +169,13 @@ fn unjailed(
             let directory = restored.memory.parent().unwrap_or(&restored.memory);
             allowed.read.push(directory.to_owned());
             inherit.push(state);
-            (Some(restored.memory.to_string()), Some(name))
+            if restored.backend == MemoryBackend::Uffd {
+                allowed.write.push("/dev/userfaultfd".into());
+                faults = Some(crate::socket::listen(&place.join(FAULTS))?);
+                (Some(FAULTS.to_owned()), Some(name))
+            } else {
+                (Some(restored.memory.to_string()), Some(name))
+            }
         }
     };
     let confinement = match jail {
@@ -179,6 +193,7 @@ fn unjailed(
         confinement,
         memory,
         state,
+        faults,
         owner: None,
     })
 }
@@ -227,6 +242,7 @@ fn jailed(
     bind(vmlinux.as_str(), request::KERNEL, false)?;
     bind(launch.initrd.as_str(), request::INITRD, false)?;
     bind(launch.root.as_str(), request::ROOT, false)?;
+    let mut faults = None;
     let (memory, state) = match &launch.memory {
         Memory::Own => (None, None),
         Memory::Shared(path) => {
@@ -238,9 +254,16 @@ fn jailed(
             let state = restored
                 .memory
                 .with_file_name(vestibule_api::snapshot::STATE_FILE);
-            bind(restored.memory.as_str(), MEMORY, false)?;
             bind(state.as_str(), LOADED, false)?;
-            (Some(MEMORY.to_owned()), Some(LOADED.to_owned()))
+            let memory = if restored.backend == MemoryBackend::Uffd {
+                faults = Some(crate::socket::listen(&root.join(FAULTS))?);
+                own(&root.join(FAULTS))?;
+                FAULTS
+            } else {
+                bind(restored.memory.as_str(), MEMORY, false)?;
+                MEMORY
+            };
+            (Some(memory.to_owned()), Some(LOADED.to_owned()))
         }
     };
     let mounts = Mounts {
@@ -276,6 +299,7 @@ fn jailed(
         confinement: jail.around_jailer(mounts)?,
         memory,
         state,
+        faults,
         owner: Some(uid),
     })
 }

@@ -2,11 +2,7 @@
 //!
 //! Every Firecracker tells a restored guest that it is another one (VMGenID, Firecracker fact 17), and Debian 12's cloud kernel has
 //! no driver that would hear it. So a copy's entropy, like its clock and its name, comes from the config drive.
-use super::{
-    FirecrackerMachine,
-    launch::{boot_of, cmdline},
-    request, unlink,
-};
+use super::{FirecrackerMachine, launch::boot_of, request, unlink};
 use crate::driver::{Capabilities, Launch, LaunchError, MachineError, Memory};
 use camino::Utf8Path;
 use serde_json::Value;
@@ -48,7 +44,7 @@ pub(super) async fn binding(
         vcpus: launch.vcpus,
         runner: env!("CARGO_PKG_VERSION").to_owned(),
         arguments: shape(launch),
-        cmdline: cmdline(launch),
+        cmdline: request::cmdline(&launch.cmdline),
         tsc_khz,
     }))
 }

@@ -93,6 +93,7 @@ fn files(spec: &VmSpec) -> Result<Files, Box<Finding>> {
                 manifest: snapshot.manifest,
                 memory: snapshot.memory,
                 state: snapshot.state,
+                backend: spec.memory_backend,
             }));
             files.snapshot = Some(snapshot.hold);
         }

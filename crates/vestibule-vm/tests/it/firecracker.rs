@@ -20,7 +20,7 @@ use std::{
 };
 use vestibule_api::{
     ids::MachineId,
-    machine::{Exit, JailSpec, RestoreSpec},
+    machine::{Exit, JailSpec, MemoryBackend, RestoreSpec},
     mux::StreamKey,
     snapshot::SnapshotManifest,
 };
@@ -30,7 +30,7 @@ use vestibule_vm::{
     firecracker::{
         FirecrackerDriver, PROGRAM_VARIABLE,
         api::{Api, ApiError},
-        request::{self, BackendType, MemoryBackend, Restore},
+        request::{self, BackendType, Restore},
         version::Version,
     },
     jail::{self, Jail},
@@ -284,10 +284,14 @@ async fn life(
         dir: saved.to_string(),
     };
 
-    // Two copies at once go on where it was, each in memory of its own.
+    // Copies at once go on where it was, each in memory of its own, wherever that comes from.
     let mut copies = Vec::new();
-    for _ in 0..2 {
-        let mut launch = place.launch(restored(&spec));
+    for backend in [
+        MemoryBackend::File,
+        MemoryBackend::Uffd,
+        MemoryBackend::Uffd,
+    ] {
+        let mut launch = place.launch(restored(&spec, backend));
         launch.jail = jail();
         let held = launch.jail.clone();
         let uid = launch.jail.as_ref().and_then(|jail| jail.uid());
@@ -317,12 +321,13 @@ async fn life(
     println!("all of it after {:?}", begun.elapsed());
 }
 
-fn restored(spec: &RestoreSpec) -> Memory {
+fn restored(spec: &RestoreSpec, backend: MemoryBackend) -> Memory {
     let snapshot = Snapshot::open(spec).unwrap();
     Memory::Restored(Box::new(Restored {
         manifest: snapshot.manifest,
         memory: snapshot.memory,
         state: snapshot.state,
+        backend,
     }))
 }
 
@@ -427,7 +432,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_before_and_a_damaged_one_after(
         ("kernel command line", |m| m.binding.cmdline = "loud".into()),
     ];
     for (words, change) in changes {
-        let Memory::Restored(mut other) = restored(&spec) else {
+        let Memory::Restored(mut other) = restored(&spec, MemoryBackend::File) else {
             unreachable!("it is restored");
         };
         change(&mut other.manifest);
@@ -442,7 +447,7 @@ async fn a_snapshot_that_does_not_fit_is_refused_before_and_a_damaged_one_after(
         assert!(!directory.exists());
     }
     // Firecracker fact 3: the process ends by itself.
-    let memory = restored(&spec);
+    let memory = restored(&spec, MemoryBackend::File);
     let state = File::options()
         .write(true)
         .open(saved.join("state"))
@@ -518,7 +523,7 @@ async fn a_field_that_a_version_does_not_know_is_refused_by_it() {
     }
     let restore = Restore {
         state: "state".into(),
-        memory: MemoryBackend {
+        memory: request::MemoryBackend {
             backend_type: BackendType::File,
             backend_path: "memory".into(),
         },

@@ -16,7 +16,9 @@ use vestibule_api::{
     egress::EgressPolicy,
     finding::Finding,
     ids::SnapshotId,
-    machine::{Claim, Exit, MachineState, MachineView, RestoreSpec, RunnerEventKind, Saved},
+    machine::{
+        Claim, Exit, MachineState, MachineView, MemoryBackend, RestoreSpec, RunnerEventKind, Saved,
+    },
     mux::{Side, StreamKey, host_handshake, start},
     snapshot::{MANIFEST_FILE, MEMORY_FILE},
     stream::Open,
@@ -195,6 +197,7 @@ async fn other_key(from: &RestoreSpec) {
             manifest: snapshot.manifest,
             memory: snapshot.memory,
             state: snapshot.state,
+            backend: MemoryBackend::default(),
         })),
         console: BoundedLog::create(&directory.join("serial.log"), 4096).unwrap(),
         vmm_log: BoundedLog::create(&directory.join("vmm.log"), 4096).unwrap(),

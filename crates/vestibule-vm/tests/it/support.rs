@@ -18,8 +18,8 @@ use vestibule_api::{
     egress::EgressPolicy,
     ids::{ImageDigest, MachineId},
     machine::{
-        Disposal, DriverChoice, JailSpec, MachineState, MachineView, RunnerEvent, RunnerEventKind,
-        StopRequest, VmSpec,
+        Disposal, DriverChoice, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent,
+        RunnerEventKind, StopRequest, VmSpec,
     },
 };
 
@@ -97,6 +97,7 @@ impl Place {
             save_to: None,
             jail: JailSpec::default(),
             cache_dir: None,
+            memory_backend: MemoryBackend::default(),
         };
         Self { home, spec }
     }

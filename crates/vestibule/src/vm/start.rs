@@ -14,7 +14,8 @@ use vestibule_api::{
     egress::{EgressMode, EgressPolicy},
     ids::MachineId,
     machine::{
-        DriverChoice, JailSpec, MachineState, MachineView, RunnerEvent, RunnerEventKind, VmSpec,
+        DriverChoice, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent,
+        RunnerEventKind, VmSpec,
     },
 };
 
@@ -90,6 +91,7 @@ fn spec(home: &Home, args: &StartArgs) -> anyhow::Result<VmSpec> {
         save_to: None,
         jail: JailSpec::default(),
         cache_dir: Some(home.path().join("cache").into_string()),
+        memory_backend: MemoryBackend::default(),
     })
 }
 

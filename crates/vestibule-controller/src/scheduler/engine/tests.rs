@@ -19,7 +19,7 @@ use std::{
 };
 use vestibule_api::{
     egress::EgressPolicy,
-    machine::{DriverChoice, JailSpec},
+    machine::{DriverChoice, JailSpec, MemoryBackend},
 };
 
 /// What a server was given, and whether it runs.
@@ -302,6 +302,7 @@ impl Set {
             save_to: None,
             jail: JailSpec::default(),
             cache_dir: None,
+            memory_backend: MemoryBackend::default(),
         }
     }
 

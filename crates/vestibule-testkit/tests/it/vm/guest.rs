@@ -13,8 +13,8 @@ use vestibule_api::{
     egress::EgressPolicy,
     ids::MachineId,
     machine::{
-        Disposal, DriverChoice, JailSpec, MachineState, MachineView, RunnerEvent, StopRequest,
-        VmSpec,
+        Disposal, DriverChoice, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent,
+        StopRequest, VmSpec,
     },
 };
 use vestibule_testkit::{stage::binary, wait};
@@ -65,6 +65,7 @@ impl Guest {
             save_to: None,
             jail: JailSpec::default(),
             cache_dir: None,
+            memory_backend: MemoryBackend::default(),
         })
     }
 

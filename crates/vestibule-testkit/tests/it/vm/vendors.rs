@@ -56,6 +56,12 @@ async fn run(name: &str, start: StartKind, cases: &[Case]) -> Result<()> {
     kept(name, stage, result).await
 }
 
+/// One sign-in after a boot with a tool that waits for its vendor for as long as it takes: `gh` gives up after ten seconds.
+pub(crate) async fn codex_after_a_boot() -> Result<()> {
+    let cases = [case("codex", Misbehave::Not, None)];
+    run("codex-cold", StartKind::Cold, &cases).await
+}
+
 async fn sign_in(stage: &Stage, vendor: &Vendor, start: StartKind, case: &Case) -> Result<()> {
     let begin = Instant::now();
     vendor.misbehave(case.how);

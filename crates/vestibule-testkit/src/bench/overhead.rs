@@ -1,0 +1,202 @@
+//! What driver and runner cost over Firecracker alone: a start and a load of a snapshot, each to the agent's first answer, by turns
+//! by hand (`firecracker-by-hand`, an example of vestibule-vm) and as people get them (`vestibule run-vm`). It needs a KVM that
+//! runs Linux, so all of it is done in the nested machine, whose processor is an emulated one.
+use super::{Report, report::Required, stats::median};
+use crate::{
+    conformance::{Setup, copies::Saving, vm::Vm},
+    nested::{Nested, Run},
+    process::workspace,
+    stage::{binary, image_home},
+};
+use anyhow::{Context, Result, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+use tokio::process::Command;
+use vestibule_api::{
+    machine::{DriverChoice, Phase, RestoreSpec, RunnerEventKind},
+    time::Timestamp,
+};
+
+const TURNS: usize = 10;
+const LIMIT: Duration = Duration::from_secs(3600);
+const MEMORY_MIB: u32 = 2560;
+const SPARE_MIB: u64 = 1024;
+const PHASE: Duration = Duration::from_secs(400);
+/// Before the line with the samples, on L1's console.
+const SAYS: &str = "overhead: ";
+
+/// Seconds, one entry for each turn.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Series {
+    /// By hand: to the API's last answer, and to the agent's first.
+    asked: Vec<f64>,
+    by_hand: Vec<f64>,
+    /// `run-vm`: from the process' start to its first event, to a VMM that does what it was asked, and to the agent's first answer.
+    runner: Vec<f64>,
+    vmm: Vec<f64>,
+    ours: Vec<f64>,
+}
+
+/// What L1 says.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Samples {
+    start: Series,
+    load: Series,
+}
+
+/// Runs the bench with the image `tiny` in the nested machine.
+///
+/// # Errors
+/// When the machine or the image is not made, or a VM does not answer.
+pub async fn run() -> Result<Report> {
+    let mut report = Report::new("overhead");
+    let nested = Nested::find().context("`script/test nested` makes the nested machine")?;
+    let image = image_home().join("aliases/tiny").canonicalize_utf8();
+    let image = image.context("no image `tiny`: `script/test tiny` builds it")?;
+    let name = format!("images/{}", image.file_name().unwrap_or_default());
+    let testkit = Utf8PathBuf::try_from(std::env::current_exe()?)?;
+    let by_hand = testkit.with_file_name("examples/firecracker-by-hand");
+    ensure!(
+        by_hand.exists(),
+        "`{by_hand}` is not built: `script/bench` builds it"
+    );
+    let ran = nested
+        .run(&Run {
+            programs: &[
+                ("vestibule", binary()?.as_path()),
+                ("vestibule-testkit", testkit.as_path()),
+                ("firecracker-by-hand", by_hand.as_path()),
+            ],
+            files: &[
+                (
+                    "firecracker",
+                    workspace().join("target/tools/firecracker").as_path(),
+                ),
+                (&name, image.as_path()),
+            ],
+            links: &[],
+            console: None,
+            command: &[
+                "/data/vestibule-testkit",
+                "overhead",
+                "--image",
+                &format!("/data/{name}"),
+                "--home",
+                "/data/home",
+            ],
+            environment: &[
+                ("VESTIBULE_BIN", "/data/vestibule"),
+                ("VESTIBULE_FIRECRACKER", "/data/firecracker/firecracker"),
+            ],
+            spare_mib: SPARE_MIB,
+            cpus: 2,
+            memory_mib: MEMORY_MIB,
+            limit: LIMIT,
+        })
+        .await?;
+    let said = ran.console.lines().find_map(|line| line.strip_prefix(SAYS));
+    let said = said.with_context(|| format!("L1 said no samples: {}", ran.console))?;
+    let samples: Samples = serde_json::from_str(said).context("understand the samples")?;
+    for (what, series) in [("start", &samples.start), ("load", &samples.load)] {
+        let mut line = |to: &str, samples| report.median(format!("{what}: {to}"), "s", samples);
+        line("by hand, to the API's last answer", &series.asked);
+        line("by hand, to the agent's first answer", &series.by_hand);
+        line("run-vm, to its first event", &series.runner);
+        line("run-vm, to a VMM that was asked", &series.vmm);
+        line("run-vm, to the agent's first answer", &series.ours);
+        let ratio = median(&series.ours) / median(&series.by_hand);
+        report.figure(format!("{what}: run-vm ÷ by hand"), "x", ratio, &[]);
+        report.require(Required::AtMost(1.1));
+    }
+    report.note(format!("image `tiny`, {TURNS} turns, nested under QEMU's TCG; run-vm has a jail and evidence, by hand there is neither"));
+    Ok(report)
+}
+
+/// The part in L1: prints the samples.
+///
+/// # Errors
+/// When a VM does not answer.
+#[expect(clippy::print_stdout, reason = "the samples go to whoever runs L1")]
+pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
+    let setup = Setup {
+        program: binary()?,
+        driver: DriverChoice::Firecracker,
+        image,
+        home,
+    };
+    let mut samples = Samples::default();
+    let snapshot = saved(&setup).await?;
+    for turn in 1..=TURNS {
+        by_hand(&setup.image, None, &mut samples.start).await?;
+        ours(&setup, None, &mut samples.start).await?;
+        by_hand(&setup.image, Some(&snapshot.dir), &mut samples.load).await?;
+        ours(&setup, Some(&snapshot), &mut samples.load).await?;
+        println!("turn {turn}: {}", serde_json::to_string(&samples)?);
+    }
+    println!("{SAYS}{}", serde_json::to_string(&samples)?);
+    Ok(())
+}
+
+async fn saved(setup: &Setup) -> Result<RestoreSpec> {
+    let mut vm = Vm::new(setup, &setup.manifest()?)?;
+    let saving = Saving::of(&mut vm);
+    let running = vm.up().await?;
+    Ok(saving.save(running).await?.0)
+}
+
+async fn by_hand(image: &Utf8Path, snapshot: Option<&String>, series: &mut Series) -> Result<()> {
+    let output = Command::new(binary()?.with_file_name("firecracker-by-hand"))
+        .arg(image)
+        .args(snapshot)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("start firecracker-by-hand")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let seconds: Vec<f64> = said.split_whitespace().flat_map(str::parse).collect();
+    let [asked, answered] = seconds.as_slice() else {
+        anyhow::bail!("by hand: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    series.asked.push(*asked);
+    series.by_hand.push(*answered);
+    Ok(())
+}
+
+async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series) -> Result<()> {
+    let mut vm = Vm::new(setup, &setup.manifest()?)?;
+    vm.spec.restore = snapshot.cloned();
+    let (begun, began) = (Instant::now(), Timestamp::now());
+    let running = vm.start().await?;
+    let answered = running.event(|event| {
+        let over = matches!(event, RunnerEventKind::Failed { .. });
+        let up = matches!(
+            event,
+            RunnerEventKind::Phase {
+                phase: Phase::AgentUp
+            }
+        );
+        (over || up).then_some(up)
+    });
+    let up = tokio::time::timeout(PHASE, answered).await??;
+    series.ours.push(begun.elapsed().as_secs_f64());
+    ensure!(up, "the VM failed");
+    running.stop().await?;
+    running.ended().await?;
+    let events = vm.events()?;
+    let after = |wanted: &dyn Fn(&RunnerEventKind) -> bool| {
+        let event = events.iter().find(|event| wanted(&event.event));
+        let event = event.context("an event that every VM has")?;
+        anyhow::Ok((event.at.as_micros() - began.as_micros()) as f64 / 1e6)
+    };
+    let asked = if snapshot.is_some() {
+        Phase::Resumed
+    } else {
+        Phase::VmmStarted
+    };
+    series.runner.push(after(&|_| true)?);
+    series.vmm.push(after(
+        &|event| matches!(event, RunnerEventKind::Phase { phase } if *phase == asked),
+    )?);
+    Ok(())
+}
