@@ -4,6 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use std::{
     io::BufRead as _,
+    os::unix::process::CommandExt as _,
     process::{Command, Stdio},
     sync::{
         OnceLock,
@@ -86,6 +87,8 @@ impl Cluster {
         );
         let mut server = as_server("setsid")
             .args(["sh", "-c", &script])
+            // What ends this process's group, as timeout(1) does, is to end the server by its input and not by a signal.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

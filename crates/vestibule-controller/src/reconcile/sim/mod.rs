@@ -9,8 +9,8 @@
 //! another one comes up on the same rows. After that there are no more faults, and the world must settle.
 //!
 //! What is not simulated: the loops around the reconcilers (when one runs is the seed's choice), and the HTTP stream of a
-//! runner's events (its lines come one by one). Two controllers never share a home (`controller.lock`), so there is no
-//! lease to lose.
+//! runner's events (its lines come one by one). Several controllers on one database and
+//! their leases are not simulated either: `tests/it/cluster.rs` has them on PostgreSQL, with real losses and partitions.
 //!
 //! `VESTIBULE_SIM_LIVES=100000 cargo test --release -p vestibule-controller --lib sim:: -- --nocapture` is the long run.
 //!
