@@ -1237,11 +1237,11 @@ export interface components {
         };
         /** @description One thing that a sign-in needs. */
         ReadyCheck: {
-            /** @description What to do, where it is missing. */
+            /** @description What to do, where it is missing; of one that is `ok`, a warning. */
             fix?: string | null;
             /**
-             * @description `database`, `lease` (where hosts share the database), `vault`, `image`, `driver`, `disk-space`, `providers`; and `warm-start`, which a sign-in can do without
-             *     and is `ok` for that.
+             * @description `database`, `lease` (where hosts share the database), `vault`, `image`, `driver`, `disk-space`, `providers`; and
+             *     `warm-start` and `jail`, which a sign-in can do without and are `ok` for that.
              */
             name: string;
             /** @description What was observed. */
