@@ -8,10 +8,11 @@ use sqlx::{
 };
 
 /// Every table, in an order in which what a row refers to is there before it.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "host",
     "organisation",
     "app_user",
+    "user_identity",
     "service_token",
     "dashboard_login",
     "session",

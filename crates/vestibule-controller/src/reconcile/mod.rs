@@ -169,13 +169,13 @@ async fn keep_running(core: Shared, kind: Kind) {
         // Without its lease the controller acts for nothing.
         core.lease.held().await;
         changes.mark_unchanged();
-        let (at, begun) = (Timestamp::now(), Instant::now());
+        let (at, begun, looked) = (Timestamp::now(), Instant::now(), core.now());
         let result = once(&core, kind, &mut state).await;
         if let Err(err) = &result {
             tracing::error!(reconciler = kind.name(), error = %Chain(err), "a reconciler's run failed");
         }
         core.statuses.ran(kind, at, begun.elapsed(), &result);
-        let pause = pause(&core, kind, result.is_err()).await;
+        let pause = pause(&core, kind, looked, result.is_err()).await;
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = changes.changed(), if kind.is_woken() && result.is_ok() => {}
@@ -214,8 +214,9 @@ async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, Recon
     }
 }
 
-/// Until the next run: the period, or less when an effect or a deadline is due before.
-async fn pause(core: &Shared, kind: Kind, failed: bool) -> Duration {
+/// Until the next run: the period, or less when an effect or a deadline is due before. What was due when the last run looked is
+/// done or under way, and wakes this reconciler when it ends.
+async fn pause(core: &Shared, kind: Kind, looked: Timestamp, failed: bool) -> Duration {
     let period = kind.period();
     if failed {
         return period.min(Duration::from_secs(1));
@@ -223,8 +224,7 @@ async fn pause(core: &Shared, kind: Kind, failed: bool) -> Duration {
     if !matches!(kind, Kind::Effects | Kind::Deadlines) {
         return period;
     }
-    match core.store.next_due().await {
-        // Never zero: what is due and under way is not to be looked for in a circle.
+    match core.store.next_due(looked).await {
         Ok(Some(at)) => Duration::from_micros(at.micros_since(core.now()))
             .clamp(Duration::from_millis(20), period),
         Ok(None) | Err(_) => period,

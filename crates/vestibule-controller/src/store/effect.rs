@@ -71,16 +71,17 @@ impl Store {
         .collect()
     }
 
-    /// The moment at which the next effect or deadline of this host is due; none: nothing is open.
-    pub(crate) async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+    /// The moment, later than `after`, at which the next effect or deadline of this host is due; none: there is none.
+    pub(crate) async fn next_due(&self, after: Timestamp) -> Result<Option<Timestamp>, StoreError> {
         let found = sqlx::query(
             "SELECT MIN(at) AS at FROM (SELECT not_before AS at FROM effect WHERE host_id = $1 AND done_at IS NULL \
              AND NOT EXISTS (SELECT 1 FROM effect older WHERE older.session_id = effect.session_id \
              AND older.host_id = effect.host_id AND older.done_at IS NULL AND older.seq < effect.seq) \
              UNION ALL SELECT deadline_at AS at FROM session LEFT JOIN machine ON machine.id = session.machine_id \
-             WHERE deadline_at IS NOT NULL AND (host_id IS NULL OR host_id = $1)) AS due",
+             WHERE deadline_at IS NOT NULL AND (host_id IS NULL OR host_id = $1)) AS due WHERE at > $2",
         )
         .bind(self.host.to_string())
+        .bind(after.as_micros())
         .fetch_one(&self.pool)
         .await
         .map_err(StoreError::query("look for what is due next"))?;

@@ -263,7 +263,7 @@ mod bodies {
             "put off, and the teardown still waits"
         );
         assert_eq!(
-            store.next_due().await.unwrap(),
+            store.next_due(now).await.unwrap(),
             Some(now.plus(Duration::from_secs(5)))
         );
         let again = store

@@ -527,9 +527,10 @@ impl World {
                 return Ok(());
             }
             // Half a minute, or to what is due before.
-            let soon = self.clock.now().plus(Duration::from_secs(30));
-            let due = core.store.next_due().await.unwrap().unwrap_or(soon);
-            self.clock.advance_to(due.min(soon).max(self.clock.now()));
+            let now = self.clock.now();
+            let soon = now.plus(Duration::from_secs(30));
+            let due = core.store.next_due(now).await.unwrap().unwrap_or(soon);
+            self.clock.advance_to(due.min(soon));
         }
         Err(format!("does not settle: {}", self.unsettled().await))
     }
