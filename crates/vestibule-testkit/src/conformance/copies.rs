@@ -1,7 +1,7 @@
 //! From a VM to its copies: each is another one in everything that could tell two of them apart.
 use super::{
     Noted, Suite, jail,
-    vm::{Running, Vm, gone, processes_of, soon},
+    vm::{Running, Vm, failed, gone, processes_of, soon},
 };
 use crate::clock;
 use anyhow::{Context, Result, ensure};
@@ -159,16 +159,19 @@ async fn handler_dies(vm: Result<Vm>, running: Running, from: &RestoreSpec) -> R
     File::options().write(true).open(memory)?.set_len(0)?;
     // Memory that the guest has not used yet: whoever asks for it hangs until the VM ends.
     let asks = running.exec_within("head -c 64M /dev/zero | tail -c 64M | wc -c", 100);
-    let (asked, finding) = tokio::join!(asks, running.failure());
-    let finding = finding?;
+    let asked = asks.await;
     ensure!(asked.is_err(), "the guest went on: {asked:?}");
+    // It may be gone before anybody has asked why: the evidence says it.
+    running.ended().await?;
+    let events = vm.events()?;
+    let finding = events.iter().find_map(|line| failed(&line.event));
+    let finding = finding.context("no event says why it ended")?;
     ensure!(finding.cause == Cause::VmmExited, "{finding:?}");
     let said = finding.evidence[0].text.clone();
     ensure!(
         said.contains("serve the guest's memory: read page"),
         "{finding:?}"
     );
-    running.ended().await?;
     vm.nothing_left(Some(vmm))?;
     Ok(said)
 }

@@ -204,7 +204,7 @@ pub(crate) struct Running {
     pub(crate) process: Child,
 }
 
-fn failed(event: &RunnerEventKind) -> Option<Finding> {
+pub(super) fn failed(event: &RunnerEventKind) -> Option<Finding> {
     if let RunnerEventKind::Failed { finding } = event {
         Some(finding.clone())
     } else {
