@@ -1,12 +1,12 @@
 //! Who may ask: the token of this home directory, or a dashboard's cookie; and from where: only this host's own names.
-use crate::live::Hash;
+use crate::{file, live::Hash};
 use axum::http::{HeaderMap, Method, header};
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{
     fs::OpenOptions,
     io::{self, Write as _},
     net::SocketAddr,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     time::Duration,
 };
 
@@ -48,14 +48,14 @@ pub(crate) fn token(home: &Utf8Path) -> Result<Hash, TokenError> {
 }
 
 fn check(path: &Utf8Path, token: &str) -> Result<Hash, TokenError> {
-    let meta = std::fs::metadata(path).map_err(|err| TokenError::Read {
+    let exposed = file::exposed(path).map_err(|err| TokenError::Read {
         path: path.to_owned(),
         err,
     })?;
-    if meta.mode() & 0o077 != 0 {
+    if let Some(mode) = exposed {
         return Err(TokenError::Open {
             path: path.to_owned(),
-            mode: meta.mode() & 0o777,
+            mode,
         });
     }
     if token.len() < 32 {
@@ -224,6 +224,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt as _;
 
     fn access() -> Access {
         let address = SocketAddr::from(([127, 0, 0, 1], 4000));

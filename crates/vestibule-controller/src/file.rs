@@ -1,6 +1,6 @@
 //! Files that the controller could not use as it should.
 use camino::{Utf8Path, Utf8PathBuf};
-use std::io;
+use std::{io, os::unix::fs::MetadataExt as _};
 
 /// An operation on a file that failed, with its path.
 #[derive(Debug, thiserror::Error)]
@@ -23,4 +23,10 @@ pub(crate) fn failed(
         path,
         err,
     }
+}
+
+/// The mode of a file that group or others may use, which one with a secret must not be; none: it is its owner's alone.
+pub(crate) fn exposed(path: &Utf8Path) -> io::Result<Option<u32>> {
+    let mode = std::fs::metadata(path)?.mode() & 0o777;
+    Ok((mode & 0o077 != 0).then_some(mode))
 }

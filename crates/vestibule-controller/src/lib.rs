@@ -8,6 +8,7 @@
 //! | `reconcile` | makes the host what the rows say |
 //! | `machine` | runners: launch, follow, login, collect, teardown, evidence |
 //! | `scheduler` | where runners run |
+//! | `outbound` | requests of its own to servers that an operator names |
 //! | `peers` | other controllers: requests are relayed to the one that can answer |
 //! | `notices` | what controllers that share a database tell each other |
 //! | `lease` | whether this controller may act for its host, where several share a database |
@@ -37,6 +38,7 @@ mod machine;
 mod metrics;
 mod notices;
 mod oidc;
+mod outbound;
 mod packs;
 mod peers;
 mod people;
@@ -63,6 +65,7 @@ pub use http::openapi;
 pub use lease::LeaseError;
 pub use listen::TlsError;
 pub use oidc::OidcSetupError;
+pub use outbound::{ClientError, ReplyError};
 pub use packs::{PackCheck, PacksError, check_packs, packs};
 pub use peers::KeyError;
 pub use rights::{Access, Reach, Right, rights, rights_table};

@@ -3,7 +3,11 @@
 //!
 //! What an attempt needs between its page and its redirect is in a cookie of the browser that makes it: nothing is kept
 //! here, and the redirect may reach another controller.
-use crate::config::{OidcConfig, is_endpoint};
+use crate::{
+    config::{OidcConfig, is_endpoint},
+    file,
+    outbound::{self, ClientError, ReplyError},
+};
 use camino::Utf8PathBuf;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use oauth2::{
@@ -17,7 +21,7 @@ use oauth2::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
-use std::{io, os::unix::fs::MetadataExt as _, time::Duration};
+use std::{io, time::Duration};
 use url::Url;
 use vestibule_api::ids::LoginName;
 
@@ -25,8 +29,6 @@ use vestibule_api::ids::LoginName;
 pub(crate) const CALLBACK: &str = "/api/login/oidc/callback";
 /// An issuer that answers later than this does not answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A reply of more bytes is refused.
-const REPLY_LIMIT: usize = 1 << 20;
 /// Signatures that are taken: only a private key makes them.
 const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,
@@ -56,7 +58,7 @@ pub enum OidcSetupError {
     #[error("`{0}` is empty; expected the client's secret")]
     Empty(Utf8PathBuf),
     #[error("set up the client of the identity provider")]
-    Client(#[source] reqwest::Error),
+    Client(#[from] ClientError),
     #[error("use `{0}` as a redirect URI")]
     Redirect(String),
 }
@@ -99,10 +101,10 @@ pub(crate) enum OidcError {
 pub(crate) enum AskError {
     #[error("no answer")]
     Http(#[from] reqwest::Error),
+    #[error(transparent)]
+    Read(#[from] ReplyError),
     #[error("it answered {0}")]
     Status(u16),
-    #[error("its answer is larger than {REPLY_LIMIT} bytes")]
-    TooLarge,
     #[error("its answer can't be understood")]
     Json(#[from] serde_json::Error),
     #[error("its answer can't be handed on")]
@@ -191,24 +193,15 @@ impl Oidc {
         let redirect = format!("{base}{CALLBACK}");
         let redirect =
             RedirectUrl::new(redirect.clone()).map_err(|_| OidcSetupError::Redirect(redirect))?;
-        let mut http = reqwest::Client::builder()
+        let http = reqwest::Client::builder()
             .timeout(PATIENCE)
             .redirect(reqwest::redirect::Policy::none());
-        if let Some(path) = &config.ca_file {
-            let pem = std::fs::read(path).map_err(|err| OidcSetupError::File {
-                path: path.clone(),
-                err,
-            })?;
-            let authorities = reqwest::Certificate::from_pem_bundle(&pem);
-            for authority in authorities.map_err(OidcSetupError::Client)? {
-                http = http.add_root_certificate(authority);
-            }
-        }
+        let http = outbound::client(http, config.ca_file.as_deref())?;
         Ok(Self {
             config,
             secret,
             redirect,
-            http: http.build().map_err(OidcSetupError::Client)?,
+            http,
         })
     }
 
@@ -374,7 +367,7 @@ impl Oidc {
         request: reqwest::RequestBuilder,
     ) -> Result<T, OidcError> {
         let asked = async {
-            let (status, body) = read(request.send().await?).await?;
+            let (status, body) = outbound::read(request.send().await?).await?;
             if !status.is_success() {
                 return Err(AskError::Status(status.as_u16()));
             }
@@ -386,22 +379,10 @@ impl Oidc {
 
 async fn send(http: reqwest::Client, request: HttpRequest) -> Result<HttpResponse, AskError> {
     let reply = http.execute(request.try_into()?).await?;
-    let (status, body) = read(reply).await?;
+    let (status, body) = outbound::read(reply).await?;
     Ok(oauth2::http::Response::builder()
         .status(status)
         .body(body)?)
-}
-
-/// A reply whole, if it is not too large. Where it came from is left out of errors: the address may hold a code.
-async fn read(mut reply: reqwest::Response) -> Result<(reqwest::StatusCode, Vec<u8>), AskError> {
-    let mut body = Vec::new();
-    while let Some(part) = reply.chunk().await.map_err(reqwest::Error::without_url)? {
-        if body.len() + part.len() > REPLY_LIMIT {
-            return Err(AskError::TooLarge);
-        }
-        body.extend_from_slice(&part);
-    }
-    Ok((reply.status(), body))
 }
 
 fn read_secret(path: &Utf8PathBuf) -> Result<ClientSecret, OidcSetupError> {
@@ -409,8 +390,7 @@ fn read_secret(path: &Utf8PathBuf) -> Result<ClientSecret, OidcSetupError> {
         path: path.clone(),
         err,
     };
-    let mode = std::fs::metadata(path).map_err(failed)?.mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if let Some(mode) = file::exposed(path).map_err(failed)? {
         let path = path.clone();
         return Err(OidcSetupError::Readable { path, mode });
     }

@@ -1,6 +1,6 @@
 //! The cluster's key, and what is signed with it: HMAC-SHA256 over who asks what of which host, at which time, once. The key
 //! itself never leaves the file, so a host that pretends to be one of the cluster learns nothing.
-use crate::{http::ApiError, people::Principal};
+use crate::{file, http::ApiError, people::Principal};
 use axum::http::{HeaderName, Method};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -9,7 +9,6 @@ use rand::RngCore as _;
 use sha2::Sha256;
 use std::{
     collections::HashMap,
-    os::unix::fs::MetadataExt as _,
     sync::{Mutex, PoisonError},
 };
 use vestibule_api::{ids::HostId, time::Timestamp};
@@ -77,8 +76,7 @@ impl Key {
             path: path.to_owned(),
             err,
         };
-        let mode = std::fs::metadata(path).map_err(failed)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
+        if let Some(mode) = file::exposed(path).map_err(failed)? {
             let path = path.to_owned();
             return Err(KeyError::Open { path, mode });
         }

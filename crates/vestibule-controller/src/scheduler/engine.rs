@@ -4,7 +4,10 @@
 //! A VM's specification lies in its directory (`spec.json`, 0600, no secret in it), and `run-vm --spec` takes the lock that a
 //! local runner inherits: whoever asks whether it lives looks at the lock first, and asks the engine only where nobody has it.
 use super::{HostMemory, LaunchError, Local, Scheduler, private_dir};
-use crate::config::{EngineKind, SchedulerConfig};
+use crate::{
+    config::{EngineKind, SchedulerConfig},
+    outbound::{self, ClientError, ReplyError},
+};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::future::BoxFuture;
 use reqwest::{Method, StatusCode};
@@ -47,12 +50,12 @@ pub enum EngineError {
     #[error("find the API: set `scheduler.address`")]
     Address,
     #[error("set up the client of the API")]
-    Client(#[source] reqwest::Error),
+    Client(#[from] ClientError),
     #[error("{what}: no answer from the API")]
     Http {
         what: &'static str,
         #[source]
-        err: reqwest::Error,
+        err: ReplyError,
     },
     #[error("{what}: the API answered {status}: {text}")]
     Refused {
@@ -204,6 +207,12 @@ pub(super) fn of(config: &SchedulerConfig) -> Result<Option<Box<dyn Engine>>, En
     })
 }
 
+/// A runner's job, by its VM.
+pub(super) fn name(id: MachineId) -> String {
+    format!("vestibule-vm-{id}")
+}
+
+/// This node, as the engine knows it.
 pub(super) fn node(config: &SchedulerConfig) -> Result<String, EngineError> {
     let said = config.node.clone();
     said.or_else(|| std::env::var(NODE).ok())
@@ -264,19 +273,9 @@ impl Api {
         ca: Option<&Utf8Path>,
         header: (&'static str, &'static str),
     ) -> Result<Self, EngineError> {
-        let mut http = reqwest::Client::builder().timeout(PATIENCE);
-        if let Some(path) = ca {
-            let pem = std::fs::read(path).map_err(|err| EngineError::File {
-                path: path.to_owned(),
-                err,
-            })?;
-            let authorities = reqwest::Certificate::from_pem_bundle(&pem);
-            for authority in authorities.map_err(EngineError::Client)? {
-                http = http.add_root_certificate(authority);
-            }
-        }
+        let http = reqwest::Client::builder().timeout(PATIENCE);
         Ok(Self {
-            http: http.build().map_err(EngineError::Client)?,
+            http: outbound::client(http, ca)?,
             base: base.trim_end_matches('/').to_owned(),
             token,
             header,
@@ -304,19 +303,19 @@ impl Api {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let failed = |err: reqwest::Error| EngineError::Http { what, err };
-        let reply = request.send().await.map_err(failed)?;
-        let status = reply.status();
-        let text = reply.text().await.map_err(failed)?;
+        let failed = |err| EngineError::Http { what, err };
+        let reply = request.send().await.map_err(|err| failed(err.into()))?;
+        let (status, body) = outbound::read(reply).await.map_err(failed)?;
         if status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
         if !status.is_success() {
+            let text = String::from_utf8_lossy(&body);
             let text = text.chars().filter(|c| !c.is_control()).take(300).collect();
             let status = status.as_u16();
             return Err(EngineError::Refused { what, status, text });
         }
-        Ok(Some(serde_json::from_str(&text).unwrap_or(Value::Null)))
+        Ok(Some(serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Runners as pods of Kubernetes (its API, kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1). Three
 //! requests; `kube` would bring 48 crates for them.
-use super::engine::{self, Api, Engine, EngineError, Job, Status};
+use super::engine::{self, Api, Engine, EngineError, Job, Status, name};
 use crate::config::SchedulerConfig;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::{FutureExt as _, future::BoxFuture};
@@ -19,10 +19,6 @@ pub(super) struct Kubernetes {
     namespace: String,
     node: String,
     template: Value,
-}
-
-fn name(id: MachineId) -> String {
-    format!("vestibule-vm-{id}")
 }
 
 impl Kubernetes {

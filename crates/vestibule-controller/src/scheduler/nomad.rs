@@ -1,5 +1,5 @@
 //! Runners as batch jobs of Nomad (its HTTP API, developer.hashicorp.com/nomad/api-docs/jobs).
-use super::engine::{self, Api, Engine, EngineError, Job, Status};
+use super::engine::{self, Api, Engine, EngineError, Job, Status, name};
 use crate::config::SchedulerConfig;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use reqwest::Method;
@@ -13,10 +13,6 @@ pub(super) struct Nomad {
     node: String,
     /// The object of a job.
     template: Value,
-}
-
-fn name(id: MachineId) -> String {
-    format!("vestibule-vm-{id}")
 }
 
 impl Nomad {

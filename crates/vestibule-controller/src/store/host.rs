@@ -3,11 +3,7 @@
 //! A lease is held by the database's clock, so that hosts need not agree on the time. Whoever takes it raises the host's
 //! generation; a transaction that makes or moves a machine for an older one is refused ([`StoreError::Fenced`]). With SQLite
 //! there is one host, whose controller holds the lock of its home, and no lease.
-use super::{
-    Ingested, Kind, Reported, Store, StoreError, machine, row,
-    session::{self, Facts},
-};
-use crate::state::Event;
+use super::{Ingested, Kind, Store, StoreError, machine, row, session};
 use camino::Utf8Path;
 use sqlx::{Any, Transaction};
 use std::{fs::OpenOptions, io::Write as _, sync::atomic::Ordering, time::Duration};
@@ -292,16 +288,7 @@ impl Store {
             return Ok(None);
         }
         machine.state = MachineState::Lost;
-        let facts = Facts::from(finding.clone());
-        let reported = Reported {
-            failure: machine.failure.is_none().then_some(finding),
-            event: Some((Event::MachineFailed, facts)),
-            ..Reported::default()
-        };
-        machine::update(&mut tx, &machine, machine.last_seq, &reported, now).await?;
-        let ingested = self.tell_session(&mut tx, &machine, &reported, now).await?;
-        self.commit(tx, machine.session_id).await?;
-        Ok(ingested)
+        self.write_failed(tx, &machine, finding, now).await
     }
 
     /// Removes a host that never comes back: its machines are gone, and what was to be done there is done.

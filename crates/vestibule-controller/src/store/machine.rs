@@ -426,14 +426,25 @@ impl Store {
         if lost {
             machine.state = MachineState::Lost;
         }
+        self.write_failed(tx, &machine, finding, now).await
+    }
+
+    /// Writes a machine that failed, tells its session, and commits.
+    pub(super) async fn write_failed(
+        &self,
+        mut tx: Transaction<'static, Any>,
+        machine: &MachineRow,
+        finding: Finding,
+        now: Timestamp,
+    ) -> Result<Option<Ingested>, StoreError> {
         let facts = Facts::from(finding.clone());
         let reported = Reported {
             failure: machine.failure.is_none().then_some(finding),
             event: Some((Event::MachineFailed, facts)),
             ..Reported::default()
         };
-        update(&mut tx, &machine, machine.last_seq, &reported, now).await?;
-        let ingested = self.tell_session(&mut tx, &machine, &reported, now).await?;
+        update(&mut tx, machine, machine.last_seq, &reported, now).await?;
+        let ingested = self.tell_session(&mut tx, machine, &reported, now).await?;
         self.commit(tx, machine.session_id).await?;
         Ok(ingested)
     }
