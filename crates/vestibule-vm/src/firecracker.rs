@@ -37,7 +37,7 @@ use crate::{
         Transport,
     },
     evidence::Bundle,
-    faults, jail,
+    faults, jail, kept,
     kvm::{self, KvmVerdict},
     log::BoundedLog,
     process::Child,
@@ -47,6 +47,7 @@ use api::Api;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::{FutureExt, future::BoxFuture};
 use request::Request;
+use serde::{Deserialize, Serialize};
 use std::{fs::File, io, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use version::{Features, OLDEST, Version};
@@ -70,10 +71,14 @@ pub struct FirecrackerDriver {
     program: Utf8PathBuf,
     /// Of the same release.
     jailer: Option<Utf8PathBuf>,
+    cache_dir: Option<Utf8PathBuf>,
 }
 
+/// In the directory for what was found out.
+const KEPT: &str = "firecracker.json";
+
 /// An installed Firecracker, by its own words.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installed {
     pub version: Version,
     /// Format of a snapshot's state: `v6.0.0`. Another one's is refused as a `bitcode error` (Firecracker fact 14).
@@ -104,11 +109,19 @@ impl FirecrackerDriver {
             .map(|program| Self {
                 jailer: find_jailer(&program),
                 program,
+                cache_dir: None,
             })
             .ok_or_else(|| ProbeError::Missing {
                 program: PROGRAM.to_owned(),
                 searched: format!("`{program}`, which {PROGRAM_VARIABLE} names"),
             })
+    }
+
+    /// Has what the programs say of themselves kept in `cache_dir`, and that KVM works.
+    #[must_use]
+    pub fn keeping(mut self, cache_dir: Option<Utf8PathBuf>) -> Self {
+        self.cache_dir = cache_dir;
+        self
     }
 
     /// Where Firecracker is.
@@ -171,6 +184,25 @@ impl FirecrackerDriver {
         })
     }
 
+    /// What the program says, with a jailer that fits where there is one and it is used: as it said before, where both are
+    /// the same files still.
+    fn usable(&self, cache_dir: Option<&Utf8Path>) -> Result<Installed, ProbeError> {
+        let jailer = self.jailer.as_deref().filter(|_| jail::is_root());
+        let of = match jailer {
+            None => kept::identity(&self.program).map(|program| (program, None)),
+            Some(jailer) => kept::identity(&self.program)
+                .zip(kept::identity(jailer))
+                .map(|(program, jailer)| (program, Some(jailer))),
+        };
+        kept::find(cache_dir, KEPT, of.as_ref(), || {
+            let installed = self.installed()?;
+            if jailer.is_some() {
+                self.check_jailer(installed.version)?;
+            }
+            Ok(installed)
+        })
+    }
+
     /// What VMs of this Firecracker can do, given that KVM is as `kvm` says.
     pub fn capabilities(installed: &Installed, kvm: &KvmVerdict) -> Capabilities {
         Capabilities {
@@ -191,13 +223,9 @@ impl Driver for FirecrackerDriver {
         async {
             let driver = self.clone();
             let look = move || {
-                let installed = driver.installed().and_then(|installed| {
-                    if jail::is_root() {
-                        driver.check_jailer(installed.version)?;
-                    }
-                    Ok(installed)
-                });
-                (installed, kvm::probe())
+                let cache_dir = driver.cache_dir.as_deref();
+                let kvm = kvm::probe_once(cache_dir);
+                (driver.usable(cache_dir), kvm)
             };
             let (installed, verdict) = match tokio::task::spawn_blocking(look).await {
                 Ok((installed, verdict)) => (installed?, verdict),

@@ -3,6 +3,8 @@
 //! A `/dev/kvm` that opens proves nothing: under some hypervisors a VM is created, says *running*, and each guest
 //! instruction is interpreted in 6 µs until one fails that the interpreter does not know. So the probe runs a guest in
 //! 64-bit mode that uses an SSE register and counts down a loop, and times it.
+use crate::kept;
+use camino::Utf8Path;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use std::{
@@ -22,7 +24,7 @@ const ATTEMPTS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the probe found.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(
     tag = "kvm",
     rename_all = "kebab-case",
@@ -79,6 +81,25 @@ impl fmt::Display for KvmVerdict {
             ),
         }
     }
+}
+
+/// In the directory for what was found out.
+const KEPT: &str = "kvm.json";
+
+/// What [`probe`] says. Where it worked before since this host was booted, that is kept in `cache_dir`: a guest of its own that
+/// fails says so soon enough.
+pub fn probe_once(cache_dir: Option<&Utf8Path>) -> KvmVerdict {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let of = boot.map(|boot| (boot, rustix::process::geteuid().as_raw()));
+    let found = kept::find(cache_dir, KEPT, of.as_ref(), || {
+        let verdict = probe();
+        if verdict.usable() {
+            Ok(verdict)
+        } else {
+            Err(verdict)
+        }
+    });
+    found.unwrap_or_else(|verdict| verdict)
 }
 
 /// Probes `/dev/kvm`. Blocks for some milliseconds where it works, at most [`PATIENCE`] where it hangs.

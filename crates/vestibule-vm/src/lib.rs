@@ -23,6 +23,7 @@ mod file;
 pub mod firecracker;
 pub mod image;
 pub mod jail;
+mod kept;
 pub mod kvm;
 pub mod log;
 pub mod process;

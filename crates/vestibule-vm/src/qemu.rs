@@ -73,7 +73,13 @@ impl Driver for QemuDriver {
     fn probe(&self) -> BoxFuture<'_, Result<Capabilities, ProbeError>> {
         async {
             let (program, cache_dir) = (self.program.clone(), self.cache_dir.clone());
-            let look = move || (probe::probe(&program, cache_dir.as_deref()), kvm::probe());
+            let look = move || {
+                let cache_dir = cache_dir.as_deref();
+                (
+                    probe::probe(&program, cache_dir),
+                    kvm::probe_once(cache_dir),
+                )
+            };
             let (probed, verdict) = match tokio::task::spawn_blocking(look).await {
                 Ok((probed, verdict)) => (probed?, verdict),
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),

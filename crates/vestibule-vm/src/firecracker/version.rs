@@ -1,9 +1,10 @@
 //! Which Firecracker this is, and what follows from it. Requests are built from [`Features`] alone: a field that a version
 //! does not know is refused with the whole request (`deny_unknown_fields`), so it is never sent.
+use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// `major.minor.patch` of a release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     pub major: u16,
     pub minor: u16,

@@ -1,11 +1,11 @@
 //! What an installed QEMU can do, asked of it: one that runs no guest is started, questioned and ended. The answer is kept for
 //! as long as the program is the same file.
-use crate::{driver::ProbeError, file::FileIdentity};
-use camino::{Utf8Path, Utf8PathBuf};
+use crate::{driver::ProbeError, kept};
+use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
-    io::{self, Write},
+    io::Write as _,
     process::{Command, Stdio},
 };
 
@@ -28,49 +28,15 @@ pub(super) struct Probed {
 /// In the directory for such things.
 const KEPT: &str = "qemu.json";
 
-/// What is kept, and of which file it is true.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    path: Utf8PathBuf,
-    program: FileIdentity,
-    probed: Probed,
-}
-
 /// What `program` can do: what it said before and is kept in `cache_dir`, or else says now. Blocks, for about 50 ms where the
 /// program is started.
 pub(super) fn probe(
     program: &Utf8Path,
     cache_dir: Option<&Utf8Path>,
 ) -> Result<Probed, ProbeError> {
-    let (Some(directory), Ok(meta)) = (cache_dir, std::fs::metadata(program)) else {
-        return probe_now(program);
-    };
-    let identity = FileIdentity::from(meta);
-    let kept = std::fs::read(directory.join(KEPT))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok());
-    if let Some(kept) = kept.filter(|kept| kept.path == program && kept.program == identity) {
-        return Ok(kept.probed);
-    }
-    let probed = probe_now(program)?;
-    let keeping = Kept {
-        path: program.to_owned(),
-        program: identity,
-        probed: probed.clone(),
-    };
-    if let Err(err) = keep(directory, &keeping) {
-        // The next one asks again, that is all.
-        tracing::debug!(error = %err, %directory, "what QEMU said is not kept");
-    }
-    Ok(probed)
-}
-
-/// By rename: others read and write at the same time.
-fn keep(directory: &Utf8Path, kept: &Kept) -> io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    let new = directory.join(format!("{KEPT}.{}", std::process::id()));
-    std::fs::write(&new, serde_json::to_vec(kept)?)?;
-    std::fs::rename(&new, directory.join(KEPT))
+    kept::find(cache_dir, KEPT, kept::identity(program).as_ref(), || {
+        probe_now(program)
+    })
 }
 
 /// Starts `program`.

@@ -197,13 +197,13 @@ async fn choose(spec: &VmSpec) -> Result<Chosen, Box<Finding>> {
             qemu(spec).await
         }
         (DriverChoice::Firecracker, _) | (DriverChoice::Auto, Some(DriverChoice::Firecracker)) => {
-            firecracker()
+            firecracker(spec)
                 .await
                 .map_err(|err| Box::new(findings::no_firecracker(&err)))
         }
         (DriverChoice::Auto, Some(DriverChoice::Auto) | None) => {
             let has_kernel = Utf8Path::new(&spec.image_dir).join(VMLINUX).is_file();
-            match firecracker().await {
+            match firecracker(spec).await {
                 Ok(chosen) if chosen.1.pause && has_kernel => Ok(chosen),
                 Ok(_) | Err(_) => qemu(spec).await,
             }
@@ -211,8 +211,8 @@ async fn choose(spec: &VmSpec) -> Result<Chosen, Box<Finding>> {
     }
 }
 
-async fn firecracker() -> Result<Chosen, ProbeError> {
-    let driver = FirecrackerDriver::find()?;
+async fn firecracker(spec: &VmSpec) -> Result<Chosen, ProbeError> {
+    let driver = FirecrackerDriver::find()?.keeping(spec.cache_dir.clone().map(Into::into));
     let capabilities = driver.probe().await?;
     Ok((Box::new(driver), capabilities))
 }
