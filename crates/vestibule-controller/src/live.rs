@@ -359,9 +359,12 @@ impl Live {
 
     /// Whether somebody looks at a session's screen or terminal.
     pub(crate) fn is_watched(&self, session: SessionId) -> bool {
-        lock(&self.viewers)
-            .iter()
-            .any(|((watched, _), watching)| *watched == session && !watching.is_empty())
+        let viewers = lock(&self.viewers);
+        [Pane::Screen, Pane::Terminal].into_iter().any(|pane| {
+            viewers
+                .get(&(session, pane))
+                .is_some_and(|watching| !watching.is_empty())
+        })
     }
 }
 

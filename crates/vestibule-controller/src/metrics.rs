@@ -307,7 +307,7 @@ pub(crate) async fn render(core: &Core) -> Result<String, crate::store::StoreErr
     }
     metrics
         .vms
-        .set(i64::try_from(core.store.own_machines().await?.len()).unwrap_or(i64::MAX));
+        .set(i64::try_from(core.store.count_own_machines().await?).unwrap_or(i64::MAX));
     metrics.viewers.set(i64::from(core.live.viewers()));
     for shelf in core.stock.shelves() {
         for (state, count) in [

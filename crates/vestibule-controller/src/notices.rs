@@ -45,8 +45,7 @@ async fn hear(core: &Shared) -> Result<(), sqlx::Error> {
         match (words.next(), words.next()) {
             (Some("session"), Some(id)) => {
                 if let Ok(id) = id.parse() {
-                    // Nobody listening is fine.
-                    drop(core.store.signals.sessions.send(id));
+                    core.store.signals.changed(id);
                 }
                 core.store.signals.wake();
             }

@@ -9,6 +9,7 @@ use crate::{
     live::Revocation,
     peers,
     people::Principal,
+    store::Listener,
 };
 use axum::{
     extract::State,
@@ -20,7 +21,7 @@ use axum::{
 };
 use futures_util::stream;
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use vestibule_api::{
     error::{Chain, ErrorBody, ErrorCode},
     ids::SessionId,
@@ -79,7 +80,7 @@ pub(super) async fn events(
             })?,
     };
     // Listening begins before the look at the rows: nothing falls between.
-    let changes = core.store.signals.sessions.subscribe();
+    let changes = core.store.signals.listen(id);
     let revocation = core.live.revocation(&caller.principal.id);
     let row = sessions::find(&core, id).await?;
     if row.state.is_terminal() && core.store.events(id, after, 1).await?.is_empty() {
@@ -112,7 +113,7 @@ struct Tail {
     caller: Principal,
     after: u64,
     ready: VecDeque<SessionEvent>,
-    changes: broadcast::Receiver<SessionId>,
+    changes: Listener,
     stopping: watch::Receiver<bool>,
     revocation: Revocation,
     done: bool,
@@ -155,19 +156,12 @@ impl Tail {
 
     /// Waits for a change of this session. None: the controller stops, or who listens may do so no more.
     async fn changed(&mut self) -> Option<()> {
-        loop {
-            tokio::select! {
-                changed = self.changes.recv() => match changed {
-                    Ok(id) if id != self.id => {}
-                    // Too far behind to know whose changes were missed: the rows know.
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return Some(()),
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                },
-                // What another controller changed is a notice of the database's, and seen without it as well.
-                () = tokio::time::sleep(LOOK), if self.core.store.is_shared() => return Some(()),
-                () = stopped(self.stopping.clone()) => return None,
-                () = self.revocation.revoked() => return None,
-            }
+        tokio::select! {
+            () = self.changes.changed() => Some(()),
+            // What another controller changed is a notice of the database's, and seen without it as well.
+            () = tokio::time::sleep(LOOK), if self.core.store.is_shared() => Some(()),
+            () = stopped(self.stopping.clone()) => None,
+            () = self.revocation.revoked() => None,
         }
     }
 }

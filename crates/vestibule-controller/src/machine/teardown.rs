@@ -184,7 +184,7 @@ async fn tell(
     let written = off_runtime(move || evidence::complete(&dir, story)).await??;
     if session.failure.is_some() && session.machine_id == Some(machine.id) {
         core.store.set_verdict(session.id, &written).await?;
-        core.store.signals.sessions.send(session.id).ok();
+        core.store.signals.changed(session.id);
     }
     Ok(())
 }

@@ -5,31 +5,32 @@ use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
 };
-use vestibule_api::{ids::MachineId, machine::MachineState};
+use vestibule_api::{error::Chain, ids::MachineId};
 
 /// Machines that have a task in this process.
 pub(super) type Followed = Arc<Mutex<HashSet<MachineId>>>;
 
 pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, ReconcileError> {
     let mut begun = 0;
-    for machine in core.store.own_machines().await? {
-        let over = matches!(machine.state, MachineState::Gone | MachineState::Lost);
-        if machine.launched_at.is_none() || over {
-            continue;
-        }
+    for id in core.store.launched_machines().await? {
         let followed = Arc::clone(&state.followed);
         if !followed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(machine.id)
+            .insert(id)
         {
             continue;
         }
         begun += 1;
         let core = core.clone();
         state.tasks.spawn(async move {
-            let id = machine.id;
-            follow::follow(core.clone(), machine).await;
+            match core.store.machine(id).await {
+                Ok(Some(machine)) => follow::follow(core.clone(), machine).await,
+                Ok(None) => {}
+                Err(err) => {
+                    tracing::error!(machine.id = %id, error = %Chain(&err), "a runner is not followed");
+                }
+            }
             followed
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -74,13 +74,11 @@ enum Served {
 
 impl Host {
     async fn look(core: &Shared) -> Result<Self, ReconcileError> {
-        let machines = core.store.own_machines().await?;
         let places = usize::try_from(core.config.limits.vms)
             .unwrap_or(usize::MAX)
-            .saturating_sub(machines.len());
-        let nobodys = |m: &&MachineRow| m.pooled && m.session_id.is_none();
-        let leaving = machines.iter().filter(nobodys).filter(|m| !m.is_stock());
-        let leaving = leaving.count();
+            .saturating_sub(core.store.count_own_machines().await?);
+        let machines = core.store.nobodys_machines().await?;
+        let leaving = machines.iter().filter(|m| !m.is_stock()).count();
         let mut live = core.store.hosts().await?;
         live.retain(|host| host.live);
         let own = core.store.host();

@@ -85,12 +85,12 @@ pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, Reconci
         plans.insert(alias.as_str(), plan);
     }
     let mut done = 0;
-    let mut machines = nobodys(core).await?;
+    let mut machines = core.store.nobodys_machines().await?;
     for (id, why) in unwanted(core, &targets, &plans, &machines) {
         done += u64::from(core.store.retire(id, &why).await?);
     }
     if done > 0 {
-        machines = nobodys(core).await?;
+        machines = core.store.nobodys_machines().await?;
     }
     for machine in &machines {
         done += u64::from(step(core, state, machine));
@@ -126,13 +126,6 @@ pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, Reconci
 
 fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// Machines of the pool that no session has, and of which something is left.
-async fn nobodys(core: &Shared) -> Result<Vec<MachineRow>, ReconcileError> {
-    let mut machines = core.store.own_machines().await?;
-    machines.retain(|m| m.pooled && m.session_id.is_none());
-    Ok(machines)
 }
 
 /// What is in stock and should not be, and why.
@@ -269,8 +262,8 @@ async fn fill(
     target: u32,
 ) -> Result<Result<bool, String>, ReconcileError> {
     let _counting = core.places.lock().await;
-    let machines = core.store.own_machines().await?;
-    let stock: Vec<_> = machines.iter().filter(|m| m.is_stock()).collect();
+    let mut stock = core.store.nobodys_machines().await?;
+    stock.retain(MachineRow::is_stock);
     let own = stock.iter().filter(|m| m.image_alias == plan.alias);
     if count(own.count()) >= target {
         return Ok(Ok(false));
@@ -282,6 +275,7 @@ async fn fill(
     if stock.iter().any(|m| m.state != MachineState::Paused) {
         return Ok(Err("another VM of the pool is being made".to_owned()));
     }
+    let machines = core.store.own_machines().await?;
     for state in [
         SessionState::Requested,
         SessionState::Placing,

@@ -26,6 +26,9 @@ use tokio_tungstenite::{
     },
 };
 
+/// Read at a time: people say little. The library's own 128 KiB are each viewer's for as long as it watches.
+const READ_BUFFER: usize = 4 << 10;
+
 /// The WebSocket: what the viewer says, and the good-bye.
 pub(crate) type Socket = WebSocketStream<Connection>;
 
@@ -117,6 +120,7 @@ pub(crate) async fn open(stream: Stream, first: Bytes) -> io::Result<Socket> {
         out: Out::Viewer(write),
     };
     let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
         .max_message_size(Some(super::MESSAGE_LIMIT))
         .max_frame_size(Some(super::MESSAGE_LIMIT));
     let first = first.into();

@@ -77,8 +77,10 @@ impl Store {
             "SELECT MIN(at) AS at FROM (SELECT not_before AS at FROM effect WHERE host_id = $1 AND done_at IS NULL \
              AND NOT EXISTS (SELECT 1 FROM effect older WHERE older.session_id = effect.session_id \
              AND older.host_id = effect.host_id AND older.done_at IS NULL AND older.seq < effect.seq) \
-             UNION ALL SELECT deadline_at AS at FROM session LEFT JOIN machine ON machine.id = session.machine_id \
-             WHERE deadline_at IS NOT NULL AND (host_id IS NULL OR host_id = $1)) AS due WHERE at > $2",
+             UNION ALL SELECT at FROM (SELECT deadline_at AS at FROM session \
+             LEFT JOIN machine ON machine.id = session.machine_id \
+             WHERE deadline_at > $2 AND (host_id IS NULL OR host_id = $1) ORDER BY deadline_at LIMIT 1) AS first) AS due \
+             WHERE at > $2",
         )
         .bind(self.host.to_string())
         .bind(after.as_micros())
@@ -93,7 +95,7 @@ impl Store {
         sqlx::query("UPDATE effect SET done_at = $2 WHERE id = $1 AND done_at IS NULL")
             .bind(id)
             .bind(now.as_micros())
-            .execute(&self.pool)
+            .execute(&self.writer)
             .await
             .map_err(StoreError::query("finish an effect"))?;
         self.signals.wake();
@@ -127,7 +129,7 @@ impl Store {
             .bind(id)
             .bind(now.plus(delay).as_micros())
             .bind(error)
-            .execute(&self.pool)
+            .execute(&self.writer)
             .await
             .map(|_| ())
             .map_err(StoreError::query("put an effect off"))

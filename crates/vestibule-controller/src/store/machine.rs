@@ -270,6 +270,47 @@ impl Store {
             .collect()
     }
 
+    /// Ids of the machines of this host whose runners say more, oldest first.
+    pub(crate) async fn launched_machines(&self) -> Result<Vec<MachineId>, StoreError> {
+        sqlx::query(
+            "SELECT id FROM machine WHERE gone_at IS NULL AND host_id = $1 AND launched_at IS NOT NULL \
+             AND state NOT IN ('gone', 'lost') ORDER BY id",
+        )
+        .bind(self.host.to_string())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("list the host's runners"))?
+        .iter()
+        .map(|found| row::id(found, "id"))
+        .collect()
+    }
+
+    /// Machines of this host that were made for the pool, that no session has, and of which something is left, oldest first.
+    pub(crate) async fn nobodys_machines(&self) -> Result<Vec<MachineRow>, StoreError> {
+        sqlx::query(
+            "SELECT * FROM machine WHERE gone_at IS NULL AND host_id = $1 AND pooled = 1 AND session_id IS NULL ORDER BY id",
+        )
+        .bind(self.host.to_string())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("list the pool's machines"))?
+        .iter()
+        .map(MachineRow::read)
+        .collect()
+    }
+
+    /// How many machines of this host there are of which something may be left on it.
+    pub(crate) async fn count_own_machines(&self) -> Result<usize, StoreError> {
+        let found = sqlx::query(
+            "SELECT COUNT(*) AS machines FROM machine WHERE gone_at IS NULL AND host_id = $1",
+        )
+        .bind(self.host.to_string())
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::query("count the host's machines"))?;
+        row::count(&found, "machines")
+    }
+
     /// Machines of all hosts of which something may be left, oldest first.
     pub(crate) async fn machines(&self) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL ORDER BY id")
@@ -330,7 +371,14 @@ impl Store {
         }
         update(&mut tx, &machine, seq, reported, now).await?;
         let ingested = self.tell_session(&mut tx, &machine, reported, now).await?;
-        self.commit(tx, machine.session_id).await?;
+        let words = reported.state.is_none()
+            && reported.failure.is_none()
+            && ingested.as_ref().is_none_or(|told| told.moved.is_none());
+        if words {
+            self.commit_words(tx, machine.session_id).await?;
+        } else {
+            self.commit(tx, machine.session_id).await?;
+        }
         Ok(ingested)
     }
 
@@ -383,7 +431,7 @@ impl Store {
         sqlx::query("UPDATE machine SET launched_at = $2 WHERE id = $1 AND launched_at IS NULL")
             .bind(id.to_string())
             .bind(now.as_micros())
-            .execute(&self.pool)
+            .execute(&self.writer)
             .await
             .map_err(StoreError::query("write a machine's start"))?;
         self.signals.wake();
@@ -463,7 +511,7 @@ impl Store {
         .bind(id.to_string())
         .bind(state_id(MachineState::Gone))
         .bind(now.as_micros())
-        .execute(&self.pool)
+        .execute(&self.writer)
         .await
         .map_err(StoreError::query("write a machine's end"))?;
         self.signals.wake();

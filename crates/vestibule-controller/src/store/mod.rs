@@ -13,6 +13,7 @@ mod people;
 mod pool;
 mod row;
 mod session;
+mod signals;
 
 pub(crate) use effect::DueEffect;
 pub(crate) use host::{Forgotten, HostRow, OwnHost};
@@ -21,12 +22,12 @@ pub(crate) use machine::{Ingested, MachineRow, Reported};
 pub(crate) use owner::{Created, Quota, Scope};
 pub(crate) use people::{NewToken, Removed};
 pub(crate) use session::{Applied, Facts, NewSession, SessionRow};
+pub(crate) use signals::{Listener, Signals};
 
 use crate::{notices::CHANNEL, state::Deadlines};
 use camino::Utf8Path;
 use sqlx::{Any, Executor as _, Transaction, any::AnyPoolOptions};
 use std::{os::unix::fs::OpenOptionsExt as _, sync::atomic::AtomicI64, time::Duration};
-use tokio::sync::{broadcast, watch};
 use vestibule_api::ids::{HostId, SessionId};
 
 /// Why the database did not do what was asked.
@@ -135,22 +136,6 @@ impl StoreError {
     }
 }
 
-/// Wakes those who wait for a change. Level-triggered: whoever is woken looks at the rows.
-#[derive(Debug)]
-pub(crate) struct Signals {
-    /// There may be work for reconcilers.
-    pub(crate) work: watch::Sender<()>,
-    /// The session has new events.
-    pub(crate) sessions: broadcast::Sender<SessionId>,
-}
-
-impl Signals {
-    /// Makes every reconciler look at the rows.
-    pub(crate) fn wake(&self) {
-        self.work.send_replace(());
-    }
-}
-
 /// Which database it is. What differs between them is asked of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -162,6 +147,9 @@ enum Kind {
 #[derive(Debug)]
 pub(crate) struct Store {
     pool: sqlx::AnyPool,
+    /// Where changes are made. SQLite has one writer at a time: those who wait for it here get it in their order and at once,
+    /// those who wait in SQLite itself look again after longer and longer pauses.
+    writer: sqlx::AnyPool,
     kind: Kind,
     host: HostId,
     /// Of the host's lease, as this controller took it; 0: it took none.
@@ -199,27 +187,33 @@ impl Store {
         } else {
             (url.to_owned(), 16)
         };
-        let pool = AnyPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(Duration::from_secs(10))
-            .after_connect(|connection, _| Box::pin(prepare(connection)))
-            .connect(&target)
+        let connect = |connections| {
+            AnyPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(10))
+                .after_connect(|connection, _| Box::pin(prepare(connection)))
+                .connect(&target)
+        };
+        let pool = connect(connections)
             .await
             .map_err(|err| failed(err.into()))?;
         sqlx::migrate!()
             .run(&pool)
             .await
             .map_err(|err| failed(err.into()))?;
+        let writer = if sqlite {
+            connect(1).await.map_err(|err| failed(err.into()))?
+        } else {
+            pool.clone()
+        };
         Ok(Self {
             pool,
+            writer,
             kind: if sqlite { Kind::Sqlite } else { Kind::Postgres },
             host,
             generation: AtomicI64::new(0),
             deadlines,
-            signals: Signals {
-                work: watch::channel(()).0,
-                sessions: broadcast::channel(1024).0,
-            },
+            signals: Signals::new(),
         })
     }
 
@@ -234,6 +228,7 @@ impl Store {
 
     /// Waits for what is under way and closes every connection.
     pub(crate) async fn close(&self) {
+        self.writer.close().await;
         self.pool.close().await;
     }
 
@@ -250,7 +245,7 @@ impl Store {
             Kind::Sqlite => "BEGIN IMMEDIATE",
             Kind::Postgres => "BEGIN",
         };
-        self.pool
+        self.writer
             .begin_with(begin)
             .await
             .map_err(StoreError::query("begin a transaction"))
@@ -289,6 +284,17 @@ impl Store {
     /// Commits, then wakes those who wait for `session` and for work.
     async fn commit(
         &self,
+        tx: Transaction<'static, Any>,
+        session: Option<SessionId>,
+    ) -> Result<(), StoreError> {
+        self.commit_words(tx, session).await?;
+        self.signals.wake();
+        Ok(())
+    }
+
+    /// Commits what people are told and reconcilers have nothing to do for.
+    async fn commit_words(
+        &self,
         mut tx: Transaction<'static, Any>,
         session: Option<SessionId>,
     ) -> Result<(), StoreError> {
@@ -299,10 +305,8 @@ impl Store {
             .await
             .map_err(StoreError::query("commit a transaction"))?;
         if let Some(session) = session {
-            // Nobody listening is fine.
-            drop(self.signals.sessions.send(session));
+            self.signals.changed(session);
         }
-        self.signals.wake();
         Ok(())
     }
 }

@@ -196,7 +196,7 @@ impl Store {
         ] {
             sqlx::query(sql)
                 .bind(id.to_string())
-                .execute(&self.pool)
+                .execute(&self.writer)
                 .await
                 .map_err(StoreError::query("forget a credential"))?;
         }

@@ -141,7 +141,7 @@ impl Store {
         organisation: Option<&Organisation>,
         password_hash: &str,
     ) -> Result<bool, StoreError> {
-        insert_user(&self.pool, view, organisation, password_hash).await
+        insert_user(&self.writer, view, organisation, password_hash).await
     }
 
     /// Users by name.
@@ -218,7 +218,7 @@ impl Store {
         sqlx::query("UPDATE app_user SET last_login_at = $2 WHERE id = $1")
             .bind(id.to_string())
             .bind(now.as_micros())
-            .execute(&self.pool)
+            .execute(&self.writer)
             .await
             .map(|_| ())
             .map_err(StoreError::query("note a sign-in"))
@@ -262,7 +262,7 @@ impl Store {
         .bind(view.created_by.as_str())
         .bind(view.created_at.as_micros())
         .bind(view.expires_at.map(Timestamp::as_micros))
-        .execute(&self.pool)
+        .execute(&self.writer)
         .await
         .map(|done| done.rows_affected() == 1)
         .map_err(StoreError::query("make a service token"))
@@ -302,7 +302,7 @@ impl Store {
             sqlx::query("UPDATE service_token SET last_used_at = $2 WHERE token_hash = $1")
                 .bind(hash.to_owned())
                 .bind(now.as_micros())
-                .execute(&self.pool)
+                .execute(&self.writer)
                 .await
                 .map_err(StoreError::query("note a token's use"))?;
         }
@@ -341,7 +341,7 @@ impl Store {
         .bind(organisation.name.as_str())
         .bind(max_live.map(i64::from))
         .bind(now.as_micros())
-        .execute(&self.pool)
+        .execute(&self.writer)
         .await
         .map(|done| done.rows_affected() == 1)
         .map_err(StoreError::query("make an organisation"))
@@ -403,7 +403,7 @@ impl Store {
              AND NOT EXISTS (SELECT 1 FROM credential_owner WHERE organisation_id = $1)",
         )
         .bind(found.id.to_string())
-        .execute(&self.pool)
+        .execute(&self.writer)
         .await
         .map(|done| match done.rows_affected() {
             0 => Removed::InUse,

@@ -60,7 +60,7 @@ impl Store {
         )
         .bind(id.to_string())
         .bind(why)
-        .execute(&self.pool)
+        .execute(&self.writer)
         .await
         .map_err(StoreError::query("take a machine out of stock"))?
         .rows_affected();

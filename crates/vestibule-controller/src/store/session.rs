@@ -364,7 +364,7 @@ impl Store {
         sqlx::query("UPDATE session SET failure = $2, revision = revision + 1 WHERE id = $1 AND failure IS NOT NULL")
             .bind(id.to_string())
             .bind(row::to_json("failure", verdict)?)
-            .execute(&self.pool)
+            .execute(&self.writer)
             .await
             .map(|_| ())
             .map_err(StoreError::query("write a session's verdict"))
