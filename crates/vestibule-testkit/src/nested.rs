@@ -15,6 +15,10 @@ use tokio::process::Command;
 /// By this line L1 says how its program ended.
 const STATUS: &str = "nested: status ";
 
+/// The code that is translated is L1's and that of the guests in it: where it has less room, a browser's is translated again and
+/// again. Only what is used is taken.
+const TCG: &str = "tcg,thread=multi,tb-size=2048";
+
 /// The pieces of L1.
 #[derive(Debug)]
 pub struct Nested {
@@ -111,37 +115,30 @@ impl Nested {
             .console
             .map_or_else(|| work.path().join("console"), Utf8Path::to_owned);
         let written = File::create(&console).with_context(|| format!("create `{console}`"))?;
-        qemu.args([
-            "-M",
-            "pc",
-            "-accel",
-            "tcg,thread=multi,tb-size=512",
-            "-cpu",
-            "max",
-        ])
-        .args([
-            "-smp",
-            &run.cpus.to_string(),
-            "-m",
-            &format!("{}M", run.memory_mib),
-        ])
-        .args("-nodefaults -no-user-config -no-reboot -display none -serial stdio".split(' '))
-        .args([
-            "-kernel",
-            self.kernel.as_str(),
-            "-initrd",
-            self.initrd.as_str(),
-        ])
-        .args([
-            "-append",
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable",
-        ])
-        .arg("-drive")
-        .arg(format!("file={disk},format=raw,if=virtio,cache=unsafe"))
-        .stdin(Stdio::null())
-        .stdout(written)
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        qemu.args(["-M", "pc", "-accel", TCG, "-cpu", "max"])
+            .args([
+                "-smp",
+                &run.cpus.to_string(),
+                "-m",
+                &format!("{}M", run.memory_mib),
+            ])
+            .args("-nodefaults -no-user-config -no-reboot -display none -serial stdio".split(' '))
+            .args([
+                "-kernel",
+                self.kernel.as_str(),
+                "-initrd",
+                self.initrd.as_str(),
+            ])
+            .args([
+                "-append",
+                "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable",
+            ])
+            .arg("-drive")
+            .arg(format!("file={disk},format=raw,if=virtio,cache=unsafe"))
+            .stdin(Stdio::null())
+            .stdout(written)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         let child = qemu.spawn().context("start QEMU")?;
         let output = tokio::time::timeout(run.limit, child.wait_with_output())
             .await
