@@ -177,17 +177,11 @@ impl Api {
         ))
     }
 
-    /// Every event of the session from the one after `after`, until the stream ends or `enough`.
+    /// The session's events from the one after `after`, as they come; none: it has ended and there are no more.
     ///
     /// # Errors
-    /// When the stream breaks or is none, or the time is over.
-    pub async fn events(
-        &self,
-        id: SessionId,
-        after: u64,
-        limit: Duration,
-        mut enough: impl FnMut(&SessionEvent) -> bool,
-    ) -> Result<Vec<SessionEvent>> {
+    /// As [`Api::call`].
+    pub async fn stream(&self, id: SessionId, after: u64) -> Result<Option<SessionEvents>> {
         let mut request = client::json_request(
             Method::GET,
             &format!("/api/auth/session/{id}/events"),
@@ -201,9 +195,29 @@ impl Api {
         headers.insert("last-event-id", HeaderValue::from_str(&after.to_string())?);
         let reply = self.send(request).await?;
         if reply.status() == StatusCode::NO_CONTENT {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        let mut stream = SessionEvents::of(reply);
+        if reply.status().is_success() {
+            return Ok(Some(SessionEvents::of(reply)));
+        }
+        let said = client::body("GET events", reply).await?;
+        Err(anyhow!("its events: {}", String::from_utf8_lossy(&said)))
+    }
+
+    /// Every event of the session from the one after `after`, until the stream ends or `enough`.
+    ///
+    /// # Errors
+    /// When the stream breaks or is none, or the time is over.
+    pub async fn events(
+        &self,
+        id: SessionId,
+        after: u64,
+        limit: Duration,
+        mut enough: impl FnMut(&SessionEvent) -> bool,
+    ) -> Result<Vec<SessionEvent>> {
+        let Some(mut stream) = self.stream(id, after).await? else {
+            return Ok(Vec::new());
+        };
         let read = async {
             let mut events = Vec::new();
             while let Some(event) = stream.next().await? {

@@ -12,6 +12,7 @@
 //! | [`relay`] | the view's relay against websockify, on the same bytes |
 //! | [`overhead`] | a start and a load over Firecracker alone, nested under emulation |
 //! | [`memory`] | what controller, runner and VMM hold |
+//! | [`load`] | thousands of live sessions on one controller, and an hour's churn |
 //!
 //! `script/bench` runs them, `docs/benchmarks.md` says what they leave out.
 pub mod boot;
@@ -21,6 +22,7 @@ pub mod diagnose;
 pub mod host;
 pub mod images;
 pub mod latency;
+pub mod load;
 pub mod memory;
 pub mod overhead;
 pub mod relay;
@@ -35,8 +37,9 @@ use anyhow::{Result, bail};
 pub use report::Report;
 
 /// The benches, in the order in which `script/bench` runs them.
-pub const NAMES: [&str; 8] = [
-    "images", "boot", "connect", "warm", "overhead", "latency", "relay", "memory",
+pub const NAMES: [&str; 10] = [
+    "images", "boot", "connect", "warm", "overhead", "diagnose", "latency", "relay", "memory",
+    "load",
 ];
 
 /// Runs one bench.
@@ -54,6 +57,7 @@ pub async fn run(name: &str) -> Result<Report> {
         "latency" => latency::run().await,
         "relay" => relay::run().await,
         "memory" => memory::run().await,
+        "load" => load::run().await,
         _ => bail!("there is no bench `{name}`; there are {}", NAMES.join(", ")),
     }
 }

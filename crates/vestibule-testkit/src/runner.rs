@@ -1,7 +1,9 @@
 //! A runner without a VM, as a process: it speaks the runner's API on its socket, its guest comes up, its person signs in by
 //! themselves. For what is about controller and host alone; what it hands over is [`secret`].
 //!
-//! `runner = [".../vestibule-testkit", "runner"]` in a controller's configuration starts these.
+//! `runner = [".../vestibule-testkit", "runner"]` in a controller's configuration starts these; thousands are a [`crowd`].
+pub mod crowd;
+
 use anyhow::{Context, Result};
 use axum::{
     Json, Router,
@@ -15,6 +17,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
+    future::IntoFuture as _,
     io::Read as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -36,6 +39,9 @@ use vestibule_api::{
     },
     time::Timestamp,
 };
+
+/// The reply that it has stopped goes out within this.
+const LAST_REPLY: Duration = Duration::from_secs(1);
 
 /// How long its parts take.
 #[derive(Clone, Copy, Debug)]
@@ -80,46 +86,69 @@ pub async fn run(pace: Pace) -> Result<()> {
         .read_to_end(&mut text)
         .context("read the specification")?;
     let spec: VmSpec = serde_json::from_slice(&text).context("understand the specification")?;
-    std::fs::create_dir_all(&spec.vm_dir)?;
-    let listener = UnixListener::bind(format!("{}/runner.sock", spec.vm_dir))
-        .context("listen on runner.sock")?;
-    let runner = Arc::new(Runner {
-        now: Mutex::new(Now {
-            state: MachineState::Creating,
-            generation: 0,
-            owner: spec.session_id,
-            login: false,
-        }),
-        spec,
-        pace,
-        events: watch::channel(Vec::new()).0,
-        over: watch::channel(false).0,
-    });
-    runner.state(MachineState::Creating);
-    let boots = Arc::clone(&runner);
-    tokio::spawn(async move {
-        boots.state(MachineState::Booting);
-        tokio::time::sleep(boots.pace.boot).await;
-        boots.say(RunnerEventKind::Phase {
-            phase: Phase::Ready,
-        });
-        boots.state(MachineState::Up);
-    });
-    let mut over = runner.over.subscribe();
+    let (runner, listener) = Runner::new(spec, pace)?;
     let mut term = signal(SignalKind::terminate())?;
-    let served = Arc::clone(&runner);
-    let server = tokio::spawn(async move { axum::serve(listener, router(served)).await });
     tokio::select! {
-        _ = over.wait_for(|over| *over) => {}
-        _ = term.recv() => runner.end()?,
+        served = runner.serve(listener, |router| router) => served,
+        _ = term.recv() => runner.end(),
     }
-    // The reply that says so goes out first.
-    tokio::time::sleep(Duration::from_millis(30)).await;
-    server.abort();
-    Ok(())
 }
 
 impl Runner {
+    /// One that listens and is not served yet.
+    fn new(spec: VmSpec, pace: Pace) -> Result<(Arc<Self>, UnixListener)> {
+        std::fs::create_dir_all(&spec.vm_dir)?;
+        let listener = UnixListener::bind(format!("{}/runner.sock", spec.vm_dir))
+            .context("listen on runner.sock")?;
+        let runner = Arc::new(Self {
+            now: Mutex::new(Now {
+                state: MachineState::Creating,
+                generation: 0,
+                owner: spec.session_id,
+                login: false,
+            }),
+            spec,
+            pace,
+            events: watch::channel(Vec::new()).0,
+            over: watch::channel(false).0,
+        });
+        Ok((runner, listener))
+    }
+
+    /// Lives until it is stopped, and has said so.
+    async fn serve(
+        self: &Arc<Self>,
+        listener: UnixListener,
+        with: impl FnOnce(Router) -> Router,
+    ) -> Result<()> {
+        self.state(MachineState::Creating);
+        let boots = Arc::clone(self);
+        tokio::spawn(async move {
+            boots.state(MachineState::Booting);
+            tokio::time::sleep(boots.pace.boot).await;
+            boots.say(RunnerEventKind::Phase {
+                phase: Phase::Ready,
+            });
+            boots.state(MachineState::Up);
+        });
+        let mut over = self.over.subscribe();
+        let mut last = self.over.subscribe();
+        let server = axum::serve(listener, with(router(Arc::clone(self)))).with_graceful_shutdown(
+            async move {
+                // An error means that the runner is gone: that is the end as well.
+                drop(over.wait_for(|over| *over).await);
+            },
+        );
+        tokio::select! {
+            served = server.into_future() => served.context("serve runner.sock"),
+            // Whoever keeps a connection open does not keep the runner alive.
+            () = async {
+                drop(last.wait_for(|over| *over).await);
+                tokio::time::sleep(LAST_REPLY).await;
+            } => Ok(()),
+        }
+    }
+
     fn now(&self) -> std::sync::MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,5 +1,6 @@
 //! A WebSocket of the controller's as a byte stream, which remembers how it was closed.
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use std::{
     net::SocketAddr,
@@ -9,7 +10,10 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     net::TcpStream,
 };
-use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, protocol::WebSocketConfig},
+};
 
 /// Bytes on the way between the socket and its reader.
 const BUFFER: usize = 256 << 10;
@@ -41,10 +45,38 @@ impl Socket {
         let tcp = TcpStream::connect(address)
             .await
             .context("connect to the controller")?;
-        let (socket, _) = tokio_tungstenite::client_async(url, tcp)
+        // The library's own 128 KiB are much for thousands of sockets.
+        let config = WebSocketConfig::default().read_buffer_size(BUFFER / 16);
+        let (socket, _) = tokio_tungstenite::client_async_with_config(url, tcp, Some(config))
             .await
             .context("open the WebSocket")?;
         Ok(Self(socket))
+    }
+
+    /// The next binary frame; none: the socket was closed as it should.
+    ///
+    /// # Errors
+    /// When the connection breaks without a close frame.
+    pub async fn receive(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let next = self.0.next().await;
+            match next.context("the connection ended without a close frame")?? {
+                Message::Binary(bytes) => return Ok(Some(bytes)),
+                Message::Close(_) => return Ok(None),
+                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    /// Sends a binary frame.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub async fn send(&mut self, bytes: &'static [u8]) -> Result<()> {
+        Ok(self
+            .0
+            .send(Message::Binary(Bytes::from_static(bytes)))
+            .await?)
     }
 
     /// Reads until the close frame, and gives its code and reason.

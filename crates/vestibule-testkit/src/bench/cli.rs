@@ -10,7 +10,7 @@ use std::io::Write as _;
 
 /// How the two commands are called.
 pub const USAGE: &str =
-    "vestibule-testkit bench NAME… [--json]         images, boot, connect, warm, overhead, latency, relay, memory
+    "vestibule-testkit bench NAME… [--json]         images, boot, connect, warm, overhead, diagnose, latency, relay, memory, load
 vestibule-testkit pour --pattern bulk|updates|paced [--plain SOCKET | --websocket FILE]";
 
 /// Runs `bench` or `pour` with these words.

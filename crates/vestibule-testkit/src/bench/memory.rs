@@ -13,7 +13,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// When the controller or a VM does not come up.
 pub async fn run() -> Result<Report> {
     let mut report = Report::new("memory");
-    let controller = Controller::start(&["pour", "--pattern", "bulk"]).await?;
+    let controller = Controller::start(&["pour", "--pattern", "bulk"], "").await?;
     tokio::time::sleep(IDLE).await;
     tell(&mut report, "idle controller", controller.pid()?)?;
     controller.end().await?;

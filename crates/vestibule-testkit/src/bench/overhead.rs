@@ -166,6 +166,7 @@ async fn by_hand(image: &Utf8Path, snapshot: Option<&String>, series: &mut Serie
 async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series) -> Result<()> {
     let mut vm = Vm::new(setup, &setup.manifest()?)?;
     vm.spec.restore = snapshot.cloned();
+    vm.spec.cache_dir = Some(setup.home.join("cache").into_string());
     let (begun, began) = (Instant::now(), Timestamp::now());
     let running = vm.start().await?;
     let answered = running.event(|event| {

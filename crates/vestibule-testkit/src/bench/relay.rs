@@ -43,6 +43,8 @@ const START: Duration = Duration::from_secs(30);
 const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 /// How many watch: one, and a busy host.
 const VIEWERS: [usize; 2] = [1, 20];
+/// All of them watch one session.
+const VIEWERS_LIMIT: &str = "viewers = 32";
 /// Issue 2 requires it of both ratios.
 const REQUIRED: Required = Required::AtLeast(5.0);
 /// A smaller part of what the source costs cannot be told from noise: the ratio is not made larger by it.
@@ -164,7 +166,8 @@ fn tell(report: &mut Report, shape: Shape, turns: &Turns) {
 
 /// One turn of the controller's relay, through a session's view as a dashboard opens it.
 async fn vestibule(shape: Shape) -> Result<Turn> {
-    let controller = Controller::start(&["pour", "--pattern", shape.pattern.id()]).await?;
+    let controller =
+        Controller::start(&["pour", "--pattern", shape.pattern.id()], VIEWERS_LIMIT).await?;
     let api = controller.api();
     let session = api.start("gh", None).await?;
     api.wait_session(session, "a view", START, |view| view.viewable)

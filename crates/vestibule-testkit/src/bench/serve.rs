@@ -27,11 +27,11 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts `vestibule serve`, its runner being this program with `words`.
+    /// Starts `vestibule serve`, its runner being this program with `words`, with these lines of `[limits]`.
     ///
     /// # Errors
     /// When the program is not built or does not come up; with its log.
-    pub async fn start(words: &[&str]) -> Result<Self> {
+    pub async fn start(words: &[&str], limits: &str) -> Result<Self> {
         let home = camino_tempfile::Builder::new()
             .prefix("vb-")
             .tempdir()
@@ -42,7 +42,7 @@ impl Controller {
         runner.extend(words.iter().map(|word| (*word).to_owned()));
         let config = home.path().join("vestibule.toml");
         let text = format!(
-            "listen = \"127.0.0.1:0\"\nimage = \"{IMAGE}\"\nrunner = {runner:?}\n[limits]\nviewers = 32\n"
+            "listen = \"127.0.0.1:0\"\nimage = \"{IMAGE}\"\nrunner = {runner:?}\n[limits]\n{limits}"
         );
         std::fs::write(&config, text).context("write the configuration")?;
         let mut command = Command::new(stage::binary()?);

@@ -25,7 +25,8 @@ vestibule-testkit overhead --image DIR --home DIR   what `bench overhead` runs i
 vestibule-testkit residue --home DIR --except PID
 vestibule-testkit scan --home DIR --pid PID    where words (a JSON object on standard input, by name) are that a sign-in left
 vestibule-testkit runner [--boot-ms N] [--sign-in-ms N] [--hand-over-ms N]
-                                               a runner without a VM; 0 for --sign-in-ms: its person never signs in";
+                                               a runner without a VM; 0 for --sign-in-ms: its person never signs in
+vestibule-testkit runner --crowd SOCKET        one of a bench's, which lives there";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -83,6 +84,9 @@ async fn main() -> Result<()> {
             stage.end().await
         }
         "runner" => {
+            if let Some(crowd) = option("crowd") {
+                return runner::crowd::join(&Utf8PathBuf::from(crowd));
+            }
             let millis = |name: &str, default: u64| -> Result<Duration> {
                 let given = option(name).map(|given| given.parse()).transpose();
                 let given = given.with_context(|| format!("understand `--{name}`"))?;

@@ -215,19 +215,25 @@ async fn events(State(pourer): State<Arc<Pourer>>) -> Response {
     Body::from_stream(lines).into_response()
 }
 
-/// As a runner does it: the viewer's connection is taken over.
-async fn screen(State(pourer): State<Arc<Pourer>>, mut request: Request) -> Response {
+async fn screen(State(pourer): State<Arc<Pourer>>, request: Request) -> Response {
+    let over = pourer.over.clone().cancelled_owned();
+    take_over(Screen::new(Arc::clone(&pourer.ring)), over, || {}, request)
+}
+
+/// As a runner does it: the viewer's connection is taken over, until `over`. `shown` is called after the first frame.
+pub(crate) fn take_over(
+    screen: Screen,
+    over: impl Future<Output = ()> + Send + 'static,
+    shown: impl FnOnce() + Send + 'static,
+    mut request: Request,
+) -> Response {
     let upgrade = hyper::upgrade::on(&mut request);
-    let (screen, over) = (
-        Screen::new(Arc::clone(&pourer.ring)),
-        pourer.over.clone().cancelled_owned(),
-    );
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         let Ok(parts) = downcast::<TokioIo<tokio::net::UnixStream>>(upgraded) else {
             return;
         };
-        if let Err(err) = view::take_over(parts.io.into_inner(), screen, over, || {}).await {
+        if let Err(err) = view::take_over(parts.io.into_inner(), screen, over, shown).await {
             tracing::warn!(error = %err, "a view was not taken over");
         }
     });

@@ -21,6 +21,8 @@ const PIXEL: usize = 4;
 const RUNNER_CHUNK: usize = 64 << 10;
 /// Of a paced stream; its ring is a second of it.
 const UPDATES_A_SECOND: u32 = 30;
+/// An update where nobody does anything: a cursor that blinks.
+const BLINK: usize = 1 << 10;
 /// The ring of small updates has at least so many bytes.
 const RING: usize = 8 << 20;
 const NAME: &[u8] = b"pour";
@@ -35,10 +37,12 @@ pub enum Pattern {
     Updates,
     /// Thirty updates a second, of 2 to 40 KiB: what a browser's window really makes of a viewer's way.
     Paced,
+    /// One small update a second: nobody does anything.
+    Quiet,
 }
 
 impl Pattern {
-    /// The patterns, in the order in which they are measured.
+    /// The patterns of the relay's bench, in the order in which they are measured.
     pub const ALL: [Self; 3] = [Self::Bulk, Self::Updates, Self::Paced];
 
     /// The name on the command line and in reports.
@@ -47,6 +51,7 @@ impl Pattern {
             Self::Bulk => "bulk",
             Self::Updates => "updates",
             Self::Paced => "paced",
+            Self::Quiet => "quiet",
         }
     }
 
@@ -55,6 +60,7 @@ impl Pattern {
         match self {
             Self::Bulk | Self::Updates => None,
             Self::Paced => Some(Duration::from_secs(1) / UPDATES_A_SECOND),
+            Self::Quiet => Some(Duration::from_secs(1)),
         }
     }
 
@@ -102,6 +108,10 @@ impl Ring {
                     line(&mut bytes, size, &mut random);
                     cuts.push(bytes.len());
                 }
+            }
+            Pattern::Quiet => {
+                line(&mut bytes, BLINK, &mut random);
+                cuts.push(bytes.len());
             }
         }
         Self {
