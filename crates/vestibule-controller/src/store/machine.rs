@@ -251,7 +251,7 @@ impl Store {
     pub(crate) async fn machine(&self, id: MachineId) -> Result<Option<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE id = $1")
             .bind(id.to_string())
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map_err(StoreError::query("read a machine"))?
             .map(|row| MachineRow::read(&row))
@@ -262,7 +262,7 @@ impl Store {
     pub(crate) async fn own_machines(&self) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL AND host_id = $1 ORDER BY id")
             .bind(self.host.to_string())
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list the host's machines"))?
             .iter()
@@ -273,7 +273,7 @@ impl Store {
     /// Machines of all hosts of which something may be left, oldest first.
     pub(crate) async fn machines(&self) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL ORDER BY id")
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list machines"))?
             .iter()
@@ -291,7 +291,7 @@ impl Store {
         sqlx::query(sql)
             .bind(session.to_string())
             .bind(self.host.to_string())
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list a session's machines"))?
             .iter()
@@ -303,7 +303,7 @@ impl Store {
     pub(crate) async fn all_machines(&self, limit: u32) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine ORDER BY id DESC LIMIT $1")
             .bind(i64::from(limit))
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list all machines"))?
             .iter()
@@ -383,7 +383,7 @@ impl Store {
         sqlx::query("UPDATE machine SET launched_at = $2 WHERE id = $1 AND launched_at IS NULL")
             .bind(id.to_string())
             .bind(now.as_micros())
-            .execute(&self.pool)
+            .execute(self.pool())
             .await
             .map_err(StoreError::query("write a machine's start"))?;
         self.signals.wake();
@@ -463,7 +463,7 @@ impl Store {
         .bind(id.to_string())
         .bind(state_id(MachineState::Gone))
         .bind(now.as_micros())
-        .execute(&self.pool)
+        .execute(self.pool())
         .await
         .map_err(StoreError::query("write a machine's end"))?;
         self.signals.wake();

@@ -13,6 +13,8 @@ mod people;
 mod pool;
 mod row;
 mod session;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 pub(crate) use effect::DueEffect;
 pub(crate) use host::{Forgotten, HostRow, OwnHost};
@@ -168,6 +170,8 @@ pub(crate) struct Store {
     generation: AtomicI64,
     deadlines: Deadlines,
     pub(crate) signals: Signals,
+    #[cfg(test)]
+    simulated: Option<simulated::Simulated>,
 }
 
 impl Store {
@@ -220,13 +224,24 @@ impl Store {
                 work: watch::channel(()).0,
                 sessions: broadcast::channel(1024).0,
             },
+            #[cfg(test)]
+            simulated: None,
         })
+    }
+
+    /// Connections to the database.
+    fn pool(&self) -> &sqlx::AnyPool {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return simulated.pool(&self.pool);
+        }
+        &self.pool
     }
 
     /// Asks the database for a row.
     pub(crate) async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1")
-            .execute(&self.pool)
+            .execute(self.pool())
             .await
             .map(|_| ())
             .map_err(StoreError::query("reach the database"))
@@ -238,7 +253,7 @@ impl Store {
     }
 
     async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Any>, StoreError> {
-        self.pool
+        self.pool()
             .acquire()
             .await
             .map_err(StoreError::query("reach the database"))
@@ -250,7 +265,7 @@ impl Store {
             Kind::Sqlite => "BEGIN IMMEDIATE",
             Kind::Postgres => "BEGIN",
         };
-        self.pool
+        self.pool()
             .begin_with(begin)
             .await
             .map_err(StoreError::query("begin a transaction"))
@@ -298,6 +313,10 @@ impl Store {
         tx.commit()
             .await
             .map_err(StoreError::query("commit a transaction"))?;
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            simulated.heard()?;
+        }
         if let Some(session) = session {
             // Nobody listening is fine.
             drop(self.signals.sessions.send(session));
