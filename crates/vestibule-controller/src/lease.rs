@@ -4,7 +4,8 @@
 //! was asked, by this process's steady clock; the database's row holds a little longer. When it ran out, because the database
 //! could not be reached or the process stood still, no reconciler begins anything until it is taken again.
 use crate::{
-    core::{Shared, stopped},
+    clock::Clock,
+    core::{Core, Shared, stopped},
     store::{OwnHost, Store, StoreError},
 };
 use camino::Utf8Path;
@@ -30,6 +31,7 @@ enum Held {
 #[derive(Debug)]
 pub(crate) struct Lease {
     own: OwnHost,
+    clock: Clock,
     length: Duration,
     held: watch::Sender<Held>,
 }
@@ -56,6 +58,7 @@ impl Lease {
     /// When the database can't be used, or the lease is somebody else's.
     pub(crate) async fn take(
         store: &Store,
+        clock: Clock,
         home: &Utf8Path,
         name: String,
         address: Option<String>,
@@ -66,9 +69,9 @@ impl Lease {
             address,
             home: place(home).map_err(LeaseError::Home)?,
         };
-        let begun = Instant::now();
+        let begun = clock.steady();
         loop {
-            let asked = Instant::now();
+            let asked = clock.steady();
             if store.take_lease(&own, length).await? {
                 let held = if store.is_shared() {
                     Held::Until(asked + length)
@@ -76,33 +79,26 @@ impl Lease {
                     Held::Always
                 };
                 let held = watch::channel(held).0;
-                return Ok(Self { own, length, held });
+                return Ok(Self {
+                    own,
+                    clock,
+                    length,
+                    held,
+                });
             }
-            if begun.elapsed() > length + AGAIN {
+            if clock.steady() > begun + length + AGAIN {
                 return Err(LeaseError::Elsewhere);
             }
             tracing::info!("waiting for the lease of this host, which another controller holds");
-            tokio::time::sleep(AGAIN).await;
+            clock.sleep(AGAIN).await;
         }
-    }
-
-    /// One that nobody can take.
-    #[cfg(test)]
-    pub(crate) fn always() -> Self {
-        let own = OwnHost {
-            name: "test".to_owned(),
-            address: None,
-            home: String::new(),
-        };
-        let (length, held) = (Duration::ZERO, watch::channel(Held::Always).0);
-        Self { own, length, held }
     }
 
     /// Whether this controller may act for its host now.
     pub(crate) fn is_held(&self) -> bool {
         match *self.held.borrow() {
             Held::Always => true,
-            Held::Until(until) => Instant::now() < until,
+            Held::Until(until) => self.clock.steady() < until,
         }
     }
 
@@ -117,7 +113,7 @@ impl Lease {
     }
 
     async fn renew(&self, store: &Store) -> Result<bool, StoreError> {
-        let asked = Instant::now();
+        let asked = self.clock.steady();
         let renewed = if self.is_held() {
             store.renew_lease(self.length).await?
         } else {
@@ -146,41 +142,45 @@ pub(crate) async fn keep(core: Shared) {
     if matches!(*core.lease.held.borrow(), Held::Always) {
         return;
     }
-    let third = core.lease.length / 3;
     let mut stop = std::pin::pin!(stopped(core.stopping.clone()));
-    let mut pause = third;
+    let mut pause = core.lease.length / 3;
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = &mut stop => return,
         }
-        let held = core.lease.is_held();
-        let renewed = tokio::time::timeout(third, core.lease.renew(&core.store)).await;
-        pause = match renewed {
-            Ok(Ok(true)) => third,
-            Ok(Ok(false)) => {
-                if held {
-                    tracing::error!(
-                        "the lease of this host ran out, or another controller took it: nothing is done until it is taken again"
-                    );
-                }
-                // What is over is not renewed but taken.
-                core.lease.held.send_if_modified(|held| {
-                    *held = Held::Until(Instant::now());
-                    false
-                });
-                AGAIN
-            }
-            Ok(Err(err)) => {
-                tracing::error!(error = %Chain(&err), "the lease of this host could not be renewed");
-                AGAIN
-            }
-            Err(_) => {
+        pause = once(&core).await;
+    }
+}
+
+/// Renews the lease, or takes it where it ran out; when to do so again.
+pub(crate) async fn once(core: &Core) -> Duration {
+    let third = core.lease.length / 3;
+    let held = core.lease.is_held();
+    match tokio::time::timeout(third, core.lease.renew(&core.store)).await {
+        Ok(Ok(true)) => third,
+        Ok(Ok(false)) => {
+            if held {
                 tracing::error!(
-                    "the lease of this host could not be renewed: the database does not answer"
+                    "the lease of this host ran out, or another controller took it: nothing is done until it is taken again"
                 );
-                AGAIN
             }
-        };
+            // What is over is not renewed but taken.
+            core.lease.held.send_if_modified(|held| {
+                *held = Held::Until(core.lease.clock.steady());
+                false
+            });
+            AGAIN
+        }
+        Ok(Err(err)) => {
+            tracing::error!(error = %Chain(&err), "the lease of this host could not be renewed");
+            AGAIN
+        }
+        Err(_) => {
+            tracing::error!(
+                "the lease of this host could not be renewed: the database does not answer"
+            );
+            AGAIN
+        }
     }
 }

@@ -223,8 +223,10 @@ async fn assemble(
 ) -> Result<Shared, ServeError> {
     let home = config.home.clone();
     let cluster = config.cluster();
+    let clock = Clock::default();
     let lease = Lease::take(
         &store,
+        clock.clone(),
         &home,
         cluster.name.clone().unwrap_or_else(host_name),
         peer_address(&config, addresses),
@@ -247,7 +249,7 @@ async fn assemble(
     })
     .await??;
     Ok(Arc::new(Core {
-        clock: Clock::default(),
+        clock,
         access: Access::new(token, main, local, &config.hosts(), config.is_secure()),
         oidc,
         base,

@@ -4,7 +4,7 @@ use crate::{
     core::{Shared, off_runtime},
     crash::point,
     state::Event,
-    store::{Facts, MachineRow, SessionRow},
+    store::{Applied, Facts, MachineRow, SessionRow},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use hyper::Method;
@@ -35,10 +35,18 @@ pub(crate) async fn collect(core: &Shared, session: &SessionRow) -> Result<(), E
         },
     };
     point("collect:sealed").await;
-    core.store
+    let sealed = core
+        .store
         .apply(session.id, Event::CredentialSealed, &facts, core.now())
         .await?;
-    core.metrics.sealed.inc();
+    match sealed {
+        Applied::Moved(_) => {
+            core.metrics.sealed.inc();
+        }
+        Applied::Ignored(illegal) if illegal.state == SessionState::Completed => {}
+        // It ended meanwhile; whoever was to discard the credential may have looked before it was there.
+        Applied::Ignored(_) | Applied::Missing => discard(core, session).await?,
+    }
     Ok(())
 }
 

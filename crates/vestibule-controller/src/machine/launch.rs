@@ -148,6 +148,8 @@ pub(crate) async fn start(
     };
     let spec = spec(core, machine, &image, restore);
     point("launch:begin").await;
+    // Who stood still here may not act for the host any more; who does may have started it, and somebody been in it.
+    core.store.check_fence().await?;
     let scheduler = Arc::clone(&core.scheduler);
     if let Err(err) = off_runtime(move || scheduler.launch(&spec)).await? {
         return Ok(Err(not_launched(&err)));

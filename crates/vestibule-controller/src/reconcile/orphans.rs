@@ -28,7 +28,7 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
                 }
                 count += owned(core, &machine).await?;
             }
-            Some(_) | None => count += unknown(core, id, dir).await?,
+            row => count += unknown(core, id, dir, row.is_some_and(|row| row.pooled)).await?,
         }
     }
     Ok(count)
@@ -67,16 +67,22 @@ async fn owned(core: &Shared, machine: &MachineRow) -> Result<u64, ReconcileErro
     Ok(1)
 }
 
-/// A directory of no machine that the rows know.
-async fn unknown(core: &Shared, id: MachineId, dir: Utf8PathBuf) -> Result<u64, ReconcileError> {
+/// A directory of no machine that the rows know, or of one that they know to be gone: its host was forgotten and came back.
+/// A VM of the pool is nobody's then, and not one that somebody started by hand.
+async fn unknown(
+    core: &Shared,
+    id: MachineId,
+    dir: Utf8PathBuf,
+    pooled: bool,
+) -> Result<u64, ReconcileError> {
     match core.runner(id).get::<MachineView>("/machine").await {
-        Ok(view) if view.session_id.is_none() => {
+        Ok(view) if view.session_id.is_none() && !pooled => {
             tracing::info!(machine.id = %id, "found a VM that somebody started by hand");
             core.store.add_machine(&MachineRow::found(&view)).await?;
             Ok(1)
         }
         Ok(view) => {
-            tracing::warn!(machine.id = %id, session.id = ?view.session_id, "ending a VM of a session that is not known");
+            tracing::warn!(machine.id = %id, session.id = ?view.session_id, "ending a VM that no row has a use for");
             core.store.add_machine(&MachineRow::found(&view)).await?;
             teardown::end_stray(core, id, "no session owns it")
                 .await

@@ -55,7 +55,7 @@ impl Store {
         )
         .bind(now.as_micros())
         .bind(self.host.to_string())
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("list due effects"))?
         .iter()
@@ -84,7 +84,7 @@ impl Store {
         )
         .bind(self.host.to_string())
         .bind(after.as_micros())
-        .fetch_one(&self.pool)
+        .fetch_one(self.pool())
         .await
         .map_err(StoreError::query("look for what is due next"))?;
         row::maybe_time(&found, "at")
@@ -95,7 +95,7 @@ impl Store {
         sqlx::query("UPDATE effect SET done_at = $2 WHERE id = $1 AND done_at IS NULL")
             .bind(id)
             .bind(now.as_micros())
-            .execute(&self.writer)
+            .execute(self.writer())
             .await
             .map_err(StoreError::query("finish an effect"))?;
         self.signals.wake();
@@ -111,7 +111,7 @@ impl Store {
         sqlx::query("SELECT id FROM effect WHERE session_id = $1 AND kind = $2 AND done_at IS NULL")
             .bind(session.to_string())
             .bind(kind.id())
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map(|row| row.is_some())
             .map_err(StoreError::query("look for an open effect"))
@@ -129,7 +129,7 @@ impl Store {
             .bind(id)
             .bind(now.plus(delay).as_micros())
             .bind(error)
-            .execute(&self.writer)
+            .execute(self.writer())
             .await
             .map(|_| ())
             .map_err(StoreError::query("put an effect off"))

@@ -40,7 +40,7 @@ impl Store {
         .bind(session.to_string())
         .bind(row::signed(after))
         .bind(i64::from(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("read a session's events"))?
         .iter()

@@ -82,6 +82,10 @@ impl Store {
 
     /// Whether other hosts may share the database.
     pub(crate) fn is_shared(&self) -> bool {
+        #[cfg(test)]
+        if self.simulated.is_some() {
+            return true;
+        }
         self.kind == Kind::Postgres
     }
 
@@ -90,6 +94,10 @@ impl Store {
         &self,
         connection: &mut sqlx::AnyConnection,
     ) -> Result<Timestamp, StoreError> {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return Ok(simulated.clock.now());
+        }
         let sql = match self.kind {
             Kind::Sqlite => "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER) AS now",
             Kind::Postgres => {
@@ -118,8 +126,9 @@ impl Store {
             .await
             .map_err(failed())?;
         let first = row::int(&known, "known")? == 0;
+        // A host that was forgotten and comes back gets no generation that it had before.
         sqlx::query(
-            "INSERT INTO host (id, name, home, lease_until, generation, created_at) VALUES ($1, '', '', 0, 0, $2) \
+            "INSERT INTO host (id, name, home, lease_until, generation, created_at) VALUES ($1, '', '', 0, $2, $2) \
              ON CONFLICT (id) DO NOTHING",
         )
         .bind(self.host.to_string())
@@ -159,19 +168,20 @@ impl Store {
 
     /// Rows of before there were hosts, and with SQLite those of the home that a backup was of, are this host's.
     async fn adopt_all(&self, tx: &mut Transaction<'static, Any>) -> Result<(), StoreError> {
-        let sqls = match self.kind {
-            Kind::Sqlite => [
+        let sqls = if self.is_shared() {
+            [
+                "UPDATE machine SET host_id = $1 WHERE gone_at IS NULL AND host_id IS NULL",
+                "UPDATE effect SET host_id = $1 WHERE done_at IS NULL AND host_id IS NULL",
+            ]
+            .as_slice()
+        } else {
+            [
                 "UPDATE machine SET host_id = $1 WHERE gone_at IS NULL",
                 "UPDATE effect SET host_id = $1 WHERE done_at IS NULL",
                 "DELETE FROM credential_host WHERE host_id <> $1",
                 "DELETE FROM host WHERE id <> $1",
             ]
-            .as_slice(),
-            Kind::Postgres => [
-                "UPDATE machine SET host_id = $1 WHERE gone_at IS NULL AND host_id IS NULL",
-                "UPDATE effect SET host_id = $1 WHERE done_at IS NULL AND host_id IS NULL",
-            ]
-            .as_slice(),
+            .as_slice()
         };
         for sql in sqls {
             sqlx::query(*sql)
@@ -213,6 +223,15 @@ impl Store {
             .await
             .map_err(StoreError::query("look whether the lease is still held"))?;
         found.map(drop).ok_or(StoreError::Fenced)
+    }
+
+    /// As [`Store::fence`], for what a controller is about to do outside of the database.
+    pub(crate) async fn check_fence(&self) -> Result<(), StoreError> {
+        if self.generation.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let mut tx = self.begin().await?;
+        self.fence(&mut tx).await
     }
 
     /// Every host that ever shared the database, oldest first.
@@ -291,7 +310,8 @@ impl Store {
         self.write_failed(tx, &machine, finding, now).await
     }
 
-    /// Removes a host that never comes back: its machines are gone, and what was to be done there is done.
+    /// Removes a host that never comes back: its machines are gone, and what was to be done there is done, but for credentials
+    /// that are to be discarded.
     pub(crate) async fn forget_host(
         &self,
         id: HostId,
@@ -328,7 +348,8 @@ impl Store {
         }
         for sql in [
             "UPDATE machine SET state = 'lost', gone_at = $2 WHERE host_id = $1 AND gone_at IS NULL",
-            "UPDATE effect SET done_at = $2 WHERE host_id = $1 AND done_at IS NULL",
+            // Should it come back all the same, a credential that its session did not get is still to be removed there.
+            "UPDATE effect SET done_at = $2 WHERE host_id = $1 AND done_at IS NULL AND kind <> 'discard'",
         ] {
             sqlx::query(sql)
                 .bind(id.to_string())
@@ -408,7 +429,7 @@ impl Store {
     async fn host_by(&self, sql: &'static str, id: String) -> Result<Option<HostId>, StoreError> {
         let found = sqlx::query(sql)
             .bind(id)
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map_err(StoreError::query("look up a host"))?;
         Ok(found

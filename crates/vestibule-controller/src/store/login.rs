@@ -14,7 +14,7 @@ impl Store {
         let failed = || StoreError::query("remember a dashboard's sign-in");
         sqlx::query("DELETE FROM dashboard_login WHERE expires_at <= $1")
             .bind(now.as_micros())
-            .execute(&self.writer)
+            .execute(self.writer())
             .await
             .map_err(failed())?;
         sqlx::query(
@@ -23,7 +23,7 @@ impl Store {
         .bind(hash)
         .bind(expires_at.as_micros())
         .bind(user.map(|id| id.to_string()))
-        .execute(&self.writer)
+        .execute(self.writer())
         .await
         .map(|_| ())
         .map_err(failed())
@@ -33,7 +33,7 @@ impl Store {
     pub(crate) async fn remove_login(&self, hash: &str) -> Result<(), StoreError> {
         sqlx::query("DELETE FROM dashboard_login WHERE token_hash = $1")
             .bind(hash)
-            .execute(&self.writer)
+            .execute(self.writer())
             .await
             .map(|_| ())
             .map_err(StoreError::query("forget a dashboard's sign-in"))

@@ -251,7 +251,7 @@ impl Store {
     pub(crate) async fn machine(&self, id: MachineId) -> Result<Option<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE id = $1")
             .bind(id.to_string())
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map_err(StoreError::query("read a machine"))?
             .map(|row| MachineRow::read(&row))
@@ -262,7 +262,7 @@ impl Store {
     pub(crate) async fn own_machines(&self) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL AND host_id = $1 ORDER BY id")
             .bind(self.host.to_string())
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list the host's machines"))?
             .iter()
@@ -277,7 +277,7 @@ impl Store {
              AND state NOT IN ('gone', 'lost') ORDER BY id",
         )
         .bind(self.host.to_string())
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("list the host's runners"))?
         .iter()
@@ -291,7 +291,7 @@ impl Store {
             "SELECT * FROM machine WHERE gone_at IS NULL AND host_id = $1 AND pooled = 1 AND session_id IS NULL ORDER BY id",
         )
         .bind(self.host.to_string())
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("list the pool's machines"))?
         .iter()
@@ -305,7 +305,7 @@ impl Store {
             "SELECT COUNT(*) AS machines FROM machine WHERE gone_at IS NULL AND host_id = $1",
         )
         .bind(self.host.to_string())
-        .fetch_one(&self.pool)
+        .fetch_one(self.pool())
         .await
         .map_err(StoreError::query("count the host's machines"))?;
         row::count(&found, "machines")
@@ -314,7 +314,7 @@ impl Store {
     /// Machines of all hosts of which something may be left, oldest first.
     pub(crate) async fn machines(&self) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine WHERE gone_at IS NULL ORDER BY id")
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list machines"))?
             .iter()
@@ -332,7 +332,7 @@ impl Store {
         sqlx::query(sql)
             .bind(session.to_string())
             .bind(self.host.to_string())
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list a session's machines"))?
             .iter()
@@ -344,7 +344,7 @@ impl Store {
     pub(crate) async fn all_machines(&self, limit: u32) -> Result<Vec<MachineRow>, StoreError> {
         sqlx::query("SELECT * FROM machine ORDER BY id DESC LIMIT $1")
             .bind(i64::from(limit))
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list all machines"))?
             .iter()
@@ -431,7 +431,7 @@ impl Store {
         sqlx::query("UPDATE machine SET launched_at = $2 WHERE id = $1 AND launched_at IS NULL")
             .bind(id.to_string())
             .bind(now.as_micros())
-            .execute(&self.writer)
+            .execute(self.writer())
             .await
             .map_err(StoreError::query("write a machine's start"))?;
         self.signals.wake();
@@ -511,7 +511,7 @@ impl Store {
         .bind(id.to_string())
         .bind(state_id(MachineState::Gone))
         .bind(now.as_micros())
-        .execute(&self.writer)
+        .execute(self.writer())
         .await
         .map_err(StoreError::query("write a machine's end"))?;
         self.signals.wake();

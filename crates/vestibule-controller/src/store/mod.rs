@@ -14,6 +14,8 @@ mod pool;
 mod row;
 mod session;
 mod signals;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 pub(crate) use effect::DueEffect;
 pub(crate) use host::{Forgotten, HostRow, OwnHost};
@@ -156,6 +158,8 @@ pub(crate) struct Store {
     generation: AtomicI64,
     deadlines: Deadlines,
     pub(crate) signals: Signals,
+    #[cfg(test)]
+    simulated: Option<simulated::Simulated>,
 }
 
 impl Store {
@@ -214,13 +218,34 @@ impl Store {
             generation: AtomicI64::new(0),
             deadlines,
             signals: Signals::new(),
+            #[cfg(test)]
+            simulated: None,
         })
+    }
+
+    /// Connections to the database, to read.
+    fn pool(&self) -> &sqlx::AnyPool {
+        self.way(&self.pool)
+    }
+
+    /// Connections to the database, to change it.
+    fn writer(&self) -> &sqlx::AnyPool {
+        self.way(&self.writer)
+    }
+
+    /// Those connections, unless a simulation has cut the way to the database.
+    fn way<'a>(&'a self, pool: &'a sqlx::AnyPool) -> &'a sqlx::AnyPool {
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            return simulated.pool(pool);
+        }
+        pool
     }
 
     /// Asks the database for a row.
     pub(crate) async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1")
-            .execute(&self.pool)
+            .execute(self.pool())
             .await
             .map(|_| ())
             .map_err(StoreError::query("reach the database"))
@@ -233,7 +258,7 @@ impl Store {
     }
 
     async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Any>, StoreError> {
-        self.pool
+        self.pool()
             .acquire()
             .await
             .map_err(StoreError::query("reach the database"))
@@ -245,7 +270,7 @@ impl Store {
             Kind::Sqlite => "BEGIN IMMEDIATE",
             Kind::Postgres => "BEGIN",
         };
-        self.writer
+        self.writer()
             .begin_with(begin)
             .await
             .map_err(StoreError::query("begin a transaction"))
@@ -304,6 +329,10 @@ impl Store {
         tx.commit()
             .await
             .map_err(StoreError::query("commit a transaction"))?;
+        #[cfg(test)]
+        if let Some(simulated) = &self.simulated {
+            simulated.heard()?;
+        }
         if let Some(session) = session {
             self.signals.changed(session);
         }

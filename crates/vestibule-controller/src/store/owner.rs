@@ -144,7 +144,7 @@ impl Store {
              UNION ALL SELECT owner_id, organisation_id FROM session_gone WHERE id = $1",
         )
         .bind(id.to_string())
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await
         .map_err(StoreError::query("look up a session's owner"))?
         .map(|row| owner(&row))
@@ -169,7 +169,7 @@ impl Store {
             "SELECT owner_id, organisation_id FROM credential_owner WHERE credential_id = $1",
         )
         .bind(id.to_string())
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await
         .map_err(StoreError::query("look up a credential's owner"))?;
         found.map_or_else(|| Ok(Owner::local()), |row| owner(&row))
@@ -180,7 +180,7 @@ impl Store {
         &self,
     ) -> Result<HashMap<CredentialId, Owner>, StoreError> {
         sqlx::query("SELECT credential_id, owner_id, organisation_id FROM credential_owner")
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list credentials' owners"))?
             .iter()
@@ -196,7 +196,7 @@ impl Store {
         ] {
             sqlx::query(sql)
                 .bind(id.to_string())
-                .execute(&self.writer)
+                .execute(self.writer())
                 .await
                 .map_err(StoreError::query("forget a credential"))?;
         }
@@ -207,7 +207,7 @@ impl Store {
     pub(crate) async fn live_sessions_of(&self, owner: &str) -> Result<Vec<SessionId>, StoreError> {
         sqlx::query("SELECT id FROM session WHERE owner_id = $1 AND deadline_at IS NOT NULL")
             .bind(owner.to_owned())
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list somebody's sessions"))?
             .iter()

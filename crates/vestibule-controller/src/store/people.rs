@@ -128,7 +128,7 @@ impl Store {
     /// Whether there is anybody besides the local admin.
     pub(crate) async fn has_people(&self) -> Result<bool, StoreError> {
         sqlx::query("SELECT id FROM app_user UNION ALL SELECT id FROM service_token LIMIT 1")
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map(|row| row.is_some())
             .map_err(StoreError::query("look for users"))
@@ -141,7 +141,7 @@ impl Store {
         organisation: Option<&Organisation>,
         password_hash: &str,
     ) -> Result<bool, StoreError> {
-        insert_user(&self.writer, view, organisation, password_hash).await
+        insert_user(self.writer(), view, organisation, password_hash).await
     }
 
     /// Users by name.
@@ -149,7 +149,7 @@ impl Store {
         let sql = "SELECT p.id, p.name, p.role, p.created_at, p.last_login_at, o.name AS organisation \
              FROM app_user p LEFT JOIN organisation o ON o.id = p.organisation_id ORDER BY p.name";
         sqlx::query(sql)
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list users"))?
             .iter()
@@ -159,7 +159,7 @@ impl Store {
 
     /// The user of this name.
     pub(crate) async fn user(&self, name: &str) -> Result<Option<UserRow>, StoreError> {
-        user_named(&self.pool, name).await
+        user_named(self.pool(), name).await
     }
 
     /// Removes a user and signs their dashboards out.
@@ -218,7 +218,7 @@ impl Store {
         sqlx::query("UPDATE app_user SET last_login_at = $2 WHERE id = $1")
             .bind(id.to_string())
             .bind(now.as_micros())
-            .execute(&self.writer)
+            .execute(self.writer())
             .await
             .map(|_| ())
             .map_err(StoreError::query("note a sign-in"))
@@ -237,7 +237,7 @@ impl Store {
         )
         .bind(hash.to_owned())
         .bind(now.as_micros())
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await
         .map_err(StoreError::query("look up a dashboard's sign-in"))?;
         let Some(row) = found else { return Ok(None) };
@@ -262,7 +262,7 @@ impl Store {
         .bind(view.created_by.as_str())
         .bind(view.created_at.as_micros())
         .bind(view.expires_at.map(Timestamp::as_micros))
-        .execute(&self.writer)
+        .execute(self.writer())
         .await
         .map(|done| done.rows_affected() == 1)
         .map_err(StoreError::query("make a service token"))
@@ -273,7 +273,7 @@ impl Store {
         let sql = "SELECT p.id, p.name, p.role, p.created_by, p.created_at, p.expires_at, p.last_used_at, \
              o.name AS organisation FROM service_token p LEFT JOIN organisation o ON o.id = p.organisation_id ORDER BY p.name";
         sqlx::query(sql)
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list service tokens"))?
             .iter()
@@ -293,7 +293,7 @@ impl Store {
         let found = sqlx::query(sql)
             .bind(hash.to_owned())
             .bind(now.as_micros())
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map_err(StoreError::query("look up a service token"))?;
         let Some(row) = found else { return Ok(None) };
@@ -302,7 +302,7 @@ impl Store {
             sqlx::query("UPDATE service_token SET last_used_at = $2 WHERE token_hash = $1")
                 .bind(hash.to_owned())
                 .bind(now.as_micros())
-                .execute(&self.writer)
+                .execute(self.writer())
                 .await
                 .map_err(StoreError::query("note a token's use"))?;
         }
@@ -341,7 +341,7 @@ impl Store {
         .bind(organisation.name.as_str())
         .bind(max_live.map(i64::from))
         .bind(now.as_micros())
-        .execute(&self.writer)
+        .execute(self.writer())
         .await
         .map(|done| done.rows_affected() == 1)
         .map_err(StoreError::query("make an organisation"))
@@ -353,7 +353,7 @@ impl Store {
             "SELECT o.name, COALESCE(o.max_live, -1) AS max_live, o.created_at, (SELECT COUNT(*) FROM session s \
              WHERE s.organisation_id = o.id AND s.deadline_at IS NOT NULL) AS live FROM organisation o ORDER BY o.name",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("list organisations"))?
         .iter()
@@ -375,7 +375,7 @@ impl Store {
     ) -> Result<Option<Organisation>, StoreError> {
         sqlx::query("SELECT id, name FROM organisation WHERE name = $1")
             .bind(name.as_str().to_owned())
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map_err(StoreError::query("find an organisation"))?
             .map(|row| {
@@ -403,7 +403,7 @@ impl Store {
              AND NOT EXISTS (SELECT 1 FROM credential_owner WHERE organisation_id = $1)",
         )
         .bind(found.id.to_string())
-        .execute(&self.writer)
+        .execute(self.writer())
         .await
         .map(|done| match done.rows_affected() {
             0 => Removed::InUse,

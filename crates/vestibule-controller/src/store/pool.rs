@@ -60,7 +60,7 @@ impl Store {
         )
         .bind(id.to_string())
         .bind(why)
-        .execute(&self.writer)
+        .execute(self.writer())
         .await
         .map_err(StoreError::query("take a machine out of stock"))?
         .rows_affected();
@@ -79,7 +79,7 @@ impl Store {
         )
         .bind(alias)
         .bind(i64::from(limit))
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("list what was made for the pool"))?
         .iter()
@@ -100,7 +100,7 @@ impl Store {
         .bind(snapshot.as_str().to_owned())
         .bind(since.as_micros())
         .bind(LOOKED_AT)
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("look for a snapshot's failures"))?;
         for found in &rows {

@@ -209,7 +209,7 @@ impl Store {
     pub(crate) async fn session(&self, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
         sqlx::query("SELECT * FROM session WHERE id = $1")
             .bind(id.to_string())
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map_err(StoreError::query("read a session"))?
             .map(|row| SessionRow::read(&row))
@@ -234,7 +234,7 @@ impl Store {
         .bind(i64::from(limit))
         .bind(owner)
         .bind(organisation)
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("list sessions"))?
         .iter()
@@ -249,7 +249,7 @@ impl Store {
     ) -> Result<Vec<SessionRow>, StoreError> {
         sqlx::query("SELECT * FROM session WHERE state = $1 ORDER BY id")
             .bind(state.id())
-            .fetch_all(&self.pool)
+            .fetch_all(self.pool())
             .await
             .map_err(StoreError::query("list the sessions of a state"))?
             .iter()
@@ -364,7 +364,7 @@ impl Store {
         sqlx::query("UPDATE session SET failure = $2, revision = revision + 1 WHERE id = $1 AND failure IS NOT NULL")
             .bind(id.to_string())
             .bind(row::to_json("failure", verdict)?)
-            .execute(&self.writer)
+            .execute(self.writer())
             .await
             .map(|_| ())
             .map_err(StoreError::query("write a session's verdict"))
@@ -411,7 +411,7 @@ impl Store {
     pub(crate) async fn was_forgotten(&self, id: SessionId) -> Result<bool, StoreError> {
         sqlx::query("SELECT id FROM session_gone WHERE id = $1")
             .bind(id.to_string())
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.pool())
             .await
             .map(|row| row.is_some())
             .map_err(StoreError::query("look for a forgotten session"))

@@ -1,7 +1,16 @@
 //! What must hold of every world, once it has settled.
-use super::world::World;
-use vestibule_api::session::{SessionEventKind, SessionState};
-use vestibule_vault::Access;
+use super::{site::Site, world::World};
+use crate::{
+    config::Config,
+    state::Effect,
+    store::{SessionRow, Store},
+};
+use std::sync::Arc;
+use vestibule_api::{
+    cause::Cause,
+    session::{SessionEventKind, SessionState},
+};
+use vestibule_vault::{Access, Content, KeySource, Vault};
 
 impl World {
     /// Whether nothing is left to be done.
@@ -19,21 +28,28 @@ impl World {
                 left.push(format!("a session is {}", row.state.id()));
             }
         }
-        let far = self
-            .clock
-            .now()
-            .plus(std::time::Duration::from_secs(1_000_000));
-        for effect in core.store.due_effects(far).await.unwrap() {
-            left.push(format!("`{}` is open", effect.kind.id()));
-        }
         for row in core.store.machines().await.unwrap() {
             left.push(format!("a machine's row is {:?}", row.state));
         }
-        for runner in self.host.all().iter().filter(|runner| runner.is_alive()) {
-            left.push(format!("a runner lives: {:?}", runner.spec.session_id));
-        }
-        for entry in self.home.path().join("vms").read_dir_utf8().unwrap() {
-            left.push(format!("`{}` is there", entry.unwrap().path()));
+        let far = std::time::Duration::from_secs(1_000_000);
+        for site in &self.sites {
+            if site.lost {
+                if !site.forgotten {
+                    left.push("a host that is lost is not forgotten".to_owned());
+                }
+                continue;
+            }
+            let own = site.core();
+            let effects = own.store.due_effects(self.clock.now().plus(far));
+            for effect in effects.await.unwrap() {
+                left.push(format!("`{}` is open", effect.kind.id()));
+            }
+            for runner in site.host.all().iter().filter(|runner| runner.is_alive()) {
+                left.push(format!("a runner lives: {:?}", runner.spec.session_id));
+            }
+            for entry in site.home.join("vms").read_dir_utf8().unwrap() {
+                left.push(format!("`{}` is there", entry.unwrap().path()));
+            }
         }
         left.join("; ")
     }
@@ -42,6 +58,7 @@ impl World {
     /// The invariant that does not hold.
     pub(super) async fn check(&self) -> Result<(), String> {
         let core = self.core();
+        let vaults: Vec<_> = self.sites.iter().map(|site| (site, vault(site))).collect();
         for (number, id) in self.sessions.iter().enumerate() {
             let row = core.store.session(*id).await.unwrap().unwrap();
             let said = |what: &str| Err(format!("s{number}, {}: {what}", row.state.id()));
@@ -63,45 +80,40 @@ impl World {
             if !events.iter().zip(1..).all(|(event, seq)| event.seq == seq) {
                 return said("its events have a gap or a repeat");
             }
-            if (row.state == SessionState::Cancelled) != self.cancelled.contains(id) {
+            if (row.state == SessionState::Cancelled) != self.cancelled.contains(id)
+                && !self.perhaps_cancelled.contains(id)
+            {
                 return said("it is not what its person was told");
             }
-            // The credential is in the vault exactly where the session completed, to the byte.
             let machines = core.store.all_machines(10_000).await.unwrap();
             let own: Vec<_> = machines
                 .iter()
                 .filter(|machine| machine.session_id == Some(*id))
-                .filter_map(|machine| self.host.get(machine.id))
+                .filter_map(|machine| self.runner(machine.id))
                 .collect();
-            let access = Access {
-                actor: "simulation".to_owned(),
-                purpose: "check".to_owned(),
-            };
-            let kept = core.vault.get(row.credential_id, &access);
-            match (row.state, kept) {
-                (SessionState::Completed, Ok(content)) => {
-                    let last = row.machine_id.and_then(|id| self.host.get(id)).unwrap();
-                    let wrote = last.vm.lock().unwrap().secret.clone();
-                    if wrote.as_deref() != Some(content.files[0].bytes.expose().as_slice()) {
-                        return said("its credential is not what the tool wrote");
-                    }
-                }
-                (SessionState::Completed, Err(err)) => {
-                    return said(&format!("its credential is lost: {err}"));
-                }
-                (_, Ok(_)) => return said("its credential is kept all the same"),
-                (_, Err(_)) => {}
+            if let Err(what) = self.check_credential(&row, &vaults).await {
+                return said(&what);
+            }
+            // Who goes on without a gap is not given up.
+            let last = machines.iter().find(|m| Some(m.id) == row.machine_id);
+            let last = last.and_then(|machine| machine.host_id);
+            let mut there = self
+                .sites
+                .iter()
+                .filter(|site| !site.lost && !site.was_away);
+            if is_for(&row, Cause::HostLost) && there.any(|site| site.id == last) {
+                return said("its host was there all the time");
             }
             // Captured, and nobody ended it or killed its VM: nothing else may lose it.
             let alive_to_the_end = row
                 .machine_id
-                .and_then(|id| self.host.get(id))
+                .and_then(|id| self.runner(id))
                 .is_some_and(|runner| runner.was_asked_to_stop());
             if row.captured_at.is_some()
                 && row.state == SessionState::Failed
                 && alive_to_the_end
                 && row.deadline_at.is_none()
-                && !is_deadline(&row)
+                && !is_for(&row, Cause::Deadline)
             {
                 return said(&format!(
                     "a captured credential was lost: {:?}",
@@ -123,35 +135,116 @@ impl World {
                 }
             }
         }
-        let twice = self.host.twice.lock().unwrap().len();
-        if twice > 0 {
-            return Err(format!("{twice} runners were started twice"));
+        for (site, _) in vaults {
+            let twice = site.host.twice.lock().unwrap().len();
+            if twice > 0 {
+                return Err(format!("{twice} runners were started twice"));
+            }
+            if site.repeated {
+                return Err(format!(
+                    "{}: a process is not fenced from the one before",
+                    site.name
+                ));
+            }
+            check_audit(site)?;
+            if site.lost {
+                self.check_forgotten(site).await?;
+            }
         }
-        self.check_audit()
+        Ok(())
     }
 
-    /// Each credential was stored once; the log is whole.
-    fn check_audit(&self) -> Result<(), String> {
-        let mut stored = std::collections::HashMap::new();
-        let dir = self.home.path().join("vault");
-        let read =
-            vestibule_vault::Vault::read(&dir, &vestibule_vault::KeySource::Own, &mut |line, _| {
-                if line.action == vestibule_vault::Action::Stored {
-                    *stored.entry(line.credential).or_insert(0) += 1;
+    /// The credential is in one vault exactly where the session completed, to the byte. A host that never comes back may have
+    /// sealed one and told nobody.
+    async fn check_credential(
+        &self,
+        row: &SessionRow,
+        vaults: &[(&Site, Arc<Vault>)],
+    ) -> Result<(), String> {
+        let access = Access {
+            actor: "simulation".to_owned(),
+            purpose: "check".to_owned(),
+        };
+        let completed = row.state == SessionState::Completed;
+        let asked = vaults.iter().filter(|(site, _)| completed || !site.lost);
+        let kept = asked.map(|(site, vault)| (site, vault.get(row.credential_id, &access)));
+        let kept: Vec<(_, Content)> = kept
+            .filter_map(|(site, content)| Some((site, content.ok()?)))
+            .collect();
+        match kept.as_slice() {
+            [] if completed => Err("its credential is lost".to_owned()),
+            [] => Ok(()),
+            _ if !completed => Err("its credential is kept all the same".to_owned()),
+            [(site, content)] => {
+                let last = row.machine_id.and_then(|id| site.host.get(id));
+                let last = last.ok_or("its credential is on another host")?;
+                let wrote = last.vm.lock().unwrap().secret.clone();
+                if wrote.as_deref() != Some(content.files[0].bytes.expose().as_slice()) {
+                    return Err("its credential is not what the tool wrote".to_owned());
                 }
-            });
-        let vault = read.map_err(|err| err.to_string())?;
-        if !vault.missing().is_empty() {
-            return Err("records of the vault are missing".to_owned());
+                let core = self.core();
+                let known = core.store.host_of_credential(row.credential_id);
+                let known = known.await.unwrap();
+                if known != site.id && !site.was_forgotten {
+                    return Err(format!("its credential is said to be on {known:?}"));
+                }
+                Ok(())
+            }
+            [_, ..] => Err("its credential is in two vaults".to_owned()),
         }
-        match stored.values().max() {
-            Some(most) if *most > 1 => Err(format!("a credential was stored {most} times")),
-            _ => Ok(()),
+    }
+
+    /// Of a host that was forgotten, no row is left that speaks of something there.
+    async fn check_forgotten(&self, site: &Site) -> Result<(), String> {
+        let deadlines = Config::default().deadlines();
+        let store = Store::open("sqlite", &site.home, deadlines).await.unwrap();
+        let far = self
+            .clock
+            .now()
+            .plus(std::time::Duration::from_secs(1_000_000));
+        // Discards stay, for should it come back all the same.
+        let mut effects = store.due_effects(far).await.unwrap();
+        effects.retain(|effect| effect.kind != Effect::Discard);
+        let effects = effects.len();
+        let machines = store.own_machines().await.unwrap().len();
+        let hosts = store.hosts().await.unwrap();
+        store.close().await;
+        if effects > 0 || machines > 0 || hosts.iter().any(|host| Some(host.id) == site.id) {
+            return Err(format!(
+                "a host is forgotten, with {effects} effects and {machines} machines"
+            ));
         }
+        Ok(())
     }
 }
 
-fn is_deadline(row: &crate::store::SessionRow) -> bool {
+fn vault(site: &Site) -> Arc<Vault> {
+    match &site.process {
+        Some(process) => Arc::clone(&process.core.vault),
+        None => Arc::new(Vault::open(&site.home.join("vault"), &KeySource::Own).unwrap()),
+    }
+}
+
+/// Each credential was stored once; the log is whole.
+fn check_audit(site: &Site) -> Result<(), String> {
+    let mut stored = std::collections::HashMap::new();
+    let dir = site.home.join("vault");
+    let read = Vault::read(&dir, &KeySource::Own, &mut |line, _| {
+        if line.action == vestibule_vault::Action::Stored {
+            *stored.entry(line.credential).or_insert(0) += 1;
+        }
+    });
+    let vault = read.map_err(|err| err.to_string())?;
+    if !vault.missing().is_empty() {
+        return Err("records of the vault are missing".to_owned());
+    }
+    match stored.values().max() {
+        Some(most) if *most > 1 => Err(format!("a credential was stored {most} times")),
+        _ => Ok(()),
+    }
+}
+
+fn is_for(row: &SessionRow, cause: Cause) -> bool {
     let finding = row.failure.as_ref().and_then(|v| v.finding.as_ref());
-    finding.is_some_and(|finding| finding.cause == vestibule_api::cause::Cause::Deadline)
+    finding.is_some_and(|finding| finding.cause == cause)
 }

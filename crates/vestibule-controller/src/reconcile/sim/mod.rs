@@ -2,15 +2,21 @@
 //! reconcilers and what they do to runners are the real ones; host, runners, guests, people and the clock are simulated
 //! from a seed.
 //!
-//! A *world* is one home with several sessions. A seed decides at each step which of the things that can happen now
-//! happens: somebody starts or cancels a sign-in, a reconciler begins, an effect that is due begins, an action that stands
-//! at a named point ([`crate::crash::point`]) goes on, a VM goes on or dies, an event arrives (once more, late, or never),
-//! a reply is lost, time passes, or the controller is killed: everything that it has under way stops where it stands, and
-//! another one comes up on the same rows. After that there are no more faults, and the world must settle.
+//! A *world* is one home, or two that share a database, with several sessions. A seed decides at each step which of the
+//! things that can happen now happens: somebody starts or cancels a sign-in, a reconciler begins, an effect that is due begins,
+//! an action that stands at a named point ([`crate::crash::point`]) goes on, a VM goes on or dies, an event arrives (once more,
+//! late, or never), a reply is lost, time passes, or the controller is killed: everything that it has under way stops where it
+//! stands, and another one comes up on the same rows. After that there are no more faults, and the world must settle.
 //!
-//! What is not simulated: the loops around the reconcilers (when one runs is the seed's choice), and the HTTP stream of a
-//! runner's events (its lines come one by one). Several controllers on one database and
-//! their leases are not simulated either: `tests/it/cluster.rs` has them on PostgreSQL, with real losses and partitions.
+//! Two homes have a host, a vault and a controller each. Their database is one SQLite file that is told to be shared
+//! (`store/simulated.rs`): leases by the simulation's clock, fencing by generation. There a controller may also stand still
+//! until its lease has run out and then go on with what it had under way; be cut off from the database after any call, with a
+//! commit of which it does not hear; lose its home to another process while it goes on; be forgotten by an admin and come back; or never come
+//! back: then its sessions end, and nothing of it is left once it is forgotten.
+//!
+//! What is not simulated: the loops around the reconcilers (when one runs is the seed's choice), the HTTP stream of a
+//! runner's events (its lines come one by one), PostgreSQL's own concurrency and requests relayed between controllers
+//! (`tests/it/cluster.rs` and the store's tests have both on PostgreSQL).
 //!
 //! `VESTIBULE_SIM_LIVES=100000 cargo test --release -p vestibule-controller --lib sim:: -- --nocapture` is the long run.
 //!
@@ -19,10 +25,13 @@
 //! | `VESTIBULE_SIM_LIVES` | so many lives instead of a thousand |
 //! | `VESTIBULE_SIM_FIRST` | the first seed; 1 otherwise |
 //! | `VESTIBULE_SIM_SEED` | this seed alone, with its whole history |
+mod actions;
+mod faults;
 pub(crate) mod gate;
 mod host;
 mod image;
 mod invariants;
+mod site;
 mod tally;
 mod world;
 
@@ -128,7 +137,7 @@ fn a_seed_gives_the_same_history_again() {
 async fn a_clock_that_jumps_takes_no_time_from_anybody() {
     use crate::reconcile::deadlines::{self, Clocks};
     use std::time::Duration;
-    let mut world = World::new(1).await;
+    let mut world = World::alone(1).await;
     world.ask().await;
     let (core, id) = (world.core(), world.sessions[0]);
     let deadline = async || {

@@ -1,4 +1,5 @@
 //! What happened in the worlds of a run.
+use super::site::End;
 
 /// What happened, for people, and to see that the seeds reach what they should.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,20 @@ pub(super) struct Tally {
     pub(super) events_late: u64,
     pub(super) fell_back: u64,
     pub(super) from_pool: u64,
+    /// Controllers that found that their lease had run out.
+    pub(super) leases_lost: u64,
+    /// Actions that were refused, because another process had the lease.
+    pub(super) fenced: u64,
+    pub(super) stood_still: u64,
+    pub(super) partitions: u64,
+    /// Actions that failed because the database was out of reach.
+    pub(super) cut_off: u64,
+    pub(super) taken_over: u64,
+    /// Hosts that never come back.
+    pub(super) hosts_gone: u64,
+    pub(super) forgotten: u64,
+    /// Sessions that ended with their host.
+    pub(super) hosts_lost: u64,
 }
 
 impl Tally {
@@ -33,9 +48,24 @@ impl Tally {
         self.events_late += other.events_late;
         self.fell_back += other.fell_back;
         self.from_pool += other.from_pool;
+        self.leases_lost += other.leases_lost;
+        self.fenced += other.fenced;
+        self.stood_still += other.stood_still;
+        self.partitions += other.partitions;
+        self.cut_off += other.cut_off;
+        self.taken_over += other.taken_over;
+        self.hosts_gone += other.hosts_gone;
+        self.forgotten += other.forgotten;
+        self.hosts_lost += other.hosts_lost;
     }
 
-    pub(super) fn named(&self) -> [(&'static str, u64); 12] {
+    /// An action is over.
+    pub(super) fn ended(&mut self, end: End) {
+        self.fenced += u64::from(end == End::Fenced);
+        self.cut_off += u64::from(end == End::CutOff);
+    }
+
+    pub(super) fn named(&self) -> [(&'static str, u64); 21] {
         [
             ("a completed end", self.completed),
             ("a failed end", self.failed),
@@ -49,6 +79,15 @@ impl Tally {
             ("an event too late", self.events_late),
             ("a start that fell back", self.fell_back),
             ("a start from the pool", self.from_pool),
+            ("a lost lease", self.leases_lost),
+            ("an action that was fenced", self.fenced),
+            ("a controller that stood still", self.stood_still),
+            ("a partition", self.partitions),
+            ("an action without the database", self.cut_off),
+            ("a home that another process took", self.taken_over),
+            ("a host that never came back", self.hosts_gone),
+            ("a host that was forgotten", self.forgotten),
+            ("a session that ended with its host", self.hosts_lost),
         ]
     }
 }
