@@ -64,6 +64,16 @@ describe.each(LOOKS)("%s", (_, options) => {
     await warning.getByText("run the controller as root").waitFor();
   });
 
+  it("shows a host that is lost, and says what to do", async () => {
+    const { page, mock } = opened;
+    await page.goto(`${mock.url}/#/status`);
+    const hosts = page.getByRole("region", { name: "Hosts" });
+    const lost = hosts.getByRole("listitem").filter({ hasText: "Lost" });
+    await lost.getByText("3 VMs may be left").waitFor();
+    await lost.getByText("vestibule host forget").waitFor();
+    await check(opened);
+  });
+
   it("shows a running sign-in, its browser and its terminal", async () => {
     const { page, mock } = opened;
     await page.goto(`${mock.url}/#/`);

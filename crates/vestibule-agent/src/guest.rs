@@ -93,7 +93,7 @@ impl Guest {
     }
 
     /// A guest in `dir`, which has `home`, `run` and `bin`; programs run as whoever runs the test.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn for_tests(dir: &Path) -> Self {
         Self {
             person: None,

@@ -74,6 +74,19 @@ pub struct VmSpec {
     pub memory_backend: MemoryBackend,
 }
 
+/// `cgroup.json` in a VM's directory: the group that its VMM is in. A runner that ends removes the group itself; after one that was
+/// killed, whoever removes the directory does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CgroupMark {
+    pub path: String,
+    /// The group's own: another VM's may have its name by then.
+    pub inode: u64,
+}
+
+/// Its file's name.
+pub const CGROUP_MARK: &str = "cgroup.json";
+
 /// Users that nobody else is. A VMM that is jailed runs as one of them that no other VM has, and as the group of the same
 /// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -64,6 +64,8 @@ pub use file::FileError;
 pub use http::openapi;
 pub use lease::LeaseError;
 pub use listen::TlsError;
+#[cfg(any(test, fuzzing))]
+pub use machine::hostile;
 pub use oidc::OidcSetupError;
 pub use outbound::{ClientError, ReplyError};
 pub use packs::{PackCheck, PacksError, check_packs, packs};

@@ -22,7 +22,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     response::Response,
 };
-use dial::Dialled;
+use dial::{DialError, Dialled};
 use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
@@ -354,8 +354,20 @@ async fn connect(core: &Shared, host: &HostRow) -> Result<Peer, ApiError> {
             sender,
             authority: dial::authority(address),
         }),
-        Ok(Err(err)) => Err(unreachable(host, &Chain(&err).to_string())),
+        Ok(Err(err)) => Err(not_reached(host, &err)),
         Err(_) => Err(unreachable(host, "it did not answer in time")),
+    }
+}
+
+fn not_reached(host: &HostRow, err: &DialError) -> ApiError {
+    let refused = unreachable(host, &Chain(err).to_string());
+    match err {
+        DialError::Certificate(_) => refused.mended_by(format!(
+            "name in `cluster.ca` of every host the authority that host `{}` has its certificate from; the certificate is for the \
+             name in its `cluster.address`",
+            host.name
+        )),
+        DialError::Tcp(_) | DialError::Tls(_) | DialError::Http(_) => refused,
     }
 }
 
@@ -376,11 +388,11 @@ impl Peer {
     }
 }
 
-async fn hand<T>(io: TokioIo<T>) -> std::io::Result<Sender>
+async fn hand<T>(io: TokioIo<T>) -> Result<Sender, DialError>
 where
     TokioIo<T>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
-    let (sender, connection) = http1::handshake(io).await.map_err(std::io::Error::other)?;
+    let (sender, connection) = http1::handshake(io).await.map_err(DialError::Http)?;
     // It ends with the request, or as the WebSocket's.
     tokio::spawn(connection.with_upgrades());
     Ok(sender)

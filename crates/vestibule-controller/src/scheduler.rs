@@ -286,26 +286,21 @@ mod tests {
         machine::{DriverChoice, JailSpec, MemoryBackend},
     };
 
-    fn spec(home: &Utf8Path) -> VmSpec {
+    /// Of a new VM whose directories are in `home`.
+    pub(super) fn spec(home: &Utf8Path) -> VmSpec {
         let machine_id = MachineId::generate();
+        let dir = |name: &str| home.join(name).join(machine_id.to_string()).into_string();
         VmSpec {
             machine_id,
             session_id: None,
             image_digest: "b".repeat(64).parse().unwrap(),
             image_dir: String::new(),
             driver: DriverChoice::Auto,
-            memory_mib: 1,
-            vcpus: 1,
-            vm_dir: home.join("vms").join(machine_id.to_string()).into_string(),
-            evidence_dir: home
-                .join("evidence")
-                .join(machine_id.to_string())
-                .into_string(),
-            // Larger than a pipe holds.
-            egress: EgressPolicy {
-                extra_ca_pem: vec!["x".repeat(200_000)],
-                ..EgressPolicy::default()
-            },
+            memory_mib: 2048,
+            vcpus: 2,
+            vm_dir: dir("vms"),
+            evidence_dir: dir("evidence"),
+            egress: EgressPolicy::default(),
             boot_deadline_s: 1,
             console_keep_bytes: 1,
             idle_deadline_s: None,
@@ -346,7 +341,9 @@ mod tests {
             .map(str::to_owned)
             .to_vec();
         let local = Local::new(home.path().to_owned(), command);
-        let spec = spec(home.path());
+        let mut spec = spec(home.path());
+        // Larger than a pipe holds.
+        spec.egress.extra_ca_pem = vec!["x".repeat(200_000)];
         assert!(!local.alive(spec.machine_id));
         local.launch(&spec).unwrap();
         assert!(local.alive(spec.machine_id));

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use camino::{Utf8Path, Utf8PathBuf};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::{
@@ -66,16 +66,7 @@ impl TestCa {
     /// # Errors
     /// When a name is not one.
     pub fn server_since(&self, names: &[&str], ago: Duration) -> Result<Arc<rustls::ServerConfig>> {
-        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-        let mut params = CertificateParams::new(names).context("name the certificate")?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        validity(&mut params, ago, 30);
-        let key = KeyPair::generate().context("make a key")?;
-        let cert = params
-            .signed_by(&key, &self.issuer)
-            .context("sign the certificate")?;
+        let (cert, key) = self.leaf(names, ago)?;
         let chain: Vec<CertificateDer<'static>> = vec![cert.der().clone()];
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -86,6 +77,30 @@ impl TestCa {
             .with_single_cert(chain, key)
             .context("use the certificate")?;
         Ok(Arc::new(config))
+    }
+
+    /// The certificate and key of a server with these names, as `cert.pem` and `key.pem` in `dir`.
+    ///
+    /// # Errors
+    /// When a name is not one, or `dir` can't be written to.
+    pub fn write_server(&self, names: &[&str], dir: &Utf8Path) -> Result<()> {
+        let (cert, key) = self.leaf(names, DAY)?;
+        std::fs::write(dir.join("cert.pem"), cert.pem()).context("write a certificate")?;
+        write_key(&dir.join("key.pem"), &key).context("write a key")
+    }
+
+    fn leaf(&self, names: &[&str], ago: Duration) -> Result<(Certificate, KeyPair)> {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let mut params = CertificateParams::new(names).context("name the certificate")?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        validity(&mut params, ago, 30);
+        let key = KeyPair::generate().context("make a key")?;
+        let cert = params
+            .signed_by(&key, &self.issuer)
+            .context("sign the certificate")?;
+        Ok((cert, key))
     }
 }
 
@@ -109,13 +124,18 @@ fn validity(params: &mut CertificateParams, ago: Duration, days: u32) {
 fn make(path: &Utf8Path, key_path: &Utf8Path) -> Result<()> {
     let key = KeyPair::generate()?;
     let cert = subject().self_signed(&key)?;
+    write_key(key_path, &key)?;
+    std::fs::write(path, cert.pem())?;
+    Ok(())
+}
+
+fn write_key(path: &Utf8Path, key: &KeyPair) -> Result<()> {
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(key_path)?;
+        .open(path)?;
     std::io::Write::write_all(&mut file, key.serialize_pem().as_bytes())?;
-    std::fs::write(path, cert.pem())?;
     Ok(())
 }

@@ -59,7 +59,63 @@ pub struct Run<'a> {
     pub limit: Duration,
 }
 
+/// What `vestibule-testkit` is to do in L1 with an image and real Firecracker, in a home of its own.
+#[derive(Debug)]
+pub struct OnImage<'a> {
+    pub testkit: &'a Utf8Path,
+    /// The image's directory, by its digest.
+    pub image: &'a Utf8Path,
+    /// Dynamic programs besides, by their names below `/data`.
+    pub programs: &'a [(&'a str, &'a Utf8Path)],
+    /// The command with its arguments, without `--image` and `--home`.
+    pub command: &'a [&'a str],
+    pub limit: Duration,
+}
+
+/// For some VMs of the size of `tiny`, and L1 itself.
+const MEMORY_MIB: u32 = 2560;
+/// For a snapshot of one, and for what a VM writes before that is trimmed.
+const SPARE_MIB: u64 = 1024;
+
 impl Nested {
+    /// Runs `vestibule-testkit` in L1.
+    ///
+    /// # Errors
+    /// As [`Nested::run`], and when `vestibule` is not built.
+    pub async fn run_on_image(&self, asked: &OnImage<'_>) -> Result<Ran> {
+        let program = crate::stage::binary()?;
+        let tools = crate::process::workspace().join("target/tools/firecracker");
+        let digest = asked.image.file_name().context("an image has a digest")?;
+        let (name, inside) = (format!("images/{digest}"), format!("/data/images/{digest}"));
+        let own = [
+            ("vestibule", program.as_path()),
+            ("vestibule-testkit", asked.testkit),
+        ];
+        let words = [
+            "/data/vestibule-testkit",
+            "--image",
+            inside.as_str(),
+            "--home",
+            "/data/home",
+        ];
+        let run = Run {
+            programs: &[own.as_slice(), asked.programs].concat(),
+            files: &[("firecracker", tools.as_path()), (&name, asked.image)],
+            links: &[],
+            console: None,
+            command: &[&words[..1], asked.command, &words[1..]].concat(),
+            environment: &[
+                ("VESTIBULE_BIN", "/data/vestibule"),
+                ("VESTIBULE_FIRECRACKER", "/data/firecracker/firecracker"),
+            ],
+            spare_mib: SPARE_MIB,
+            cpus: 2,
+            memory_mib: MEMORY_MIB,
+            limit: asked.limit,
+        };
+        self.run(&run).await
+    }
+
     /// Finds the pieces in `target/tools/nested`; none, with a printed reason, where they were not made.
     #[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
     pub fn find() -> Option<Self> {

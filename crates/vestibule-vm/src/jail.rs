@@ -23,13 +23,14 @@ mod uid;
 pub use cgroup::CgroupFound;
 pub use uid::UidError;
 
+use camino::Utf8Path;
 use cgroup::{Cgroup, Limits};
 use enter::{Confinement, Mounts};
 use landlock::Allowed;
 use serde::Serialize;
 use std::{io, os::unix::fs::MetadataExt as _, path::Path};
 use uid::UidLock;
-use vestibule_api::machine::{DisposedItem, JailSpec};
+use vestibule_api::machine::{CGROUP_MARK, CgroupMark, DisposedItem, JailSpec};
 
 /// What one VM has of the host for itself. Removed when dropped.
 #[derive(Debug)]
@@ -104,6 +105,21 @@ impl Jail {
             landlock: landlock::abi(),
             note: self.note.clone(),
         }
+    }
+
+    /// Says in the VM's directory which group is the VM's: a runner that is killed can't remove it.
+    ///
+    /// # Errors
+    /// When the group is gone or the directory can't be written to.
+    pub fn leave_mark(&self, vm_dir: &Utf8Path) -> io::Result<()> {
+        let Some(group) = &self.cgroup else {
+            return Ok(());
+        };
+        let mark = CgroupMark {
+            path: group.path().to_string(),
+            inode: group.path().metadata()?.ino(),
+        };
+        std::fs::write(vm_dir.join(CGROUP_MARK), serde_json::to_vec(&mark)?)
     }
 
     /// For a VMM that is started as it is, and whose files are `allowed`.

@@ -17,6 +17,7 @@ const MAY = {
     "vm",
     "images",
     "ready",
+    "hosts",
     "credentials",
   ],
   signer: ["start", "sessions", "session", "ticket", "revokeTickets", "confirm", "credentials"],
@@ -348,6 +349,27 @@ export const readiness = {
     },
   ],
 };
+
+const host = (n, name, more = {}) => ({
+  hostId: uuid(800 + n),
+  name,
+  state: "live",
+  own: false,
+  address: `https://${name}.example.com:8443`,
+  leaseUntil: ago(-12),
+  generation: 3,
+  machines: n,
+  ...more,
+});
+
+export const hosts = [
+  host(1, "vm-host-1", { own: true }),
+  host(2, "vm-host-2", { address: null }),
+  host(3, "a-host-with-a-name-that-is-longer-than-a-phone-is-wide-0199f3c2", {
+    state: "lost",
+    leaseUntil: ago(260),
+  }),
+];
 
 export const reconcilers = [
   { name: "place", runs: 411, failures: 0, lastRunAt: ago(2), lastDurationMs: 1, lastCount: 0 },

@@ -211,6 +211,7 @@ function routes(store) {
     ],
     ["GET", /^\/api\/vms\/([^/]+)\/evidence$/, () => data.evidence],
     ["GET", /^\/api\/images$/, () => data.images],
+    ["GET", /^\/api\/hosts$/, () => data.hosts],
     ["GET", /^\/api\/reconcilers$/, () => data.reconcilers],
     ["GET", /^\/ready$/, (_, q, r) => json(r, 503, data.readiness)],
   ];

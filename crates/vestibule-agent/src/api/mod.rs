@@ -52,15 +52,17 @@ pub(crate) fn for_host(agent: &Arc<Agent>) -> Router {
         .route("/exec", post(exec::run))
         .route("/clock", post(host::clock))
         .route("/prepare-snapshot", post(host::prepare_snapshot))
+        .method_not_allowed_fallback(reply::no_such_method)
         .fallback(reply::no_such_route)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(Arc::clone(agent))
 }
 
 /// What any program in the guest may ask.
-fn for_guest(agent: &Arc<Agent>) -> Router {
+pub(crate) fn for_guest(agent: &Arc<Agent>) -> Router {
     common()
         .route("/auth/callback", get(login::callback))
+        .method_not_allowed_fallback(reply::no_such_method)
         .fallback(reply::no_such_route)
         .with_state(Arc::clone(agent))
 }
@@ -69,7 +71,6 @@ fn common() -> Router<Arc<Agent>> {
     Router::new()
         .route("/health", get(health))
         .route("/report", get(full_report))
-        .method_not_allowed_fallback(reply::no_such_method)
 }
 
 /// Refuses what only an engineer may do, in a VM that has become somebody's. The runner says whose with each request.

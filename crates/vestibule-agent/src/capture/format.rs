@@ -2,7 +2,10 @@
 use regex::Regex;
 use serde_json::{Map, Value};
 use vestibule_api::pack::{CredentialFormat, CredentialRule};
-use yaml_rust2::{Yaml, YamlLoader};
+use yaml_rust2::{Event, Yaml, YamlLoader, parser::Parser};
+
+/// Lists and tables in one another; the other formats' parsers have a limit of their own.
+const NESTING_LIMIT: usize = 64;
 
 /// Why bytes are not what the rule says. Never quotes them: they may be half a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,13 +48,46 @@ fn jsonc(text: &str) -> Result<Value, FormatError> {
     }
 }
 
-/// One document. Anchors are expanded by the parser; its nesting is bounded by the file's size.
+/// One document.
 fn yaml(text: &str) -> Result<Value, FormatError> {
+    if !is_plain(text) {
+        return Err(FormatError::Other("YAML"));
+    }
     let documents = YamlLoader::load_from_str(text).map_err(|_| FormatError::Other("YAML"))?;
     documents
         .first()
         .map(yaml_value)
         .ok_or(FormatError::Other("YAML"))
+}
+
+/// Whether the loader, which calls itself for what is nested and copies what an alias stands for, may read it. No tool writes
+/// aliases into its credentials.
+fn is_plain(text: &str) -> bool {
+    let mut events = Parser::new_from_str(text);
+    let mut depth = 0_usize;
+    loop {
+        match events.next_token() {
+            Ok((Event::SequenceStart(..) | Event::MappingStart(..), _))
+                if depth < NESTING_LIMIT =>
+            {
+                depth += 1;
+            }
+            Ok((Event::SequenceEnd | Event::MappingEnd, _)) => depth = depth.saturating_sub(1),
+            Ok((Event::StreamEnd, _)) => return true,
+            Ok((Event::SequenceStart(..) | Event::MappingStart(..) | Event::Alias(_), _))
+            | Err(_) => {
+                return false;
+            }
+            Ok((
+                Event::Nothing
+                | Event::StreamStart
+                | Event::DocumentStart
+                | Event::DocumentEnd
+                | Event::Scalar(..),
+                _,
+            )) => {}
+        }
+    }
 }
 
 fn yaml_value(yaml: &Yaml) -> Value {
@@ -179,6 +215,21 @@ mod tests {
         check("text", " token\n", Some(json!("token")));
         check("text", " \n", None);
         check("opaque", "\u{1}", Some(Value::Null));
+    }
+
+    #[test]
+    fn what_is_made_to_cost_is_refused() {
+        let aliases: String = (1..40)
+            .map(|i| format!("a{i}: &a{i} [*a{0},*a{0},*a{0},*a{0}]\n", i - 1))
+            .collect();
+        check("yaml", &format!("a0: &a0 x\n{aliases}"), None);
+        check("yaml", &"- ".repeat(100_000), None);
+        check("yaml", &"? ".repeat(100_000), None);
+        check("yaml", &"{a: ".repeat(200), None);
+        check("json", &"[".repeat(100_000), None);
+        check("jsonc", &"[".repeat(100_000), None);
+        check("toml", &format!("a = {}", "[".repeat(100_000)), None);
+        check("toml", &format!("a{} = 1", ".a".repeat(100_000)), None);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! and leaves only sealed to a key that the host names.
 mod driver;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod hostile;
 mod screen;
 #[cfg(test)]
 mod tests;

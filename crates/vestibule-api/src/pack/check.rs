@@ -1,7 +1,7 @@
 //! What a pack that can be read must also satisfy: its rules, section by section. A pack is a security boundary, so
 //! everything that names a program, a file or a host is checked here, before anything acts on it.
 use super::{
-    ProviderPack, parameters,
+    Flow, ProviderPack, parameters,
     problem::{Problems, show},
     rules::{
         self, duplicates, is_env_name, is_host, is_https_url, is_param_name, is_program,
@@ -16,7 +16,7 @@ mod flow;
 pub const PACK_SCHEMA: u32 = 1;
 
 /// A list of more items than this is refused.
-const LIST_LIMIT: usize = 64;
+pub(super) const LIST_LIMIT: usize = 64;
 
 /// A text of more bytes than this is refused.
 const TEXT_LIMIT: usize = 4096;
@@ -24,7 +24,23 @@ const TEXT_LIMIT: usize = 4096;
 /// A file of a flow of more bytes than this is refused.
 const FILE_LIMIT: usize = 64 << 10;
 
+/// A pack has at most so many regular expressions, of so many bytes together: what they cost to compile is paid by everybody
+/// who reads the pack, and at each sign-in again.
+const PATTERNS_LIMIT: usize = 64;
+const PATTERNS_BYTES: usize = 8 << 10;
+
 pub(super) fn check(pack: &ProviderPack, problems: &mut Problems) {
+    let (count, bytes) = patterns(pack).fold((0, 0), |(count, bytes), pattern| {
+        (count + 1, bytes + pattern.len())
+    });
+    if count > PATTERNS_LIMIT || bytes > PATTERNS_BYTES {
+        // None is compiled.
+        problems.add(
+            "",
+            format!("{count} regular expressions of {bytes} bytes; expected at most {PATTERNS_LIMIT} of {PATTERNS_BYTES}"),
+        );
+        return;
+    }
     problems.unless(pack.schema == PACK_SCHEMA, "schema", || {
         format!("{}; expected {PACK_SCHEMA}", pack.schema)
     });
@@ -46,6 +62,28 @@ pub(super) fn check(pack: &ProviderPack, problems: &mut Problems) {
     }
     credential::credentials(&pack.credential, problems);
     after(pack, problems);
+}
+
+/// Every regular expression of the pack.
+fn patterns(pack: &ProviderPack) -> impl Iterator<Item = &String> {
+    let detect = pack.detect.iter().map(|detect| &detect.version_regex);
+    let parameters = pack.parameter.iter().map(|parameter| &parameter.pattern);
+    let credentials = pack
+        .credential
+        .iter()
+        .filter_map(|rule| rule.pattern.as_ref());
+    let flows = pack.flow.iter().flat_map(patterns_of);
+    detect.chain(parameters).chain(credentials).chain(flows)
+}
+
+fn patterns_of(flow: &Flow) -> impl Iterator<Item = &String> {
+    let prompts = flow.prompt.iter().map(|prompt| &prompt.when);
+    let fails = flow.fail.iter().map(|rule| &rule.when);
+    let code = flow.code.iter().map(|code| &code.cli_regex);
+    prompts
+        .chain(fails)
+        .chain(code)
+        .chain(&flow.done.screen_regex)
 }
 
 /// `provider` and `terms`.
@@ -107,11 +145,12 @@ fn declarations(pack: &ProviderPack, problems: &mut Problems) {
             },
         );
         text(&format!("{key}.title"), &parameter.title, 1, 200, problems);
-        let pattern_key = format!("{key}.pattern");
-        regex(&pattern_key, &parameter.pattern, 0, problems);
+        whole(&format!("{key}.pattern"), &parameter.pattern, problems);
         if let Some(default) = &parameter.default {
+            let at = format!("{key}.default");
+            text(&at, default, 0, TEXT_LIMIT, problems);
             let fits = rules::matches_whole(&parameter.pattern, default).unwrap_or(true);
-            problems.unless(fits, &format!("{key}.default"), || {
+            problems.unless(fits, &at, || {
                 format!("{} does not match the parameter's `pattern`", show(default))
             });
         }
@@ -245,6 +284,16 @@ pub(super) fn text(key: &str, value: &str, least: usize, most: usize, problems: 
 fn regex(key: &str, pattern: &str, groups: usize, problems: &mut Problems) {
     if let Some(problem) = regex_problem(pattern, groups) {
         problems.add(key, problem);
+    }
+}
+
+/// A regular expression that the whole of a text is compared with.
+fn whole(key: &str, pattern: &str, problems: &mut Problems) {
+    match regex_problem(pattern, 0) {
+        Some(problem) => problems.add(key, problem),
+        None => problems.unless(rules::matches_whole(pattern, "").is_some(), key, || {
+            "can't be compared with a whole text: it ends in a comment, or is too large".into()
+        }),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{
     Flow, Parameter, ProviderPack,
     check::check,
+    parse::PACK_LIMIT,
     problem::{PackErrors, Problems, nearest, show},
     rules::matches_whole,
 };
@@ -83,21 +84,15 @@ pub(super) fn check_references(pack: &ProviderPack, problems: &mut Problems) {
                     Some(Reference { name, .. }) if declared.contains(name) => {
                         used.insert(name.to_owned());
                     }
-                    Some(Reference { name, .. }) => {
+                    Some(Reference { name, .. }) => problems.unless(false, &key, || {
                         let hint = nearest(name, declared.iter().copied())
                             .map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
-                        problems.add(
-                            &key,
-                            format!("no `[[parameter]]` is named {}{hint}", show(name)),
-                        );
-                    }
-                    None => problems.add(
-                        &key,
-                        format!(
-                            "{}; expected `${{param.NAME}}`",
-                            show(&format!("${{{inner}}}"))
-                        ),
-                    ),
+                        format!("no `[[parameter]]` is named {}{hint}", show(name))
+                    }),
+                    None => problems.unless(false, &key, || {
+                        let inner = show(&format!("${{{inner}}}"));
+                        format!("{inner}; expected `${{param.NAME}}`")
+                    }),
                 }
             }
         }
@@ -125,9 +120,11 @@ impl ProviderPack {
         }
         let mut pack = self.clone();
         pack.parameter.clear();
+        // A pack may name a parameter in every second word: what it becomes is bounded as what was read is.
+        let mut room = PACK_LIMIT;
         for (index, flow) in pack.flow.iter_mut().enumerate() {
             for (key, text) in texts(&format!("flow[{index}]"), flow) {
-                match fill(text, &values) {
+                match fill(text, &values, &mut room) {
                     Ok(filled) => *text = filled,
                     Err(what) => problems.add(key, what),
                 }
@@ -182,10 +179,19 @@ fn values<'a>(
     values
 }
 
-/// The text with every reference filled in.
-fn fill(text: &str, values: &BTreeMap<&str, &str>) -> Result<String, String> {
+/// The text with every reference filled in. `room`: so many bytes may still come of this and further texts.
+fn fill(text: &str, values: &BTreeMap<&str, &str>, room: &mut usize) -> Result<String, String> {
     let mut filled = String::new();
     let mut rest = text;
+    let mut take = |bytes: usize| match room.checked_sub(bytes) {
+        Some(left) => {
+            *room = left;
+            Ok(())
+        }
+        None => Err(format!(
+            "its parameters' values make the pack larger than {PACK_LIMIT} bytes"
+        )),
+    };
     while let Some((before, inner, after)) = split(rest) {
         filled.push_str(before);
         rest = after;
@@ -194,6 +200,7 @@ fn fill(text: &str, values: &BTreeMap<&str, &str>) -> Result<String, String> {
         let value = values
             .get(reference.name)
             .ok_or_else(|| format!("no parameter is named {}", show(reference.name)))?;
+        take(value.len())?;
         if reference.host {
             let host = Url::parse(value)
                 .ok()
@@ -213,6 +220,7 @@ mod tests {
 
     #[test]
     fn references_are_filled_once() {
+        let fill = |text, values: &_| fill(text, values, &mut 100);
         let values = BTreeMap::from([("issuer", "https://id.example:8443/x"), ("a", "1")]);
         assert_eq!(
             fill("${param.issuer.host}/${param.a}", &values).unwrap(),

@@ -1,7 +1,7 @@
 //! TOML text → [`ProviderPack`]. Each section is read on its own, so that one run names what is wrong in all of them.
 use super::{
     ProviderPack,
-    check::check,
+    check::{LIST_LIMIT, check, list},
     problem::{PackErrors, Problems, nearest, show},
 };
 use serde::de::DeserializeOwned;
@@ -9,6 +9,8 @@ use toml::{Table, Value};
 
 /// A pack file of more bytes than this is refused unread.
 pub const PACK_LIMIT: usize = 256 << 10;
+/// What serde says of a value quotes the value; more than this is no sentence.
+const WORDS_LIMIT: usize = 400;
 /// So many unknown keys of one section are reported; more is not a typo.
 const UNKNOWN_LIMIT: usize = 16;
 /// Sections that are lists of tables.
@@ -79,6 +81,10 @@ fn read(table: &Table, problems: &mut Problems) -> Option<ProviderPack> {
     for (name, value) in table {
         match value {
             Value::Array(items) if LISTS.contains(&name.as_str()) => {
+                list(name, items.len(), problems);
+                if items.len() > LIST_LIMIT {
+                    return None;
+                }
                 let items: Vec<Value> = items
                     .iter()
                     .enumerate()
@@ -226,7 +232,7 @@ fn expectation(message: &str) -> String {
             .map_or_else(String::new, |near| format!(" (did you mean `{near}`?)"));
         return format!("{}; expected one of {}{near}", show(word), known.join(", "));
     }
-    message.to_owned()
+    message.chars().take(WORDS_LIMIT).collect()
 }
 
 /// Removes the key at the end of `path`; whether it was there.

@@ -40,21 +40,26 @@ impl fmt::Display for PackErrors {
     }
 }
 
+/// So many problems are said of one pack; whoever mends these finds the others.
+const PROBLEMS_LIMIT: usize = 200;
+
 /// Collects problems below a key.
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<Problem>);
 
 impl Problems {
     pub(super) fn add(&mut self, key: impl Into<String>, what: impl Into<String>) {
-        self.0.push(Problem {
-            key: key.into(),
-            what: what.into(),
-        });
+        if self.0.len() < PROBLEMS_LIMIT {
+            self.0.push(Problem {
+                key: key.into(),
+                what: what.into(),
+            });
+        }
     }
 
-    /// Adds `what()` under `key` unless `ok`.
+    /// Adds `what()` under `key` unless `ok`. It is not made where it would not be said.
     pub(super) fn unless(&mut self, ok: bool, key: &str, what: impl FnOnce() -> String) {
-        if !ok {
+        if !ok && self.0.len() < PROBLEMS_LIMIT {
             self.add(key, what());
         }
     }

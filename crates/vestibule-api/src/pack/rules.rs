@@ -86,10 +86,15 @@ pub(super) fn is_host_pattern(text: &str) -> bool {
     is_host(text.strip_prefix("*.").unwrap_or(text))
 }
 
+/// A URL of more bytes than this is refused unread.
+const URL_LIMIT: usize = 2048;
+
 fn plain_url(text: &str) -> Option<Url> {
+    if text.len() > URL_LIMIT {
+        return None;
+    }
     let url = Url::parse(text).ok()?;
-    (text.len() <= 2048 && url.username().is_empty() && url.password().is_none() && url.has_host())
-        .then_some(url)
+    (url.username().is_empty() && url.password().is_none() && url.has_host()).then_some(url)
 }
 
 pub(super) fn is_https_url(text: &str) -> bool {
@@ -196,7 +201,8 @@ fn last_line(message: &str) -> String {
         .replace("error: ", "")
 }
 
-/// Whether the whole of `text` matches; `None` where the pattern is no regular expression.
+/// Whether the whole of `text` matches; `None` where the pattern is no regular expression, or can't stand in a larger one (it
+/// ends in a comment of its own).
 pub(super) fn matches_whole(pattern: &str, text: &str) -> Option<bool> {
     compile(&format!(r"\A(?:{pattern})\z"))
         .ok()

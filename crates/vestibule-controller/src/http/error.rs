@@ -46,6 +46,12 @@ impl ApiError {
         self
     }
 
+    /// The same error, with another thing to do about it.
+    pub(crate) fn mended_by(mut self, fix: impl Into<String>) -> Self {
+        self.fix = fix.into();
+        self
+    }
+
     pub(crate) fn with(mut self, finding: Finding) -> Self {
         self.finding = Some(Box::new(finding));
         self

@@ -102,13 +102,13 @@ async fn fetch_and_seal(core: &Shared, session: &SessionRow) -> Result<Fetched, 
         Err(err) => return Err(err),
     };
     point("collect:fetched").await;
-    let account = captured.account.clone();
-    if session.confirm_account && account.as_deref().map(cut) != session.account {
+    let account = captured.account.as_deref().map(cut);
+    if session.confirm_account && account != session.account {
         return Ok(Err(Box::new(invalid(
             "the account is another one than its owner confirmed",
         ))));
     }
-    let new = match unpack(session, &captured) {
+    let new = match unpack(session, &captured, account.clone()) {
         Ok(new) => new,
         Err(why) => return Ok(Err(Box::new(invalid(&why)))),
     };
@@ -144,12 +144,16 @@ async fn fetch(
         .map_err(|_| Box::new(invalid("what the agent sealed is not a list of files"))))
 }
 
-fn unpack(session: &SessionRow, captured: &CapturedCredential) -> Result<NewCredential, String> {
+fn unpack(
+    session: &SessionRow,
+    captured: &CapturedCredential,
+    account: Option<String>,
+) -> Result<NewCredential, String> {
     let mut files = Vec::with_capacity(captured.files.len());
     for file in &captured.files {
         let bytes = BASE64
             .decode(&file.content)
-            .map_err(|_| format!("the content of `{}` is not base64", file.rule))?;
+            .map_err(|_| format!("the content of `{}` is not base64", cut(&file.rule)))?;
         files.push(ContentFile {
             path: file.path.clone(),
             mode: file.mode,
@@ -161,7 +165,7 @@ fn unpack(session: &SessionRow, captured: &CapturedCredential) -> Result<NewCred
         provider: session.provider.clone(),
         user_id: session.user_id.clone(),
         session_id: session.id,
-        account: captured.account.clone(),
+        account,
         expires_at: captured.expires_at,
         files,
     })

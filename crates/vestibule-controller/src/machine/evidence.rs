@@ -8,19 +8,25 @@ use serde::Serialize;
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
 };
 use vestibule_api::{
     cause::{Cause, Stage},
     control::EvidenceFile,
     finding::{Verdict, VerdictKind},
     ids::{ImageDigest, MachineId, ProviderId, SessionId},
+    machine::{CGROUP_MARK, CgroupMark},
     session::{SessionEvent, SessionState},
     time::Timestamp,
 };
 
 /// Of a file that a dead runner left, so many bytes are saved: its beginning and its end, half each.
 const SAVE_BYTES: u64 = 2 << 20;
+/// What names a cgroup is shorter.
+const MARK_LIMIT: u64 = 4096;
+/// A cgroup is empty after so many looks, so far apart.
+const GROUP_TRIES: u32 = 100;
+const GROUP_AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// `session.json`: what the controller knows of a session when its VM is gone. No secret is in it.
 #[derive(Debug, Serialize)]
@@ -88,12 +94,41 @@ pub(crate) fn salvage(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), 
     remove(vm_dir)
 }
 
-/// Removes a runner's directory. One that is not there is fine.
+/// Removes a runner's directory, and the cgroup that it left. One that is not there is fine.
 pub(crate) fn remove(vm_dir: &Utf8Path) -> Result<(), FileError> {
+    remove_group(vm_dir);
     match std::fs::remove_dir_all(vm_dir) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => Err(failed("remove", vm_dir)(err)),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Removes the cgroup of a VM whose runner was killed. What names it is not trusted: only a group of a VM that is empty goes.
+fn remove_group(vm_dir: &Utf8Path) {
+    let mut text = String::new();
+    let Ok(file) = File::open(vm_dir.join(CGROUP_MARK)) else {
+        return;
+    };
+    let read = file.take(MARK_LIMIT).read_to_string(&mut text);
+    let Some(mark) = read.ok().and_then(|_| serde_json::from_str(&text).ok()) else {
+        return;
+    };
+    let CgroupMark { path, inode } = mark;
+    let path = Utf8Path::new(&path);
+    let of_vms = path.parent().and_then(Utf8Path::file_name) == Some("vestibule")
+        && path.file_name().is_some_and(|name| name.starts_with("vm-"));
+    let is_it = || {
+        path.symlink_metadata()
+            .is_ok_and(|group| group.ino() == inode)
+    };
+    for _ in 0..GROUP_TRIES {
+        if !of_vms || !is_it() || std::fs::remove_dir(path).is_ok() {
+            return;
+        }
+        // The kernel ends the VMM with its runner, and is not always done yet.
+        std::thread::sleep(GROUP_AGAIN);
+    }
+    tracing::warn!(%path, "the cgroup of a VM can't be removed");
 }
 
 /// Writes `session.json` and `verdict.json`. Returns the verdict.
@@ -274,6 +309,44 @@ mod tests {
             text: "x".to_owned(),
         };
         Finding::new(cause, quote, "why", "fix")
+    }
+
+    #[test]
+    fn the_cgroup_of_a_killed_runner_goes_with_its_directory() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let (vm_dir, vms) = (dir.path().join("vm"), dir.path().join("vestibule"));
+        let group = |name: &str| {
+            let path = vms.join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            let inode = path.metadata().unwrap().ino();
+            CgroupMark {
+                path: path.into_string(),
+                inode,
+            }
+        };
+        let removed = |mark: &CgroupMark| {
+            std::fs::create_dir_all(&vm_dir).unwrap();
+            std::fs::write(vm_dir.join(CGROUP_MARK), serde_json::to_vec(mark).unwrap()).unwrap();
+            remove(&vm_dir).unwrap();
+            assert!(!vm_dir.exists());
+            !Utf8Path::new(&mark.path).exists()
+        };
+        assert!(removed(&group("vm-470000")));
+        let mut others = group("vm-470001");
+        others.inode += 1;
+        assert!(!removed(&others), "another VM has its name by now");
+        assert!(!removed(&group("system")), "it is no VM's");
+        let outside = dir.path().join("vm-1");
+        std::fs::create_dir(&outside).unwrap();
+        let inode = outside.metadata().unwrap().ino();
+        assert!(!removed(&CgroupMark {
+            path: outside.into_string(),
+            inode
+        }));
+        std::fs::create_dir(&vm_dir).unwrap();
+        std::fs::write(vm_dir.join(CGROUP_MARK), "nonsense").unwrap();
+        remove(&vm_dir).unwrap();
+        remove(&vm_dir).unwrap();
     }
 
     fn story(cause: Cause, ready: bool) -> Story {

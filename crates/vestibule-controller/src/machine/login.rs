@@ -187,7 +187,7 @@ async fn ask(
 }
 
 /// The cause that the agent named, else the pack's.
-fn cause_of(err: &CallError) -> Cause {
+pub(super) fn cause_of(err: &CallError) -> Cause {
     let named = match err {
         CallError::Status { text, .. } => serde_json::from_str::<AgentError>(text)
             .ok()

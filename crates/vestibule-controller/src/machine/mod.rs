@@ -3,6 +3,8 @@
 pub(crate) mod collect;
 pub(crate) mod evidence;
 pub(crate) mod follow;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub(crate) mod launch;
 pub(crate) mod login;
 mod report;

@@ -135,7 +135,7 @@ fn login(event: &LoginEvent, reported: &mut Reported) -> Option<String> {
             ));
         }
         LoginEvent::Failed { finding } => {
-            reported.event = Some((Event::LoginFailed, failed(finding.clone())));
+            reported.event = Some((Event::LoginFailed, failed(bounded(finding))));
         }
         LoginEvent::BrowserOpened => events.push(SessionEventKind::BrowserNavigated),
         LoginEvent::Prompted { .. } | LoginEvent::CallbackReached | LoginEvent::Cancelled => {}
@@ -143,9 +143,42 @@ fn login(event: &LoginEvent, reported: &mut Reported) -> Option<String> {
     None
 }
 
-/// What a guest says is shown to people and kept: it is bounded.
+/// What a guest says is shown to people, on terminals too, and kept, in columns that take no NUL: it is bounded, and one line.
 pub(super) fn cut(text: &str) -> String {
-    text.chars().take(500).collect()
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(TEXT_LIMIT).map(shown).collect()
+}
+
+/// Of a text that a guest says, so many characters.
+pub(super) const TEXT_LIMIT: usize = 500;
+/// Of a quote in its finding, which is some lines of a terminal.
+const QUOTE_LIMIT: usize = 1000;
+/// And so many quotes.
+const QUOTES_LIMIT: usize = 16;
+
+/// A guest's finding, bounded likewise.
+fn bounded(finding: &Finding) -> Finding {
+    let shown = |c: char| if c.is_control() && c != '\n' { ' ' } else { c };
+    let quote = |quote: &Quote| Quote {
+        source: cut(&quote.source),
+        line: quote.line,
+        text: quote.text.chars().take(QUOTE_LIMIT).map(shown).collect(),
+    };
+    Finding {
+        cause: finding.cause,
+        stage: finding.cause.stage(),
+        unit: finding.unit.as_deref().map(cut),
+        evidence: finding
+            .evidence
+            .iter()
+            .take(QUOTES_LIMIT)
+            .map(quote)
+            .collect(),
+        why: cut(&finding.why),
+        fix: cut(&finding.fix),
+        retryable: finding.retryable,
+        refutes: cut(&finding.refutes),
+    }
 }
 
 /// The VM ended and its runner named no cause.
@@ -177,7 +210,55 @@ fn ended(exit: &Exit) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::hostile, *};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    /// What an agent may say, with any text where one stands.
+    fn any_event() -> impl Strategy<Value = AgentEvent> {
+        let text = prop_oneof![
+            any::<String>(),
+            Just("\0\u{1b}[2Jx".to_owned()),
+            (0_usize..3000).prop_map(|n| "ü\n".repeat(n))
+        ];
+        (0_usize..11, text, 0_usize..40).prop_map(|(which, text, count)| {
+            let quote = json!({"source": text, "line": u64::MAX, "text": text});
+            let login = match which {
+                0 => json!({"step": "url-captured", "source": "shim", "host": text, "path": text}),
+                1 => json!({"step": "url-refused", "source": "osc8", "host": text, "why": text}),
+                2 => json!({"step": "user-code", "code": text}),
+                3 => json!({"step": "credential-partial", "rule": text, "why": text}),
+                4 => json!({"step": "captured", "account": text, "expiresAt": "9999-12-30T22:00:00Z"}),
+                5 | 6 => json!({"step": "failed", "finding": {"cause": if which == 5 { "deadline" } else { "consent-denied" },
+                    "stage": "no-boot", "unit": text, "evidence": vec![quote; count], "why": text, "fix": text, "retryable": true,
+                    "refutes": text}}),
+                7 => json!({"step": "browser-opened"}),
+                8 => json!({"step": "cancelled"}),
+                _ => json!(null),
+            };
+            let event = match which {
+                9 => json!({"type": "starting", "waitingFor": vec![text; count]}),
+                10 => json!({"type": "browser-restarted"}),
+                _ => json!({"type": "login", "event": login}),
+            };
+            serde_json::from_value(event).unwrap()
+        })
+    }
+
+    proptest! {
+        /// Whatever a guest says, what is kept of it is short, and fits a column of any database.
+        #[test]
+        fn what_a_guest_says_is_bounded(event in any_event(), watched in any::<bool>()) {
+            let line = json!({"seq": 1, "at": "2026-11-23T09:00:00Z", "event": {"type": "agent", "event": event}});
+            hostile::take_in(line.to_string().as_bytes(), watched);
+        }
+
+        #[test]
+        fn a_refusal_is_any_text(text in any::<String>(), cause in any::<String>()) {
+            hostile::refuse(&text);
+            hostile::refuse(&json!({"message": text, "cause": cause}).to_string());
+        }
+    }
 
     #[test]
     fn a_user_code_is_not_for_the_database() {

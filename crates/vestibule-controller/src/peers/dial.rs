@@ -45,11 +45,35 @@ pub(super) fn tls(ca: Option<&Utf8Path>) -> Result<ClientConfig, KeyError> {
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
+/// Why another controller is not reached.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    #[error("connect to it")]
+    Tcp(#[from] io::Error),
+    /// It is no host of the cluster, or has a certificate that this one was not told of.
+    #[error("its certificate is not trusted")]
+    Certificate(#[source] io::Error),
+    #[error("shake hands with it by TLS")]
+    Tls(#[source] io::Error),
+    #[error("speak HTTP with it")]
+    Http(#[source] hyper::Error),
+}
+
+impl DialError {
+    fn of_tls(err: io::Error) -> Self {
+        let refused = err.get_ref().and_then(|err| err.downcast_ref());
+        match refused {
+            Some(rustls::Error::InvalidCertificate(_)) => Self::Certificate(err),
+            Some(_) | None => Self::Tls(err),
+        }
+    }
+}
+
 /// Connects to `https://name:port` or `http://address:port`.
-pub(super) async fn dial(address: &str, tls: &Arc<ClientConfig>) -> io::Result<Dialled> {
+pub(super) async fn dial(address: &str, tls: &Arc<ClientConfig>) -> Result<Dialled, DialError> {
     let url = Url::parse(address).map_err(io::Error::other)?;
     let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
-        return Err(io::Error::other("the address has no host and port"));
+        return Err(io::Error::other("the address has no host and port").into());
     };
     let tcp = match host {
         Host::Domain(name) => TcpStream::connect((name, port)).await?,
@@ -67,12 +91,33 @@ pub(super) async fn dial(address: &str, tls: &Arc<ClientConfig>) -> io::Result<D
         Host::Ipv6(address) => ServerName::from(std::net::IpAddr::V6(address)),
     };
     let connector = TlsConnector::from(Arc::clone(tls));
-    let stream = connector.connect(name, tcp).await?;
-    Ok(Dialled::Tls(Box::new(stream)))
+    let stream = connector.connect(name, tcp).await;
+    Ok(Dialled::Tls(Box::new(stream.map_err(DialError::of_tls)?)))
 }
 
-/// The Host header for an address.
+/// The Host header for an address, without the scheme's own port, as the other controller knows itself.
 pub(super) fn authority(address: &str) -> String {
-    let host = address.split_once("://").map_or(address, |(_, host)| host);
-    host.trim_end_matches('/').to_owned()
+    let origin = Url::parse(address).map(|url| url.origin().ascii_serialization());
+    let host = origin
+        .ok()
+        .and_then(|origin| Some(origin.split_once("://")?.1.to_owned()));
+    host.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_header_is_as_the_other_side_has_it() {
+        for (address, host) in [
+            ("https://a.test:8443", "a.test:8443"),
+            ("https://a.test:443/", "a.test"),
+            ("https://a.test", "a.test"),
+            ("http://[::1]:80", "[::1]"),
+            ("http://127.0.0.1:4000", "127.0.0.1:4000"),
+        ] {
+            assert_eq!(authority(address), host, "{address}");
+        }
+    }
 }

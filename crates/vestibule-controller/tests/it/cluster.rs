@@ -61,12 +61,12 @@ impl Hosts {
     }
 }
 
-fn session_path(id: SessionId, rest: &str) -> String {
+pub(crate) fn session_path(id: SessionId, rest: &str) -> String {
     format!("/api/auth/session/{id}{rest}")
 }
 
 /// Every byte that a viewer by way of `api` sends and gets.
-async fn view_works(api: &Api, id: SessionId, runner: &Arc<Runner>) {
+pub(crate) async fn view_works(api: &Api, id: SessionId, runner: &Arc<Runner>) {
     runner.rfb.lock().unwrap().clear();
     let mut view = api.view(id, Right::Control).await;
     assert_eq!(bytes(&mut view).await.unwrap(), b"RFB 003.008\n");
@@ -144,7 +144,7 @@ async fn sessions_are_placed_on_both_and_answered_by_either() {
 }
 
 /// What only the session's host knows is answered by both.
-async fn both_answer(a: &Api, b: &Api, id: SessionId, runner: &Arc<Runner>) {
+pub(crate) async fn both_answer(a: &Api, b: &Api, id: SessionId, runner: &Arc<Runner>) {
     let before = a.events(id, 0, |events| events.len() >= 4).await.len();
     let follow = |api: &Api| {
         let api = api.clone();

@@ -7,6 +7,7 @@
 mod auth;
 mod backup;
 mod cluster;
+mod cluster_tls;
 mod confirm;
 mod failures;
 mod lifecycle;

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::session::Right;
 use vestibule_controller::{Config, ServeError, serve_with};
 
-const NAME: &str = "vestibule.test";
+pub(crate) const NAME: &str = "vestibule.test";
 
 /// Writes a new certificate of its own for [`NAME`]; its DER bytes.
 fn certificate(dir: &Utf8Path) -> Vec<u8> {
@@ -44,7 +44,10 @@ fn config(home: &Home) -> String {
     format!("[tls]\ncertificate = '{dir}/cert.pem'\nkey = '{dir}/key.pem'\n[pool]\nbrowser = 0\n")
 }
 
-async fn connect(address: SocketAddr, root: &[u8]) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(
+    address: SocketAddr,
+    root: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(root.to_vec().into()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -5,17 +5,12 @@ use std::time::Duration;
 use vestibule_api::machine::DriverChoice;
 use vestibule_testkit::{
     conformance::{self, SAYS, Setup},
-    nested::{Nested, Run},
-    process::workspace,
+    nested::{Nested, OnImage},
     stage::{binary, image_home},
 };
 
 /// Emulation of emulation, beside whatever else runs.
 const LIMIT: Duration = Duration::from_secs(1200);
-/// For some VMs of the image's size, and L1 itself.
-const MEMORY_MIB: u32 = 2560;
-/// For the snapshot, and for what a VM writes before that is trimmed.
-const SPARE_MIB: u64 = 1024;
 
 fn image() -> Result<Utf8PathBuf> {
     let tiny = image_home().join("aliases/tiny").canonicalize_utf8();
@@ -42,37 +37,12 @@ async fn firecracker() -> Result<()> {
         return Ok(());
     };
     let image = image()?;
-    let digest = image.file_name().unwrap_or_default();
-    let (name, inside) = (format!("images/{digest}"), format!("/data/images/{digest}"));
-    let tools = workspace().join("target/tools/firecracker");
-    let program = binary()?;
-    let testkit = Utf8Path::new(env!("CARGO_BIN_EXE_vestibule-testkit"));
     let ran = nested
-        .run(&Run {
-            programs: &[
-                ("vestibule", program.as_path()),
-                ("vestibule-testkit", testkit),
-            ],
-            files: &[("firecracker", tools.as_path()), (&name, image.as_path())],
-            links: &[],
-            console: None,
-            command: &[
-                "/data/vestibule-testkit",
-                "conformance",
-                "--driver",
-                "firecracker",
-                "--image",
-                &inside,
-                "--home",
-                "/data/home",
-            ],
-            environment: &[
-                ("VESTIBULE_BIN", "/data/vestibule"),
-                ("VESTIBULE_FIRECRACKER", "/data/firecracker/firecracker"),
-            ],
-            spare_mib: SPARE_MIB,
-            cpus: 2,
-            memory_mib: MEMORY_MIB,
+        .run_on_image(&OnImage {
+            testkit: Utf8Path::new(env!("CARGO_BIN_EXE_vestibule-testkit")),
+            image: &image,
+            programs: &[],
+            command: &["conformance", "--driver", "firecracker"],
             limit: LIMIT,
         })
         .await?;

@@ -37,8 +37,9 @@ const CLOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOCK_READINGS: u32 = 5;
 /// A reading that may be off by no more than this is good enough, and so is a clock.
 const CLOCK_GOOD_MICROS: i64 = 5_000;
-/// A line of the agent's events is at most so long.
-const EVENT_LIMIT: usize = 256 << 10;
+/// A line of the agent's events is at most so long: as it is passed on, with what this end writes around it, it is shorter than
+/// the 256 KiB that the controller reads.
+const EVENT_LIMIT: usize = 64 << 10;
 
 /// See the module.
 pub(super) struct Link {
@@ -248,6 +249,22 @@ struct Offset {
     error: i64,
 }
 
+impl Offset {
+    /// Of a guest that said `guest` between two moments of the host's. It may say anything.
+    fn of(asked: i64, answered: i64, guest: i64) -> Self {
+        Self {
+            behind: i64::midpoint(asked, answered).saturating_sub(guest),
+            // The guest read its clock at some moment between the two; the host's may have been set back meanwhile.
+            error: answered.saturating_sub(asked).max(0) / 2,
+        }
+    }
+
+    /// Whether the guest's clock is to be set.
+    fn is_off(self) -> bool {
+        self.behind.unsigned_abs() > self.error.max(CLOCK_GOOD_MICROS).unsigned_abs()
+    }
+}
+
 /// Reads the guest's clock; none from an agent that has no such route.
 async fn clock(mux: &Mux, adjust_micros: i64) -> Result<Option<Offset>, AgentCallError> {
     let asked = Timestamp::now().as_micros();
@@ -264,11 +281,7 @@ async fn clock(mux: &Mux, adjust_micros: i64) -> Result<Option<Offset>, AgentCal
         let what = String::from("POST /clock");
         CallError::Decode { what, err }
     })?;
-    Ok(Some(Offset {
-        behind: i64::midpoint(asked, answered) - reply.now_micros,
-        // The guest read its clock at some moment between the two.
-        error: (answered - asked) / 2,
-    }))
+    Ok(Some(Offset::of(asked, answered, reply.now_micros)))
 }
 
 /// The best of some readings.
@@ -299,7 +312,7 @@ pub(super) async fn set_clock(mux: &Mux) -> Result<(), AgentCallError> {
         error_micros = off.error,
         "the guest's clock"
     );
-    if off.behind.abs() > off.error.max(CLOCK_GOOD_MICROS) {
+    if off.is_off() {
         clock(mux, off.behind).await?;
     }
     Ok(())
@@ -339,5 +352,23 @@ async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
                 tracing::warn!(error = %Chain(&err), "the guest opened a stream and it was dropped");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_may_say_any_time() {
+        let now = 1_800_000_000_000_000;
+        let off = |guest| Offset::of(now, now + 8_000, guest);
+        assert_eq!((off(now + 4_000).behind, off(now).error), (0, 4_000));
+        assert!(!off(now).is_off() && off(now - 6_000).is_off());
+        for guest in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
+            assert!(off(guest).is_off(), "{guest}");
+        }
+        assert_eq!(off(i64::MIN).behind, i64::MAX);
+        assert_eq!(Offset::of(now, now - 8_000, now).error, 0);
     }
 }

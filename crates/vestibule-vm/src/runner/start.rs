@@ -173,7 +173,10 @@ async fn make_jail(spec: &VmSpec, capabilities: &Capabilities) -> Result<Arc<Jai
     let (jail, vcpus) = (spec.jail, spec.vcpus);
     let made = tokio::task::spawn_blocking(move || Jail::make(jail, memory, vcpus)).await;
     let made = made.map_err(|err| findings::host(&err))?;
-    Ok(Arc::new(made.map_err(|err| findings::host(&err))?))
+    let made = made.map_err(|err| findings::host(&err))?;
+    made.leave_mark(Utf8Path::new(&spec.vm_dir))
+        .map_err(|err| findings::host(&err))?;
+    Ok(Arc::new(made))
 }
 
 async fn not_launched(err: &LaunchError, shared: &Shared) -> NotStarted {

@@ -3,6 +3,7 @@ import { ApiError, problemFrom, problemOf } from "./error";
 import type {
   CredentialView,
   EvidenceFile,
+  HostView,
   ImageView,
   LoginMethods,
   MeView,
@@ -100,6 +101,7 @@ export const api = {
 
   images: () => get<ImageView[]>("/api/images"),
 
+  hosts: () => get<HostView[]>("/api/hosts"),
   reconcilers: () => get<ReconcilerView[]>("/api/reconcilers"),
 
   /** `/ready` answers 503 with the same body while something is missing. */

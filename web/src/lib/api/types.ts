@@ -13,6 +13,7 @@ export type ErrorCode = Schemas["ErrorCode"];
 export type ErrorDetail = Schemas["ErrorDetail"];
 export type EvidenceFile = Schemas["EvidenceFile"];
 export type Finding = Schemas["Finding"];
+export type HostView = Schemas["HostView"];
 export type ImageView = Schemas["ImageView"];
 export type MachineState = Schemas["MachineState"];
 export type LoginMethods = Schemas["LoginMethods"];

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { backoffMs } from "../backoff";
 import { headline, sourceName } from "./causes";
 import { closed } from "./close";
+import { hostWords } from "./hosts";
 
 describe("closed", () => {
   it.each([
@@ -28,6 +29,45 @@ describe("headline", () => {
     expect(headline({ cause: "kernel-panic", stage: "no-boot" })).toContain("did not start");
     const newer = { cause: "new", stage: "new" } as unknown as Parameters<typeof headline>[0];
     expect(headline(newer)).toContain("did not work out");
+  });
+});
+
+describe("hostWords", () => {
+  const now = Date.parse("2026-11-27T12:00:00Z");
+  const host = {
+    hostId: "0199f3c2-7a10-7000-8000-000000000001",
+    name: "b",
+    state: "live" as const,
+    own: false,
+    address: "https://b.test:8443",
+    leaseUntil: "2026-11-27T12:00:10Z",
+    generation: 1,
+    machines: 1,
+  };
+
+  it("asks for nothing where nothing is to be done", () => {
+    expect(hostWords(host, now)).toEqual({ tone: "good", state: "Live", about: "1 VM", fix: null });
+    expect(hostWords({ ...host, own: true, machines: 0 }, now).about).toContain("no VMs");
+  });
+
+  it("says since when a host is lost, what is left on it, and what to do", () => {
+    const lost = {
+      ...host,
+      state: "lost" as const,
+      leaseUntil: "2026-11-27T11:56:00Z",
+      machines: 3,
+    };
+    const { tone, about, fix } = hostWords(lost, now);
+    expect(tone).toBe("bad");
+    expect(about).toBe("it was last heard of 4 min ago, 3 VMs may be left on it");
+    expect(fix).toContain("vestibule host forget b");
+    const never = hostWords({ ...lost, leaseUntil: null, machines: 0 }, now);
+    expect(never.about).toBe("it was not heard of yet");
+  });
+
+  it("says what a host without an address can't do", () => {
+    expect(hostWords({ ...host, address: null }, now).fix).toContain("cluster.address");
+    expect(hostWords({ ...host, address: null, own: true }, now).fix).toBeNull();
   });
 });
 

@@ -1,5 +1,5 @@
 //! The rules of `[[credential]]`: which files a sign-in leaves, and what each must hold.
-use super::{list, not_path, regex, unique};
+use super::{list, not_path, unique, whole};
 use crate::pack::{
     CredentialFormat, CredentialRule,
     problem::{Problems, show},
@@ -79,7 +79,7 @@ fn credential(key: &str, rule: &CredentialRule, problems: &mut Problems) {
         });
     }
     match (&rule.pattern, rule.format) {
-        (Some(pattern), CredentialFormat::Text) => regex(&at("pattern"), pattern, 0, problems),
+        (Some(pattern), CredentialFormat::Text) => whole(&at("pattern"), pattern, problems),
         (Some(_), _) => problems.add(at("pattern"), "only the format `text` has a pattern"),
         (None, CredentialFormat::Text) => {
             problems.add(

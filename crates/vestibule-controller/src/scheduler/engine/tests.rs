@@ -17,10 +17,6 @@ use std::{
     os::unix::fs::MetadataExt as _,
     sync::{Arc, Mutex},
 };
-use vestibule_api::{
-    egress::EgressPolicy,
-    machine::{DriverChoice, JailSpec, MemoryBackend},
-};
 
 /// What a server was given, and whether it runs.
 #[derive(Debug)]
@@ -276,34 +272,7 @@ impl Set {
     }
 
     fn spec(&self) -> VmSpec {
-        let machine_id = MachineId::generate();
-        let dir = |name: &str| {
-            self.home
-                .path()
-                .join(name)
-                .join(machine_id.to_string())
-                .into_string()
-        };
-        VmSpec {
-            machine_id,
-            session_id: None,
-            image_digest: "b".repeat(64).parse().unwrap(),
-            image_dir: String::new(),
-            driver: DriverChoice::Auto,
-            memory_mib: 2048,
-            vcpus: 2,
-            vm_dir: dir("vms"),
-            evidence_dir: dir("evidence"),
-            egress: EgressPolicy::default(),
-            boot_deadline_s: 1,
-            console_keep_bytes: 1,
-            idle_deadline_s: None,
-            restore: None,
-            save_to: None,
-            jail: JailSpec::default(),
-            cache_dir: None,
-            memory_backend: MemoryBackend::default(),
-        }
+        crate::scheduler::tests::spec(self.home.path())
     }
 
     /// As the controller calls it: off the runtime's threads.
