@@ -17,8 +17,8 @@ use url::Url;
 
 /// Chromium's `kMaxMessageLength`.
 const MESSAGE_LIMIT: usize = 32 * 1024;
-/// Under emulation a busy browser takes its time to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A browser that two emulations carry, busy with its first pages, was seen to need more than a minute.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Why a page was not opened.
 #[derive(Debug, thiserror::Error)]
