@@ -23,7 +23,7 @@ fn ended<T>(result: Result<T, ReconcileError>) -> End {
         Ok(_) => End::Done,
         Err(err) => match End::of(&err) {
             End::Again => panic!("{}", Chain(&err)),
-            end => end,
+            end @ (End::Done | End::Fenced | End::CutOff) => end,
         },
     }
 }
@@ -216,7 +216,7 @@ async fn hear(core: Shared, id: MachineId, line: Vec<u8>, runner: Arc<Runner>) -
         Ok(false) => {}
         Err(err) => match End::of(&err) {
             End::Again => panic!("{}: {}", runner.spec.machine_id, Chain(&err)),
-            end => return end,
+            end @ (End::Done | End::Fenced | End::CutOff) => return end,
         },
     }
     End::Done
