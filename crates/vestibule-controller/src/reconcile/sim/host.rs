@@ -52,9 +52,14 @@ pub(super) struct Vm {
     pub(super) gave_up: bool,
 }
 
-/// The simulation's chance, for what the host does to requests. None once faults are over.
+/// The simulation's chance, for what the host does to requests.
 #[derive(Debug)]
-pub(super) struct Dice(Mutex<Option<StdRng>>);
+pub(super) struct Dice {
+    /// None once faults are over.
+    rng: Mutex<Option<StdRng>>,
+    /// Rates of faults are parts of this: in a calm world more sign-ins come to their late steps.
+    of: u32,
+}
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,25 +76,31 @@ enum Fate {
 }
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Some(StdRng::seed_from_u64(seed)))))
+    pub(super) fn new(seed: u64, calm: bool) -> Arc<Self> {
+        Arc::new(Self {
+            rng: Mutex::new(Some(StdRng::seed_from_u64(seed))),
+            of: if calm { 1000 } else { 100 },
+        })
     }
 
     /// No faults any more.
     pub(super) fn rest(&self) {
-        *self.0.lock().unwrap() = None;
+        *self.rng.lock().unwrap() = None;
     }
 
-    /// True in so many of a hundred cases.
+    /// True in so many of a hundred cases; in a calm world in fewer.
     fn hits(&self, percent: u32) -> bool {
-        let mut rng = self.0.lock().unwrap();
+        let mut rng = self.rng.lock().unwrap();
         rng.as_mut()
-            .is_some_and(|rng| rng.random_range(0..100) < percent)
+            .is_some_and(|rng| rng.random_range(0..self.of) < percent)
     }
 
     fn fate(&self) -> Fate {
-        let mut rng = self.0.lock().unwrap();
-        match rng.as_mut().map_or(100, |rng| rng.random_range(0..100)) {
+        let mut rng = self.rng.lock().unwrap();
+        match rng
+            .as_mut()
+            .map_or(self.of, |rng| rng.random_range(0..self.of))
+        {
             0..7 => Fate::ReplyLost,
             7..12 => Fate::Lost,
             12..14 => Fate::DiesBefore,
