@@ -94,6 +94,7 @@ pub async fn run() -> Result<Report> {
     load.life().await?;
     let (empty, descriptors) = (usage::anonymous_bytes(load.pid)?, descriptors(load.pid)?);
 
+    say(&format!("starting {sessions} sessions"));
     let begun = Instant::now();
     let people: Vec<(f64, Person)> = stream::iter(0..sessions)
         .map(|_| load.begin())
@@ -126,6 +127,9 @@ pub async fn run() -> Result<Report> {
         &[],
     );
 
+    say(&format!(
+        "{rate:.1} sessions a second; events for {EVENTS_FOR:?}"
+    ));
     let frames = load.seen.frames.load(Ordering::Relaxed);
     let cpu = usage::cpu_seconds(load.pid)?;
     let begun = Instant::now();
@@ -163,7 +167,11 @@ pub async fn run() -> Result<Report> {
 
     let begun = Instant::now();
     let mut memory = Vec::new();
-    for _ in 0..SAMPLES {
+    for part in 1..=SAMPLES {
+        say(&format!(
+            "churn, part {part} of {SAMPLES}: {} lives",
+            lives / SAMPLES
+        ));
         load.churn(&mut people, lives / SAMPLES).await?;
         memory.push(usage::anonymous_bytes(load.pid)? / MIB);
     }
@@ -180,6 +188,7 @@ pub async fn run() -> Result<Report> {
     );
     report.require(Required::AtMost(1.05));
 
+    say("everybody leaves");
     for person in &people {
         load.crowd.sign_in(person.id)?;
     }
@@ -200,6 +209,12 @@ pub async fn run() -> Result<Report> {
     report.note("runners and people are one process on the same two cores; each request has a connection of its own");
     controller.end().await?;
     Ok(report)
+}
+
+/// It is long.
+#[expect(clippy::print_stderr, reason = "progress is for whoever waits")]
+fn say(what: &str) {
+    eprintln!("load: {what}");
 }
 
 fn given(name: &str) -> Result<Option<usize>> {
