@@ -74,6 +74,11 @@ pub struct VmSpec {
     pub memory_backend: MemoryBackend,
 }
 
+/// The group that those of VMs are in.
+pub const CGROUP_PARENT: &str = "vestibule";
+/// Before the user of a VM, in its group's name.
+pub const CGROUP_PREFIX: &str = "vm-";
+
 /// `cgroup.json` in a VM's directory: the group that its VMM is in. A runner that ends removes the group itself; after one that was
 /// killed, whoever removes the directory does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,16 +19,13 @@
 //! | runner | `end: u8, count: u64`: it has ended between two frames, for this reason ([`End`]) |
 //!
 //! Numbers are big-endian. Nobody else writes to the viewer between [`hand_over`] and the [`End`].
+pub mod descriptor;
+
 use bytes::Bytes;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
-};
 use std::{
     future::poll_fn,
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
-    os::fd::{BorrowedFd, OwnedFd},
+    io,
+    os::fd::BorrowedFd,
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     task::Poll,
@@ -217,39 +214,13 @@ pub async fn hand_over(
             "the runner is not ready for a connection",
         ));
     }
-    let fds = [viewer];
-    let send = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut beside = SendAncillaryBuffer::new(&mut space);
-        beside.push(SendAncillaryMessage::ScmRights(&fds));
-        let bytes = [IoSlice::new(&[READY])];
-        let sent = rustix::net::sendmsg(&*runner, &bytes, &mut beside, SendFlags::NOSIGNAL)?;
-        Ok(sent)
-    };
-    runner.async_io(Interest::WRITABLE, send).await.map(drop)
+    let send = || descriptor::send(&*runner, READY, viewer);
+    runner.async_io(Interest::WRITABLE, send).await
 }
 
 async fn receive(controller: &UnixStream) -> io::Result<TcpStream> {
-    let receive = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut beside = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0];
-        rustix::net::recvmsg(
-            controller,
-            &mut [IoSliceMut::new(&mut byte)],
-            &mut beside,
-            RecvFlags::CMSG_CLOEXEC,
-        )?;
-        let fds = beside.drain().filter_map(|message| {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                Some(fds)
-            } else {
-                None
-            }
-        });
-        Ok(fds.flatten().next())
-    };
-    let fd: Option<OwnedFd> = controller.async_io(Interest::READABLE, receive).await?;
+    let receive = || descriptor::receive(controller);
+    let fd = controller.async_io(Interest::READABLE, receive).await?;
     let fd = fd.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,

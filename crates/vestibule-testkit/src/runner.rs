@@ -131,21 +131,24 @@ impl Runner {
             });
             boots.state(MachineState::Up);
         });
-        let mut over = self.over.subscribe();
-        let mut last = self.over.subscribe();
-        let server = axum::serve(listener, with(router(Arc::clone(self)))).with_graceful_shutdown(
-            async move {
-                // An error means that the runner is gone: that is the end as well.
-                drop(over.wait_for(|over| *over).await);
-            },
-        );
+        let server = axum::serve(listener, with(router(Arc::clone(self))))
+            .with_graceful_shutdown(self.stopped());
         tokio::select! {
             served = server.into_future() => served.context("serve runner.sock"),
             // Whoever keeps a connection open does not keep the runner alive.
             () = async {
-                drop(last.wait_for(|over| *over).await);
+                self.stopped().await;
                 tokio::time::sleep(LAST_REPLY).await;
             } => Ok(()),
+        }
+    }
+
+    /// Resolves when it has been stopped.
+    fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut over = self.over.subscribe();
+        async move {
+            // An error means that the runner is gone: that is the end as well.
+            drop(over.wait_for(|over| *over).await);
         }
     }
 
@@ -175,6 +178,21 @@ impl Runner {
         self.say(RunnerEventKind::Agent {
             event: AgentEvent::Login { event },
         });
+    }
+
+    /// The person has signed in.
+    fn captured(&self) {
+        self.login(LoginEvent::Captured {
+            account: Some("ada@example.org".to_owned()),
+            expires_at: None,
+        });
+    }
+
+    /// As a request to stop does.
+    fn stop(&self) -> Result<()> {
+        let ended = self.end();
+        self.over.send_replace(true);
+        ended
     }
 
     /// Writes the evidence and leaves nothing else.
@@ -273,10 +291,7 @@ async fn login(State(runner): State<Arc<Runner>>, Json(request): Json<LoginReque
     if let Some(sign_in) = runner.pace.sign_in {
         tokio::spawn(async move {
             tokio::time::sleep(sign_in).await;
-            runner.login(LoginEvent::Captured {
-                account: Some("ada@example.org".to_owned()),
-                expires_at: None,
-            });
+            runner.captured();
         });
     }
     StatusCode::ACCEPTED.into_response()
@@ -308,8 +323,7 @@ async fn credential(
 }
 
 async fn stop(State(runner): State<Arc<Runner>>, Json(_): Json<StopRequest>) -> Response {
-    let ended = runner.end();
-    runner.over.send_replace(true);
+    let ended = runner.stop();
     Json(Disposal {
         machine_id: runner.spec.machine_id,
         at: Timestamp::now(),

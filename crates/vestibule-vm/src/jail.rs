@@ -30,7 +30,7 @@ use landlock::Allowed;
 use serde::Serialize;
 use std::{io, os::unix::fs::MetadataExt as _, path::Path};
 use uid::UidLock;
-use vestibule_api::machine::{CGROUP_MARK, CgroupMark, DisposedItem, JailSpec};
+use vestibule_api::machine::{CGROUP_MARK, CGROUP_PREFIX, CgroupMark, DisposedItem, JailSpec};
 
 /// What one VM has of the host for itself. Removed when dropped.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Jail {
         }
         let uid = UidLock::take(spec)?;
         // The uid is nobody else's, so neither is the name.
-        let name = format!("vm-{}", uid.uid());
+        let name = format!("{CGROUP_PREFIX}{}", uid.uid());
         let limits = Limits { memory_mib, vcpus };
         let (cgroup, note) = match cgroup::find() {
             CgroupFound::Usable { root } => match Cgroup::make(&root, &name, limits) {

@@ -15,7 +15,7 @@ use vestibule_api::{
     control::EvidenceFile,
     finding::{Verdict, VerdictKind},
     ids::{ImageDigest, MachineId, ProviderId, SessionId},
-    machine::{CGROUP_MARK, CgroupMark},
+    machine::{CGROUP_MARK, CGROUP_PARENT, CGROUP_PREFIX, CgroupMark},
     session::{SessionEvent, SessionState},
     time::Timestamp,
 };
@@ -115,8 +115,10 @@ fn remove_group(vm_dir: &Utf8Path) {
     };
     let CgroupMark { path, inode } = mark;
     let path = Utf8Path::new(&path);
-    let of_vms = path.parent().and_then(Utf8Path::file_name) == Some("vestibule")
-        && path.file_name().is_some_and(|name| name.starts_with("vm-"));
+    let of_vms = path.parent().and_then(Utf8Path::file_name) == Some(CGROUP_PARENT)
+        && path
+            .file_name()
+            .is_some_and(|name| name.starts_with(CGROUP_PREFIX));
     let is_it = || {
         path.symlink_metadata()
             .is_ok_and(|group| group.ino() == inode)

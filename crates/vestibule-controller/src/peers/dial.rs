@@ -97,11 +97,7 @@ pub(super) async fn dial(address: &str, tls: &Arc<ClientConfig>) -> Result<Diall
 
 /// The Host header for an address, without the scheme's own port, as the other controller knows itself.
 pub(super) fn authority(address: &str) -> String {
-    let origin = Url::parse(address).map(|url| url.origin().ascii_serialization());
-    let host = origin
-        .ok()
-        .and_then(|origin| Some(origin.split_once("://")?.1.to_owned()));
-    host.unwrap_or_default()
+    Url::parse(address).map_or_else(|_| String::new(), |url| url.authority().to_owned())
 }
 
 #[cfg(test)]

@@ -3,38 +3,34 @@ use super::{ReconcileError, State};
 use crate::{core::Shared, machine::follow};
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use vestibule_api::{error::Chain, ids::MachineId};
+use vestibule_api::ids::MachineId;
 
 /// Machines that have a task in this process.
 pub(super) type Followed = Arc<Mutex<HashSet<MachineId>>>;
 
+fn locked(followed: &Followed) -> MutexGuard<'_, HashSet<MachineId>> {
+    followed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, ReconcileError> {
     let mut begun = 0;
     for id in core.store.launched_machines().await? {
-        let followed = Arc::clone(&state.followed);
-        if !followed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id)
-        {
+        if locked(&state.followed).contains(&id) {
             continue;
         }
+        let Some(machine) = core.store.machine(id).await? else {
+            continue;
+        };
+        let followed = Arc::clone(&state.followed);
+        // Only this reconciler adds to them, and it runs once at a time.
+        locked(&followed).insert(id);
         begun += 1;
         let core = core.clone();
         state.tasks.spawn(async move {
-            match core.store.machine(id).await {
-                Ok(Some(machine)) => follow::follow(core.clone(), machine).await,
-                Ok(None) => {}
-                Err(err) => {
-                    tracing::error!(machine.id = %id, error = %Chain(&err), "a runner is not followed");
-                }
-            }
-            followed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&id);
+            follow::follow(core, machine).await;
+            locked(&followed).remove(&id);
         });
     }
     Ok(begun)

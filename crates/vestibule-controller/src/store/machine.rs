@@ -371,13 +371,10 @@ impl Store {
         }
         update(&mut tx, &machine, seq, reported, now).await?;
         let ingested = self.tell_session(&mut tx, &machine, reported, now).await?;
-        let words = reported.state.is_none()
-            && reported.failure.is_none()
-            && ingested.as_ref().is_none_or(|told| told.moved.is_none());
-        if words {
-            self.commit_words(tx, machine.session_id).await?;
-        } else {
-            self.commit(tx, machine.session_id).await?;
+        self.commit_words(tx, machine.session_id).await?;
+        let moved = ingested.as_ref().is_some_and(|told| told.moved.is_some());
+        if moved || reported.state.is_some() || reported.failure.is_some() {
+            self.signals.wake();
         }
         Ok(ingested)
     }

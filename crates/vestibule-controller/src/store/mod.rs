@@ -317,7 +317,7 @@ impl Store {
         Ok(())
     }
 
-    /// Commits what people are told and reconcilers have nothing to do for.
+    /// Commits, then wakes those who wait for `session`: reconcilers may have nothing to do.
     async fn commit_words(
         &self,
         mut tx: Transaction<'static, Any>,

@@ -74,10 +74,11 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         let mut sessions = locked(&self.sessions);
-        // This one is still among them.
+        // This one goes while nobody else counts: of two that leave at once, one is the last.
+        drop(std::mem::replace(&mut self.changes, watch::channel(()).1));
         if sessions
             .get(&self.id)
-            .is_some_and(|changes| changes.receiver_count() == 1)
+            .is_some_and(|changes| changes.receiver_count() == 0)
         {
             sessions.remove(&self.id);
         }

@@ -193,13 +193,7 @@ pub async fn run() -> Result<Report> {
         load.crowd.sign_in(person.id)?;
     }
     for person in people {
-        let id = person.id;
-        let state = person.leave().await?;
-        ensure!(
-            state == SessionState::Completed,
-            "{id} ended as {}",
-            state.id()
-        );
+        left(person).await?;
     }
     load.nothing_left(descriptors).await?;
     report.note(format!(
@@ -267,17 +261,10 @@ impl Load<'_> {
 
     /// They sign in, and the session ends well.
     async fn end(&self, person: Person) -> Result<()> {
-        let id = person.id;
-        self.crowd.sign_in(id)?;
-        let left = tokio::time::timeout(PATIENCE, person.leave()).await;
-        let left = left.context("wait for a session's end")?;
-        let state = left.with_context(|| format!("end session {id}"))?;
-        ensure!(
-            state == SessionState::Completed,
-            "{id} ended as {}",
-            state.id()
-        );
-        Ok(())
+        self.crowd.sign_in(person.id)?;
+        tokio::time::timeout(PATIENCE, left(person))
+            .await
+            .context("wait for a session's end")?
     }
 
     async fn life(&self) -> Result<f64> {
@@ -372,6 +359,19 @@ impl Load<'_> {
         })
         .await
     }
+}
+
+/// Waits until they left, and their session ended well.
+async fn left(person: Person) -> Result<()> {
+    let id = person.id;
+    let state = person.leave().await;
+    let state = state.with_context(|| format!("end session {id}"))?;
+    ensure!(
+        state == SessionState::Completed,
+        "{id} ended as {}",
+        state.id()
+    );
+    Ok(())
 }
 
 /// Starts the program of a runner as the controller does, for nobody: how many a second come up.

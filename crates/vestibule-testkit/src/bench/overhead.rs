@@ -4,8 +4,7 @@
 use super::{Report, report::Required, stats::median};
 use crate::{
     conformance::{Setup, copies::Saving, vm::Vm},
-    nested::{Nested, Run},
-    process::workspace,
+    nested::{Nested, OnImage},
     stage::{binary, image_home},
 };
 use anyhow::{Context, Result, ensure};
@@ -20,8 +19,6 @@ use vestibule_api::{
 
 const TURNS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(3600);
-const MEMORY_MIB: u32 = 2560;
-const SPARE_MIB: u64 = 1024;
 const PHASE: Duration = Duration::from_secs(400);
 /// Before the line with the samples, on L1's console.
 const SAYS: &str = "overhead: ";
@@ -54,7 +51,6 @@ pub async fn run() -> Result<Report> {
     let nested = Nested::find().context("`script/test nested` makes the nested machine")?;
     let image = image_home().join("aliases/tiny").canonicalize_utf8();
     let image = image.context("no image `tiny`: `script/test tiny` builds it")?;
-    let name = format!("images/{}", image.file_name().unwrap_or_default());
     let testkit = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     let by_hand = testkit.with_file_name("examples/firecracker-by-hand");
     ensure!(
@@ -62,36 +58,11 @@ pub async fn run() -> Result<Report> {
         "`{by_hand}` is not built: `script/bench` builds it"
     );
     let ran = nested
-        .run(&Run {
-            programs: &[
-                ("vestibule", binary()?.as_path()),
-                ("vestibule-testkit", testkit.as_path()),
-                ("firecracker-by-hand", by_hand.as_path()),
-            ],
-            files: &[
-                (
-                    "firecracker",
-                    workspace().join("target/tools/firecracker").as_path(),
-                ),
-                (&name, image.as_path()),
-            ],
-            links: &[],
-            console: None,
-            command: &[
-                "/data/vestibule-testkit",
-                "overhead",
-                "--image",
-                &format!("/data/{name}"),
-                "--home",
-                "/data/home",
-            ],
-            environment: &[
-                ("VESTIBULE_BIN", "/data/vestibule"),
-                ("VESTIBULE_FIRECRACKER", "/data/firecracker/firecracker"),
-            ],
-            spare_mib: SPARE_MIB,
-            cpus: 2,
-            memory_mib: MEMORY_MIB,
+        .run_on_image(&OnImage {
+            testkit: &testkit,
+            image: &image,
+            programs: &[("firecracker-by-hand", by_hand.as_path())],
+            command: &["overhead"],
             limit: LIMIT,
         })
         .await?;

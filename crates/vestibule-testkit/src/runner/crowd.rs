@@ -13,14 +13,9 @@ use axum::{
     routing::get,
 };
 use camino::Utf8Path;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
-};
 use std::{
     collections::HashMap,
-    io::{IoSlice, IoSliceMut, Read as _, Write as _},
-    mem::MaybeUninit,
+    io::{Read as _, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
@@ -33,9 +28,9 @@ use tokio::{
     task::JoinHandle,
 };
 use vestibule_api::{
-    agent::LoginEvent,
     ids::SessionId,
     machine::{RunnerEventKind, VmSpec},
+    view::descriptor,
 };
 
 /// A specification is smaller than this.
@@ -109,10 +104,7 @@ impl Crowd {
     /// # Errors
     /// When there is none.
     pub fn say(&self, session: SessionId, event: RunnerEventKind) -> Result<()> {
-        let runner = self.runners.of().get(&session).cloned();
-        runner
-            .with_context(|| format!("no runner has session {session}"))?
-            .say(event);
+        self.runner(session)?.say(event);
         Ok(())
     }
 
@@ -121,11 +113,7 @@ impl Crowd {
     /// # Errors
     /// When there is none, or its evidence can't be written.
     pub fn end(&self, session: SessionId) -> Result<()> {
-        let runner = self.runners.of().get(&session).cloned();
-        let runner = runner.with_context(|| format!("no runner has session {session}"))?;
-        let ended = runner.end();
-        runner.over.send_replace(true);
-        ended
+        self.runner(session)?.stop()
     }
 
     /// The person of this session finishes to sign in.
@@ -133,12 +121,13 @@ impl Crowd {
     /// # Errors
     /// When it has no runner.
     pub fn sign_in(&self, session: SessionId) -> Result<()> {
-        let event = LoginEvent::Captured {
-            account: Some("ada@example.org".to_owned()),
-            expires_at: None,
-        };
-        let event = vestibule_api::agent::AgentEvent::Login { event };
-        self.say(session, RunnerEventKind::Agent { event })
+        self.runner(session)?.captured();
+        Ok(())
+    }
+
+    fn runner(&self, session: SessionId) -> Result<Arc<Runner>> {
+        let runner = self.runners.of().get(&session).cloned();
+        runner.with_context(|| format!("no runner has session {session}"))
     }
 }
 
@@ -182,32 +171,13 @@ async fn live(runners: &Runners, mut stream: tokio::net::UnixStream) -> Result<(
 }
 
 fn show(runner: &Arc<Runner>, ring: Arc<Ring>, request: Request) -> Response {
-    let mut over = runner.over.subscribe();
-    let over = async move {
-        // An error means that the runner is gone: that is the end as well.
-        drop(over.wait_for(|over| *over).await);
-    };
-    let shown = Arc::clone(runner);
-    let shown = move || shown.say(RunnerEventKind::FirstFrame);
-    pour::take_over(Screen::new(ring), over, shown, request)
+    let shows = Arc::clone(runner);
+    let shown = move || shows.say(RunnerEventKind::FirstFrame);
+    pour::take_over(Screen::new(ring), runner.stopped(), shown, request)
 }
 
 async fn receive(stream: &tokio::net::UnixStream) -> Result<OwnedFd> {
-    let receive = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut beside = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0];
-        let into = &mut [IoSliceMut::new(&mut byte)];
-        rustix::net::recvmsg(stream, into, &mut beside, RecvFlags::CMSG_CLOEXEC)?;
-        let fds = beside.drain().filter_map(|message| {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                Some(fds)
-            } else {
-                None
-            }
-        });
-        Ok(fds.flatten().next())
-    };
+    let receive = || descriptor::receive(stream);
     let fd = stream
         .async_io(tokio::io::Interest::READABLE, receive)
         .await?;
@@ -226,18 +196,8 @@ pub fn join(path: &Utf8Path) -> Result<()> {
         .context("read the specification")?;
     let mut stream =
         UnixStream::connect(path).with_context(|| format!("join the crowd at `{path}`"))?;
-    let stderr = std::io::stderr();
-    let fds = [stderr.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut beside = SendAncillaryBuffer::new(&mut space);
-    beside.push(SendAncillaryMessage::ScmRights(&fds));
-    rustix::net::sendmsg(
-        &stream,
-        &[IoSlice::new(b"r")],
-        &mut beside,
-        SendFlags::NOSIGNAL,
-    )
-    .context("hand standard error over")?;
+    descriptor::send(&stream, b'r', std::io::stderr().as_fd())
+        .context("hand standard error over")?;
     stream
         .write_all(&spec)
         .context("hand the specification over")

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     time::SystemTime,
 };
+use vestibule_api::machine::{CGROUP_PARENT, CGROUP_PREFIX};
 
 /// Where runners lock the uids of their VMs, each in a file of its number.
 const UIDS: &str = "/run/vestibule/uids";
@@ -16,10 +17,11 @@ const UIDS: &str = "/run/vestibule/uids";
 pub fn residue(home: &Utf8Path, controller: Option<u32>) -> Vec<String> {
     let mut found = processes(home, controller);
     sockets(home.as_std_path(), &mut found);
-    found.extend(mounts(&read("/proc/self/mountinfo"), home));
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    found.extend(mounts(&mountinfo, home));
     // Of what was made before there is a home, or by whom after it, nothing is known here.
     if let (Some(parent), Ok(born)) = (
-        groups_of_vms(&read("/proc/self/mountinfo")),
+        groups_of_vms(&mountinfo),
         home.metadata().and_then(|home| home.created()),
     ) {
         found.extend(groups(&parent, Path::new(UIDS), born));
@@ -85,10 +87,6 @@ fn holds(process: &Path, home: &Utf8Path) -> bool {
             .any(|fd| below(&fd.path()))
 }
 
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default()
-}
-
 /// Of proc_pid_mountinfo(5): what is mounted in `home`, or from it.
 fn mounts(mountinfo: &str, home: &Utf8Path) -> Vec<String> {
     let below = |field: &str| Utf8Path::new(field).starts_with(home);
@@ -104,7 +102,7 @@ fn groups_of_vms(mountinfo: &str) -> Option<PathBuf> {
         let (place, kind) = line.split_once(" - ")?;
         let point = place.split(' ').nth(4)?;
         let unified = kind.starts_with("cgroup2 ");
-        unified.then(|| Path::new(point).join("vestibule"))
+        unified.then(|| Path::new(point).join(CGROUP_PARENT))
     })
 }
 
@@ -113,7 +111,10 @@ fn groups(parent: &Path, uids: &Path, born: SystemTime) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(uid) = name.to_str().and_then(|name| name.strip_prefix("vm-")) else {
+        let Some(uid) = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(CGROUP_PREFIX))
+        else {
             continue;
         };
         let made = entry.metadata().and_then(|group| group.modified());

@@ -6,9 +6,8 @@ use std::{
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
+use vestibule_api::machine::CGROUP_PARENT;
 
-/// Below the root of the hierarchy.
-const PARENT: &str = "vestibule";
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 /// A killed process is out of its group after this.
 const EMPTY_LIMIT: Duration = Duration::from_secs(2);
@@ -104,7 +103,7 @@ impl Cgroup {
     /// # Errors
     /// When the kernel refuses the group or a limit.
     pub(crate) fn make(root: &Utf8Path, name: &str, limits: Limits) -> io::Result<Self> {
-        let parent = root.join(PARENT);
+        let parent = root.join(CGROUP_PARENT);
         let enable = CONTROLLERS.map(|one| format!("+{one}")).join(" ");
         write(&root.join("cgroup.subtree_control"), &enable)?;
         match std::fs::create_dir(&parent) {

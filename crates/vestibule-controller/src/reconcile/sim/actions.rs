@@ -12,7 +12,7 @@ use crate::{
 };
 use rand::Rng as _;
 use std::sync::Arc;
-use vestibule_api::{error::Chain, ids::MachineId, machine::MachineState};
+use vestibule_api::{error::Chain, ids::MachineId};
 
 /// Both reconcilers that count places hold a lock: one that waits for it would wait for one that stands still.
 const PLACES: &str = "places";
@@ -124,14 +124,8 @@ impl World {
 
     /// As the reconciler `machines` chooses them.
     async fn followed(&self, at: usize) -> Result<Vec<MachineId>, End> {
-        let rows = self.sites[at].core().store.own_machines().await;
-        let over = |state| matches!(state, MachineState::Gone | MachineState::Lost);
-        Ok(rows
-            .map_err(|err| End::of(&err))?
-            .iter()
-            .filter(|row| row.launched_at.is_some() && !over(row.state))
-            .map(|row| row.id)
-            .collect())
+        let machines = self.sites[at].core().store.launched_machines().await;
+        machines.map_err(|err| End::of(&err))
     }
 
     /// Whether there was something to hear.

@@ -107,10 +107,7 @@ impl World {
     async fn is_lost(&mut self, at: usize) {
         let die = self.rng.random_bool(0.5);
         let site = &mut self.sites[at];
-        let processes = [site.process.take(), site.former.take()];
-        for process in processes.into_iter().flatten() {
-            self.tally.killed_mid_action += process.die().await;
-        }
+        self.tally.killed_mid_action += site.die().await;
         if die {
             for runner in site.host.all() {
                 runner.die();

@@ -326,12 +326,21 @@ impl Site {
         }
     }
 
+    /// As SIGKILL of all its processes. Returns how much they had under way.
+    pub(super) async fn die(&mut self) -> u64 {
+        let mut actions = 0;
+        for process in [self.process.take(), self.former.take()]
+            .into_iter()
+            .flatten()
+        {
+            actions += process.die().await;
+        }
+        actions
+    }
+
     /// Nothing of it runs any more.
     pub(super) async fn end(&mut self) {
-        let processes = [self.process.take(), self.former.take()];
-        for process in processes.into_iter().flatten() {
-            process.die().await;
-        }
+        self.die().await;
         for runner in self.host.all() {
             runner.die();
         }
