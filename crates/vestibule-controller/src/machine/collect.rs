@@ -53,7 +53,7 @@ pub(crate) async fn collect(core: &Shared, session: &SessionRow) -> Result<(), E
 async fn failed(core: &Shared, session: &SessionRow, finding: Finding) -> Result<(), EffectError> {
     let facts = Facts::from(finding);
     core.store
-        .apply(session.id, Event::CollectFailed, &facts, core.now())
+        .apply_there(session, Event::CollectFailed, &facts, core.now())
         .await?;
     Ok(())
 }

@@ -38,7 +38,7 @@ pub(crate) async fn launch(core: &Shared, session: &SessionRow) -> Result<(), Ef
         Err(finding) => {
             tracing::error!(session.id = %session.id, machine.id = %machine.id, cause = %finding.cause, "no runner was started");
             core.store
-                .session_failed(session.id, finding, core.now())
+                .session_failed(session, finding, core.now())
                 .await?;
             Ok(())
         }
@@ -56,7 +56,7 @@ async fn claim(
         Ok(request) => request,
         Err(finding) => {
             core.store
-                .session_failed(session.id, *finding, core.now())
+                .session_failed(session, *finding, core.now())
                 .await?;
             return Ok(());
         }
@@ -70,7 +70,7 @@ async fn claim(
                 let facts = Facts::default();
                 let ready = core
                     .store
-                    .apply(session.id, Event::MachineReady, &facts, now);
+                    .apply_there(session, Event::MachineReady, &facts, now);
                 if matches!(ready.await?, Applied::Moved(_)) {
                     core.metrics
                         .phase(Milestone::Ready, machine.start(), session.created_at, now);
@@ -80,7 +80,7 @@ async fn claim(
         }
         Ok(Err(finding)) => {
             core.store
-                .session_failed(session.id, finding, core.now())
+                .session_failed(session, finding, core.now())
                 .await?;
             Ok(())
         }
@@ -120,15 +120,17 @@ fn is_hopeless(err: &EffectError) -> bool {
     }
 }
 
-/// The machine that the session was given.
+/// The machine that the session was given, on this host. An effect may outlive the machine that it was for: where the next one
+/// is on another host, that host has an effect of its own for it.
 pub(super) async fn machine_of(
     core: &Shared,
     session: &SessionRow,
 ) -> Result<Option<MachineRow>, EffectError> {
-    match session.machine_id {
-        Some(id) => Ok(core.store.machine(id).await?),
-        None => Ok(None),
-    }
+    let Some(id) = session.machine_id else {
+        return Ok(None);
+    };
+    let machine = core.store.machine(id).await?;
+    Ok(machine.filter(|machine| machine.host_id == Some(core.store.host())))
 }
 
 /// Starts the runner of a machine, once. The inner error is why this host could not.

@@ -57,7 +57,7 @@ pub(crate) async fn start(core: &Shared, session: &SessionRow) -> Result<(), Eff
         Err(finding) => (Event::LoginFailed, Facts::from(finding)),
     };
     let now = core.now();
-    let applied = core.store.apply(session.id, event, &facts, now).await?;
+    let applied = core.store.apply_there(session, event, &facts, now).await?;
     if applied == Applied::Moved(SessionState::AwaitingUser) {
         core.metrics.phase(
             Milestone::LoginStarted,

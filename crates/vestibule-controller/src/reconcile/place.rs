@@ -111,7 +111,7 @@ impl Host {
             Err(PlanError::Image { alias, err }) => {
                 let finding = images::missing(&alias, &err);
                 core.store
-                    .session_failed(session.id, finding, core.now())
+                    .session_failed(session, finding, core.now())
                     .await?;
                 return Ok(Served::Over);
             }
@@ -139,7 +139,7 @@ impl Host {
             }
             let finding = disk_full(&core.config.home, free, needed);
             core.store
-                .session_failed(session.id, finding, core.now())
+                .session_failed(session, finding, core.now())
                 .await?;
             return Ok(Served::Over);
         }

@@ -300,17 +300,40 @@ impl Store {
     /// Ends a session whose VM, or what that needs, failed for this.
     ///
     /// # Errors
-    /// As [`Store::apply`].
+    /// As [`Store::apply_there`].
     pub(crate) async fn session_failed(
         &self,
-        id: SessionId,
+        seen: &SessionRow,
         finding: Finding,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let facts = Facts::from(finding);
-        self.apply(id, Event::MachineFailed, &facts, now)
+        self.apply_there(seen, Event::MachineFailed, &facts, now)
             .await
             .map(drop)
+    }
+
+    /// As [`Store::apply`], for what this host found out about a session's machine, or about its having none: a session that
+    /// was given another one since it was `seen` is no concern of it.
+    ///
+    /// # Errors
+    /// As [`Store::apply`], and [`StoreError::Fenced`].
+    pub(crate) async fn apply_there(
+        &self,
+        seen: &SessionRow,
+        event: Event,
+        facts: &Facts,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError> {
+        let mut tx = self.begin().await?;
+        self.fence(&mut tx).await?;
+        match lock(&mut tx, seen.id).await? {
+            Some(row) if row.machine_id == seen.machine_id => {
+                self.apply_held(tx, row, event, facts, now).await
+            }
+            Some(SessionRow { state, .. }) => Ok(Applied::Ignored(Illegal { state, event })),
+            None => Ok(Applied::Missing),
+        }
     }
 
     /// Lets `event` happen to a session: state, facts, events and effects in one transaction.
@@ -325,13 +348,25 @@ impl Store {
         now: Timestamp,
     ) -> Result<Applied, StoreError> {
         let mut tx = self.begin().await?;
-        let Some(mut row) = lock(&mut tx, id).await? else {
-            return Ok(Applied::Missing);
-        };
+        match lock(&mut tx, id).await? {
+            Some(row) => self.apply_held(tx, row, event, facts, now).await,
+            None => Ok(Applied::Missing),
+        }
+    }
+
+    /// Ends the transaction that holds `row`.
+    async fn apply_held(
+        &self,
+        mut tx: Transaction<'static, Any>,
+        mut row: SessionRow,
+        event: Event,
+        facts: &Facts,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError> {
         let applied = self.step(&mut tx, &mut row, event, facts, now).await?;
         if matches!(applied, Applied::Moved(_)) {
             write(&mut tx, &row).await?;
-            self.commit(tx, Some(id)).await?;
+            self.commit(tx, Some(row.id)).await?;
         }
         Ok(applied)
     }

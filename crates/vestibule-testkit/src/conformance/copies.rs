@@ -106,7 +106,10 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
             .case("jail: nothing is reached from inside", inside)
             .await;
         suite
-            .case("jail: floods of processes and memory", jail::floods(one))
+            .case(
+                "jail: floods of processes, memory, log",
+                jail::floods(vm, one),
+            )
             .await;
     }
     if let Some((vm, running)) = copies.pop() {

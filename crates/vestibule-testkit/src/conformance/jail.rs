@@ -1,17 +1,22 @@
 //! What a VMM is kept apart from the host by: seen from outside, and, where it has a root and a user of its own, from a process that
 //! is put beside it.
-use super::vm::{Running, Vm};
+use super::vm::{Running, Vm, soon};
 use anyhow::{Context, Result, ensure};
 use camino::Utf8Path;
 use rustix::fs::{Mode, OFlags};
 use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
     process::Stdio,
+    time::Duration,
 };
 use tokio::process::Command;
 
 /// Static, with the programs that the probe needs; the nested machine has it.
 const BUSYBOX: &str = "/bin/busybox";
+/// Bytes of a flood of the VMM's log, its line, and what comes after it.
+const FLOOD: u64 = 16 << 20;
+const LINE: &str = "anomaly_of_a_device";
+const LAST: &str = "the_last_words";
 const NAMESPACES: [&str; 5] = ["mnt", "net", "pid", "ipc", "uts"];
 
 fn status(pid: u32, name: &str) -> Result<String> {
@@ -204,9 +209,9 @@ pub(super) async fn inside(running: &Running, other: &Running, home: &Utf8Path) 
     Ok(last.to_owned())
 }
 
-/// As many processes, and as much memory, as anybody in the VM's group would like: the group's limits hold, and neither its VM nor
-/// the host is the worse for it.
-pub(super) async fn floods(running: &Running) -> Result<String> {
+/// As many processes, as much memory and as long a log as anybody in the VM's group would like: the limits hold, and neither its VM
+/// nor the host is the worse for it.
+pub(super) async fn floods(vm: &Vm, running: &Running) -> Result<String> {
     let pid = running.vmm().await?;
     let Some(uid) = user(pid)? else {
         return Ok(String::from("asked only where it is jailed"));
@@ -249,13 +254,46 @@ pub(super) async fn floods(running: &Running) -> Result<String> {
     .await?;
     let ended = count("memory.events", "oom_kill ")?;
     ensure!(ended > 0, "900 MiB were had: {said}");
+    // The VMM's log is a FIFO of its user's: whoever has got into the VMM may say as much as it likes.
+    let said = flood(&format!(
+        "/busybox yes {LINE} | /busybox head -c {FLOOD} >/log; echo {LAST} >/log"
+    ))
+    .await?;
+    let log = soon("the log to end with it", async {
+        loop {
+            let (bytes, ended) = kept(vm)?;
+            if ended {
+                return anyhow::Ok(bytes);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .with_context(|| said.clone())??;
+    ensure!(log <= FLOOD / 64, "{log} bytes are kept of {FLOOD}");
     ensure!(
         running.view().await?.vmm_pid == Some(pid) && super::vm::alive(pid),
         "the VM is gone"
     );
     Ok(format!(
-        "{refused} forks were refused, and {ended} process ended that took memory"
+        "{refused} forks were refused, {ended} process ended that took memory, and {log} bytes are kept of a log of {FLOOD}"
     ))
+}
+
+/// Bytes that the files of the VMM's log have, and whether the flood's last words are among them.
+fn kept(vm: &Vm) -> Result<(u64, bool)> {
+    let (mut bytes, mut ended) = (0, false);
+    for entry in Utf8Path::new(&vm.spec.vm_dir).read_dir_utf8()? {
+        let entry = entry?;
+        if entry.file_name().starts_with("vmm.log") {
+            let text = std::fs::read(entry.path())?;
+            bytes += text.len() as u64;
+            ended |= text
+                .windows(LAST.len())
+                .any(|words| words == LAST.as_bytes());
+        }
+    }
+    Ok((bytes, ended))
 }
 
 /// Puts the programs of the probe where the VMM's root is.

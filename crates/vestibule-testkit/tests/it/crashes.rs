@@ -94,17 +94,27 @@ async fn over(stage: &Stage, id: SessionId, limit: Duration) -> Result<SessionVi
     Ok(view)
 }
 
+/// The credentials in the vault that this session sealed.
+async fn sealed_by(stage: &Stage, id: SessionId) -> Result<Vec<CredentialView>> {
+    let mut all: Vec<CredentialView> = stage.api().get("/api/credentials").await?;
+    all.retain(|credential| credential.session_id == id);
+    Ok(all)
+}
+
 /// The credential is there exactly where the session completed, and is what the tool wrote.
 async fn check_credential(stage: &Stage, view: &SessionView) -> Result<()> {
-    let all: Vec<CredentialView> = stage.api().get("/api/credentials").await?;
-    let own: Vec<_> = all
-        .iter()
-        .filter(|credential| credential.session_id == view.session_id)
-        .collect();
     if view.state != SessionState::Completed {
-        ensure!(own.is_empty(), "{} and sealed: {own:?}", view.state.id());
-        return Ok(());
+        // To discard it is an effect of its own, which may be carried out after the VM is gone.
+        let what = format!("nothing sealed by a session that is {}", view.state.id());
+        return wait::until(&what, TERMINAL, || async {
+            match sealed_by(stage, view.session_id).await {
+                Ok(own) if own.is_empty() => Ok(()),
+                left => Err(left),
+            }
+        })
+        .await;
     }
+    let own = sealed_by(stage, view.session_id).await?;
     ensure!(own.len() == 1, "one credential: {own:?}");
     let path = format!("/api/credentials/{}/content", own[0].credential_id);
     let request = ContentRequest {

@@ -57,6 +57,7 @@ pub(in crate::store::tests) async fn a_warm_start_that_fails_is_tried_another_wa
         machine.snapshot_id = Some(snapshot.clone());
         machine.pooled = pooled;
         assert!(store.place(&machine, Timestamp::now()).await.unwrap());
+        let seen = store.session(id).await.unwrap().unwrap();
         let why = Finding::new(cause, finding().evidence[0].clone(), "why", "fix");
         let failed = || store.machine_failed(machine.id, why.clone(), Timestamp::now());
         let told = failed().await.unwrap().unwrap();
@@ -67,6 +68,18 @@ pub(in crate::store::tests) async fn a_warm_start_that_fails_is_tried_another_wa
         let row = store.session(id).await.unwrap().unwrap();
         assert_eq!((row.start_at_most, row.machine_id), (next, None));
         assert!(row.failure.is_none(), "it did not fail");
+        // Whoever still looks at the machine that it had says nothing about the session any more.
+        for event in [
+            Event::MachineFailed,
+            Event::MachineReady,
+            Event::LoginFailed,
+        ] {
+            let facts = Facts::from(finding());
+            let late = store.apply_there(&seen, event, &facts, before);
+            assert!(matches!(late.await.unwrap(), Applied::Ignored(_)));
+        }
+        let row = store.session(id).await.unwrap().unwrap();
+        assert_eq!((row.state, row.machine_id), (SessionState::Placing, None));
         assert!(failed().await.unwrap().is_none(), "told once");
     }
     let refused = store.snapshot_failure(&snapshot, before).await.unwrap();

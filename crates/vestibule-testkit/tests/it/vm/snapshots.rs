@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
     fs,
@@ -101,6 +101,8 @@ impl Home {
     fn command(&self, words: &[&str]) -> Result<Command> {
         let mut command = Command::new(binary()?);
         command
+            // What it keeps to be looked at goes with the home.
+            .env("TMPDIR", self.dir.path())
             .arg("--home")
             .arg(self.dir.path())
             .args(["--json", "image"])
@@ -301,6 +303,51 @@ async fn an_image_that_breaks_its_promise_gets_neither_alias_nor_snapshot() -> R
     ensure!(
         shown["verification"]["green"] == false && shown["aliases"] == Value::Array(Vec::new()),
         "{shown}"
+    );
+    Ok(())
+}
+
+/// Its VM is all that was promised, and the tool that it claims signs nobody in.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the image tiny; script/test snapshots"]
+async fn an_image_in_which_nobody_can_sign_in_gets_no_alias() -> Result<()> {
+    let _alone = alone().await;
+    let home = Home::new()?;
+    let image = home.image_with(|manifest| {
+        manifest["tools"] = json!([{
+            "provider": "codex", "package": "none", "version": "1.0.0", "path": "/usr/bin/true",
+        }]);
+    })?;
+    let config = home.dir.path().join("sign-in.toml");
+    fs::write(&config, "")?;
+    let gate = [
+        "publish",
+        "tiny",
+        &image,
+        "--no-snapshot",
+        "--sign-in",
+        config.as_str(),
+    ];
+    let begin = Instant::now();
+    let refused = home.refused(&gate).await?;
+    took("an image refused for its sign-in", begin);
+    ensure!(refused.contains("codex"), "{refused}");
+    // What was found out is not asked for again, and the gate is not passed by leaving the question out.
+    let begin = Instant::now();
+    for words in [gate.as_slice(), &gate[..4]] {
+        let again = home.refused(words).await?;
+        ensure!(again.contains("codex"), "{again}");
+    }
+    ensure!(begin.elapsed() < SOON, "another VM was booted");
+    let shown = home.good(&["inspect", &image]).await?;
+    let (report, sign_in) = (&shown["verification"], &shown["verification"]["signIns"][0]);
+    ensure!(
+        report["green"] == false && shown["aliases"] == json!([]),
+        "{shown}"
+    );
+    ensure!(
+        sign_in["state"] == "failed" && sign_in["finding"]["cause"].is_string(),
+        "{sign_in}"
     );
     Ok(())
 }
