@@ -9,7 +9,9 @@ use crate::{
     },
 };
 use axum::http::StatusCode;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
+use std::io::Write as _;
 use vestibule_api::{
     agent::LoginEvent,
     cause::Cause,
@@ -439,5 +441,80 @@ async fn a_host_without_descriptors_is_named() {
     assert!(finding.retryable && finding.fix.contains("LimitNOFILE"));
     assert!(finding.evidence[0].text.contains("Too many open files"));
     nothing_left(&home).await;
+    controller.stop().await;
+}
+
+/// A file system of so little room, over a home's directory, until it is dropped.
+struct Small<'a>(&'a Utf8Path);
+
+impl<'a> Small<'a> {
+    /// `None`: whoever runs the tests may not mount.
+    fn over(dir: &'a Utf8Path) -> Option<Self> {
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16m", "small", dir.as_str()])
+            .output();
+        mounted
+            .is_ok_and(|said| said.status.success())
+            .then_some(Self(dir))
+    }
+
+    /// Leaves no byte.
+    fn fill(&self) -> Utf8PathBuf {
+        let path = self.0.join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        for size in [64 << 10, 4 << 10, 1] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let unmount = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0)
+            .status();
+        assert!(unmount.is_ok_and(|status| status.success()));
+    }
+}
+
+/// No room for database, vault and evidence: who asks hears so by name, and the credential that was on its way is sealed as soon as
+/// there is some.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_without_room_is_named() {
+    let home = Home::on("sqlite", "[limits]\nmin_free_mib = 0\nvms = 1\n");
+    let dir = home.path().to_owned();
+    let Some(small) = Small::over(&dir) else {
+        eprintln!("skipped: mounting a small file system is not allowed here");
+        return;
+    };
+    home.publish("6.1");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let (id, runner) = signing_in(&home, api).await;
+    let filler = small.fill();
+    runner.capture(FILE, SECRET);
+    // What its log has room for is taken in.
+    let mut reply = None;
+    for _ in 0..200 {
+        let start = api
+            .post("/api/auth/start", &json!({ "provider": "codex" }))
+            .await;
+        if start.status() != StatusCode::CREATED {
+            reply = Some(start);
+            break;
+        }
+    }
+    let reply = reply.expect("there was room for 200 sessions");
+    assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let body: serde_json::Value = reply.json().await.unwrap();
+    let message = body["error"]["message"].as_str().unwrap();
+    assert!(message.contains("disk is full"), "{message}");
+    assert_eq!(api.session(id).await.credential_id, None);
+
+    std::fs::remove_file(filler).unwrap();
+    let view = api.until(id, SessionState::Completed).await;
+    assert!(view.credential_id.is_some());
     controller.stop().await;
 }

@@ -29,6 +29,9 @@ struct Series {
     /// By hand: to the API's last answer, and to the agent's first.
     asked: Vec<f64>,
     by_hand: Vec<f64>,
+    /// The same in Firecracker's jailer.
+    jail_asked: Vec<f64>,
+    by_hand_jailed: Vec<f64>,
     /// `run-vm`: from the process' start to its first event, to a VMM that does what it was asked, and to the agent's first answer.
     runner: Vec<f64>,
     vmm: Vec<f64>,
@@ -73,9 +76,24 @@ pub async fn run() -> Result<Report> {
         let mut line = |to: &str, samples| report.median(format!("{what}: {to}"), "s", samples);
         line("by hand, to the API's last answer", &series.asked);
         line("by hand, to the agent's first answer", &series.by_hand);
+        line(
+            "by hand in its jailer, to the API's last answer",
+            &series.jail_asked,
+        );
+        line(
+            "by hand in its jailer, to the agent's first answer",
+            &series.by_hand_jailed,
+        );
         line("run-vm, to its first event", &series.runner);
         line("run-vm, to a VMM that was asked", &series.vmm);
         line("run-vm, to the agent's first answer", &series.ours);
+        let jailed = median(&series.ours) / median(&series.by_hand_jailed);
+        report.figure(
+            format!("{what}: run-vm ÷ by hand in its jailer"),
+            "x",
+            jailed,
+            &[],
+        );
         let ratio = median(&series.ours) / median(&series.by_hand);
         report.figure(format!("{what}: run-vm ÷ by hand"), "x", ratio, &[]);
         report.require(Required::AtMost(1.1));
@@ -99,10 +117,19 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
     let mut samples = Samples::default();
     let snapshot = saved(&setup).await?;
     for turn in 1..=TURNS {
-        by_hand(&setup.image, None, &mut samples.start).await?;
-        ours(&setup, None, &mut samples.start).await?;
-        by_hand(&setup.image, Some(&snapshot.dir), &mut samples.load).await?;
-        ours(&setup, Some(&snapshot), &mut samples.load).await?;
+        for (snapshot, series) in [
+            (None, &mut samples.start),
+            (Some(&snapshot), &mut samples.load),
+        ] {
+            let dir = snapshot.map(|snapshot| snapshot.dir.as_str());
+            let (asked, answered) = by_hand(&setup.image, dir, &[]).await?;
+            series.asked.push(asked);
+            series.by_hand.push(answered);
+            let (asked, answered) = by_hand(&setup.image, dir, &["--jailer"]).await?;
+            series.jail_asked.push(asked);
+            series.by_hand_jailed.push(answered);
+            ours(&setup, snapshot, series).await?;
+        }
         println!("turn {turn}: {}", serde_json::to_string(&samples)?);
     }
     println!("{SAYS}{}", serde_json::to_string(&samples)?);
@@ -116,8 +143,10 @@ async fn saved(setup: &Setup) -> Result<RestoreSpec> {
     Ok(saving.save(running).await?.0)
 }
 
-async fn by_hand(image: &Utf8Path, snapshot: Option<&String>, series: &mut Series) -> Result<()> {
+/// Seconds to the API's last answer, and to the agent's first.
+async fn by_hand(image: &Utf8Path, snapshot: Option<&str>, how: &[&str]) -> Result<(f64, f64)> {
     let output = Command::new(binary()?.with_file_name("firecracker-by-hand"))
+        .args(how)
         .arg(image)
         .args(snapshot)
         .kill_on_drop(true)
@@ -129,9 +158,7 @@ async fn by_hand(image: &Utf8Path, snapshot: Option<&String>, series: &mut Serie
     let [asked, answered] = seconds.as_slice() else {
         anyhow::bail!("by hand: {}", String::from_utf8_lossy(&output.stderr));
     };
-    series.asked.push(*asked);
-    series.by_hand.push(*answered);
-    Ok(())
+    Ok((*asked, *answered))
 }
 
 async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series) -> Result<()> {

@@ -6,8 +6,6 @@ use camino::Utf8Path;
 use camino_tempfile::Utf8TempDir;
 use hyper::Method;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
 use std::time::{Duration, Instant};
 use vestibule_api::{
     control::{ContentReply, ContentRequest, VmView},
@@ -17,7 +15,7 @@ use vestibule_api::{
 };
 use vestibule_testkit::{
     process::{signal, workspace},
-    runner::secret,
+    runner::{secret, store_image},
     stage::{Setting, Stage},
     wait,
 };
@@ -32,28 +30,10 @@ const LIVES: u32 = 10;
 const PACK: &str = "[providers.oidc]\nallow_http = true\n\
                     parameters = { issuer = \"http://idp.test\", client_id = \"vestibule\" }\n";
 
-/// An image as the store holds one, without anything that boots.
+/// A home whose only image is one that nothing boots.
 fn images() -> Result<Utf8TempDir> {
     let home = camino_tempfile::tempdir()?;
-    let manifest = json!({
-        "schema": 1, "recipe": "none", "recipeDigest": "0".repeat(64), "artifacts": {}, "kernelRelease": "6.1",
-        "cmdline": "quiet", "drivers": [], "minMemoryMib": 1, "defaultMemoryMib": 1, "defaultVcpus": 1,
-        "requiredUnits": [], "features": ["agent"], "agentBuild": "0".repeat(64), "packages": [], "tools": [], "files": {},
-    });
-    let bytes = serde_json::to_vec(&manifest)?;
-    let digest: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let dir = home.path().join("images").join(&digest);
-    std::fs::create_dir_all(&dir)?;
-    std::fs::create_dir_all(home.path().join("aliases"))?;
-    std::fs::create_dir_all(home.path().join("snapshots"))?;
-    std::fs::write(dir.join("manifest.json"), bytes)?;
-    std::os::unix::fs::symlink(
-        format!("../images/{digest}"),
-        home.path().join("aliases/none"),
-    )?;
+    store_image(home.path())?;
     Ok(home)
 }
 

@@ -21,7 +21,8 @@ const PATIENCE: &str = "4";
 /// A boot and a sign-in. What is known of one that failed is said.
 const STEPS: &str = "cd /data && mkdir -p tmp workspace/crates/vestibule-controller && \
     it nested::inside_after_a_boot --ignored --exact --nocapture && exit 0; \
-    find workspace/target/evidence -type f | while read -r file; do echo \"== $file\"; tail -n 60 \"$file\"; done; exit 1";
+    find workspace/target/evidence -type f | while read -r file; do echo \"== $file\"; tail -n 60 \"$file\"; done; \
+    find workspace/target/e2e -type f | while read -r file; do echo \"== $file (base64)\"; base64 \"$file\"; done; exit 1";
 
 /// Where the programs know their checkout to be, there is one.
 fn steps(here: &Utf8Path) -> String {

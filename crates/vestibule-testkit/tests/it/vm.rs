@@ -3,6 +3,7 @@ mod egress;
 mod failures;
 mod faults;
 mod guest;
+mod package;
 mod snapshots;
 pub(crate) mod vendors;
 mod warm;
@@ -99,9 +100,26 @@ async fn kept(name: &str, stage: Stage, result: Result<()>) -> Result<()> {
     match result {
         Ok(()) => stage.end().await,
         Err(err) => {
+            // What is still under way has no evidence before it ends; what keeps it from that must not hide the test's own error.
+            let over = end_all(&stage).await;
             let at = stage.keep(name);
+            let err = match over {
+                Ok(()) => err,
+                Err(why) => err.context(format!("and then: {why:#}")),
+            };
             stage.end().await.ok();
             Err(err.context(format!("evidence is in `{at}`")))
         }
     }
+}
+
+/// Cancels every session that has not ended, and waits for its VM's end.
+async fn end_all(stage: &Stage) -> Result<()> {
+    let sessions: Vec<SessionView> = stage.api().get("/api/sessions").await?;
+    for session in sessions {
+        if !session.state.is_terminal() {
+            stage.api().cancel(session.session_id).await?;
+        }
+    }
+    assert_nothing_left(stage).await
 }

@@ -30,12 +30,7 @@ pub(super) async fn start(
     capabilities: &Capabilities,
     launch: Launch,
 ) -> Result<FirecrackerMachine, LaunchError> {
-    let binding = snapshot::binding(capabilities, &launch).await?;
-    if let (Memory::Restored(restored), Some(here)) = (&launch.memory, &binding)
-        && let Some(words) = restored.manifest.binding_mismatch(here)
-    {
-        return Err(LaunchError::Mismatch(words));
-    }
+    let measured = snapshot::measured(&launch);
     let place = place::make(program, jailer, &launch)?;
     let directory = place.directory;
     let listens = vsock::hear(&directory, place.owner)
@@ -85,6 +80,13 @@ pub(super) async fn start(
     }
     .spawn()
     .await?;
+    tracing::debug!("the VMM's process is started");
+    let binding = snapshot::binding(capabilities, &launch, measured).await?;
+    if let (Memory::Restored(restored), Some(here)) = (&launch.memory, &binding)
+        && let Some(words) = restored.manifest.binding_mismatch(here)
+    {
+        return Err(LaunchError::Mismatch(words));
+    }
     let faults = match (&launch.memory, place.faults) {
         (Memory::Restored(restored), Some(listener)) => {
             let serving = serve(restored, listener, &child, Arc::clone(&launch.vmm_log));
@@ -98,6 +100,7 @@ pub(super) async fn start(
         if version.to_string() != capabilities.version {
             return Err(Failed::Changed(version));
         }
+        tracing::debug!("the VMM answers");
         let requests = match &restore {
             None => request::boot(&boot_of(&launch)),
             Some(restore) => request::restore(version.features(), restore),
@@ -107,6 +110,7 @@ pub(super) async fn start(
                 loading: matches!(request, Request::LoadSnapshot(_)),
                 err,
             })?;
+            tracing::debug!(path = %request.path(), "the VMM did as it was asked");
         }
         Ok(version)
     }

@@ -331,7 +331,8 @@ impl Life {
     async fn set_clock(&self) {
         let mux = self.shared.mux.borrow().clone();
         if let Some(mux) = mux {
-            let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, link::set_clock(&mux)).await;
+            let set = link::set_clock(&mux, link::CLOCK_ENOUGH_MICROS);
+            let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, set).await;
             if !matches!(set, Ok(Ok(()))) {
                 tracing::warn!("the guest's clock is not set yet");
             }

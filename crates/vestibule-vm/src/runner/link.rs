@@ -37,6 +37,9 @@ const CLOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOCK_READINGS: u32 = 5;
 /// A reading that may be off by no more than this is good enough, and so is a clock.
 const CLOCK_GOOD_MICROS: i64 = 5_000;
+/// Where somebody waits for the guest to go on, this is: another reading costs its whole way there and back, and what is left is seen
+/// to at the next look.
+pub(super) const CLOCK_ENOUGH_MICROS: i64 = 25_000;
 /// A line of the agent's events is at most so long: as it is passed on, with what this end writes around it, it is shorter than
 /// the 256 KiB that the controller reads.
 const EVENT_LIMIT: usize = 64 << 10;
@@ -131,7 +134,7 @@ impl Link {
     /// Checks the agent, then passes its events on; returns why it stopped.
     async fn converse(&mut self, mux: &Mux) -> String {
         // First of all: what the guest does from now on, it does at the right time.
-        match tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux)).await {
+        match tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux, CLOCK_ENOUGH_MICROS)).await {
             Ok(Ok(())) => {}
             Ok(Err(err)) => return Chain(&err).to_string(),
             Err(_) => return format!("`POST /clock` was not answered within {CLOCK_TIMEOUT:?}"),
@@ -284,8 +287,8 @@ async fn clock(mux: &Mux, adjust_micros: i64) -> Result<Option<Offset>, AgentCal
     Ok(Some(Offset::of(asked, answered, reply.now_micros)))
 }
 
-/// The best of some readings.
-async fn measure(mux: &Mux) -> Result<Option<Offset>, AgentCallError> {
+/// The best of some readings, the last of which may be off by so much.
+async fn measure(mux: &Mux, enough_micros: i64) -> Result<Option<Offset>, AgentCallError> {
     let mut best: Option<Offset> = None;
     for _ in 0..CLOCK_READINGS {
         let Some(read) = clock(mux, 0).await? else {
@@ -294,7 +297,7 @@ async fn measure(mux: &Mux) -> Result<Option<Offset>, AgentCallError> {
         if best.is_none_or(|best| read.error < best.error) {
             best = Some(read);
         }
-        if best.is_some_and(|best| best.error <= CLOCK_GOOD_MICROS) {
+        if best.is_some_and(|best| best.error <= enough_micros) {
             break;
         }
     }
@@ -302,9 +305,9 @@ async fn measure(mux: &Mux) -> Result<Option<Offset>, AgentCallError> {
 }
 
 /// Gives the guest the host's time. The guest is told by how much it is off, not what time it is: how long the telling
-/// takes does not matter.
-pub(super) async fn set_clock(mux: &Mux) -> Result<(), AgentCallError> {
-    let Some(off) = measure(mux).await? else {
+/// takes does not matter; it may stay off by `enough_micros`.
+pub(super) async fn set_clock(mux: &Mux, enough_micros: i64) -> Result<(), AgentCallError> {
+    let Some(off) = measure(mux, enough_micros).await? else {
         return Ok(());
     };
     tracing::debug!(
@@ -323,7 +326,7 @@ async fn keep_clock(mux: &Mux) {
     loop {
         tokio::time::sleep(CLOCK_EVERY).await;
         // A VM that is paused meanwhile answers late, and is set when it is resumed.
-        if let Err(err) = set_clock(mux).await {
+        if let Err(err) = set_clock(mux, CLOCK_GOOD_MICROS).await {
             tracing::debug!(error = %Chain(&err), "the guest's clock was not read");
         }
     }

@@ -118,7 +118,9 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         let words = format!("{} {}", capabilities.driver, capabilities.version);
         return Err(findings::no_snapshots(&words).into());
     }
+    tracing::debug!("files are open, and the driver is found");
     let jail = make_jail(&shared.spec, &capabilities).await?;
+    tracing::debug!("the jail is made");
     let key = StreamKey::generate();
     let config = config_drive::make(shared.spec.machine_id, GENERATION, &key)
         .map_err(|err| findings::host(&err))?;

@@ -104,20 +104,37 @@ impl Guest {
     }
 
     pub(super) async fn run(&self, user: ExecUser, script: &str, argument: &str) -> Result<String> {
+        Ok(self.exec(user, script, argument, 60).await?.stdout)
+    }
+
+    /// What a script of root's says, if it ends well.
+    pub(super) async fn root(&self, script: &str, timeout_s: u32) -> Result<String> {
+        let reply = self.exec(ExecUser::Root, script, "", timeout_s).await?;
+        ensure!(reply.code == Some(0), "`{script}`: {reply:?}");
+        Ok(reply.stdout)
+    }
+
+    async fn exec(
+        &self,
+        user: ExecUser,
+        script: &str,
+        argument: &str,
+        timeout_s: u32,
+    ) -> Result<ExecReply> {
         let request = ExecRequest {
             argv: ["bash", "-c", script, "ask", argument]
                 .map(str::to_owned)
                 .to_vec(),
             user,
             stdin: String::new(),
-            timeout_s: 60,
+            timeout_s,
         };
         let reply: ExecReply = self
             .runner
             .call(Method::POST, "/agent/exec", Some(&request))
             .await?;
         ensure!(!reply.timed_out, "`{script}` timed out");
-        Ok(reply.stdout)
+        Ok(reply)
     }
 
     /// Ends the VM. Returns everything that its runner said.
