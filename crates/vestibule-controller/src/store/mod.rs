@@ -28,7 +28,7 @@ pub(crate) use signals::{Listener, Signals};
 
 use crate::{notices::CHANNEL, state::Deadlines};
 use camino::Utf8Path;
-use sqlx::{Any, Executor as _, Transaction, any::AnyPoolOptions};
+use sqlx::{Any, Connection as _, Executor as _, Transaction, any::AnyPoolOptions};
 use std::{os::unix::fs::OpenOptionsExt as _, sync::atomic::AtomicI64, time::Duration};
 use vestibule_api::ids::{HostId, SessionId};
 
@@ -196,6 +196,12 @@ impl Store {
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(10))
                 .after_connect(|connection, _| Box::pin(prepare(connection)))
+                // A transaction that the database ended by itself, as on a full disk, leaves a connection that counts as being
+                // in one for ever, and begins no other.
+                .before_acquire(|connection, _| {
+                    let usable = !connection.is_in_transaction();
+                    Box::pin(std::future::ready(Ok(usable)))
+                })
                 .connect(&target)
         };
         let pool = connect(connections)

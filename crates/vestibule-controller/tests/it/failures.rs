@@ -507,10 +507,11 @@ async fn a_database_without_room_is_named() {
         }
     }
     let reply = reply.expect("there was room for 200 sessions");
-    assert_eq!(reply.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let status = reply.status();
     let body: serde_json::Value = reply.json().await.unwrap();
     let message = body["error"]["message"].as_str().unwrap();
     assert!(message.contains("disk is full"), "{message}");
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(api.session(id).await.credential_id, None);
 
     std::fs::remove_file(filler).unwrap();
