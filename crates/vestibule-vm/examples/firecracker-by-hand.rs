@@ -69,7 +69,7 @@ fn main() -> Result<()> {
         rustix::mount::mount_change("/", alone)?;
     }
     let (asked, answered) = tokio::runtime::Runtime::new()?
-        .block_on(tokio::time::timeout(LIMIT, run(image, snapshot, jailed)))
+        .block_on(async { tokio::time::timeout(LIMIT, run(image, snapshot, jailed)).await })
         .context("the guest did not answer")??;
     println!("{asked:.4} {answered:.4}");
     Ok(())

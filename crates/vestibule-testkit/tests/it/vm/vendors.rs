@@ -82,18 +82,30 @@ async fn sign_in(stage: &Stage, vendor: &Vendor, start: StartKind, case: &Case) 
         case.provider, case.how
     ));
     let mut person = Person::at(&rfb, pictures);
-    if case.provider == "gh" {
-        let view = api
-            .wait_session(id, "the user code", READY, |view| view.user_code.is_some())
-            .await?;
-        person
-            .enter_code(&view.user_code.unwrap_or_default())
-            .await?;
-    }
-    if case.deny {
-        person.deny().await?;
-    } else {
-        person.allow().await?;
+    let decides = async {
+        if case.provider == "gh" {
+            let view = api
+                .wait_session(id, "the user code", READY, |view| view.user_code.is_some())
+                .await?;
+            person
+                .enter_code(&view.user_code.unwrap_or_default())
+                .await?;
+        }
+        if case.deny {
+            person.deny().await
+        } else {
+            person.allow().await
+        }
+    };
+    // A sign-in that has ended shows no page; its own words say more than that none came.
+    let over = api.wait_session(id, "its end", READY, |view| view.state.is_terminal());
+    tokio::select! {
+        decided = decides => decided?,
+        view = over => {
+            let view = view?;
+            let meant = case.cause.is_some() || view.state == SessionState::Completed;
+            ensure!(meant, "it is {}: {:?}", view.state.id(), view.failure);
+        }
     }
     let view = ended(stage, id).await?;
     let all = |event: &SessionEvent| matches!(event.event, SessionEventKind::State { state } if state.is_terminal());
