@@ -41,11 +41,15 @@ pub(super) async fn dial(
     let mut backoff = BACKOFF_FIRST;
     loop {
         listens.mark_unchanged();
-        let attempt = tokio::time::timeout(ATTEMPT_LIMIT, connect(&socket, VSOCK_PORT)).await;
-        let err = match attempt {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(err)) => err,
-            Err(_) => silent(),
+        let attempt = tokio::time::timeout(ATTEMPT_LIMIT, connect(&socket, VSOCK_PORT));
+        let err = tokio::select! {
+            attempted = attempt => match attempted {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(err)) => err,
+                Err(_) => silent(),
+            },
+            // What was asked before the guest had a device may stay without an answer; now there is one to be had.
+            Ok(()) = listens.changed() => continue,
         };
         if tokio::time::Instant::now() >= deadline {
             return Err(err);
@@ -191,6 +195,22 @@ mod tests {
         let mut hello = [0; 5];
         stream.read_exact(&mut hello).await.unwrap();
         assert_eq!(&hello, b"hello");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_says_that_it_listens_is_asked_at_once() {
+        // The first connection was lost on its way.
+        let dir = vmm(&[Peer::Says(b""), Peer::Says(b"OK 1073741824\n")]);
+        let listens = hear(dir.path(), None).unwrap();
+        let says = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let path = dir.path().join("stream.sock_1025");
+            UnixStream::connect(path).await.unwrap()
+        };
+        let begun = std::time::Instant::now();
+        let (dialled, _) = tokio::join!(dial(dir.path(), listens), says);
+        dialled.unwrap();
+        assert!(begun.elapsed() < ATTEMPT_LIMIT / 2, "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
