@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(120);
 /// Room for the package, unpacked: what the guest writes is memory.
 const MEMORY_MIB: u32 = 1024;
 /// Seconds without a sign of life; the unit's own are 30.
-const WATCHDOG_S: u32 = 10;
+const WATCHDOG_S: u32 = 6;
 
 const CONFIGURATION: &str = "image = \"none\"
 runner = [\"/opt/vestibule-testkit\", \"runner\", \"--sign-in-ms\", \"0\"]
