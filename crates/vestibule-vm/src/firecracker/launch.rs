@@ -30,7 +30,13 @@ pub(super) async fn start(
     capabilities: &Capabilities,
     launch: Launch,
 ) -> Result<FirecrackerMachine, LaunchError> {
-    let measured = snapshot::measured(&launch);
+    let binding = snapshot::binding(capabilities, &launch).await?;
+    if let (Memory::Restored(restored), Some(here)) = (&launch.memory, &binding)
+        && let Some(words) = restored.manifest.binding_mismatch(here)
+    {
+        return Err(LaunchError::Mismatch(words));
+    }
+    tracing::debug!("what the snapshot is bound to is known");
     let place = place::make(program, jailer, &launch)?;
     let directory = place.directory;
     let listens = vsock::hear(&directory, place.owner)
@@ -81,12 +87,6 @@ pub(super) async fn start(
     .spawn()
     .await?;
     tracing::debug!("the VMM's process is started");
-    let binding = snapshot::binding(capabilities, &launch, measured).await?;
-    if let (Memory::Restored(restored), Some(here)) = (&launch.memory, &binding)
-        && let Some(words) = restored.manifest.binding_mismatch(here)
-    {
-        return Err(LaunchError::Mismatch(words));
-    }
     let faults = match (&launch.memory, place.faults) {
         (Memory::Restored(restored), Some(listener)) => {
             let serving = serve(restored, listener, &child, Arc::clone(&launch.vmm_log));

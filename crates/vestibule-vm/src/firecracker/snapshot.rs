@@ -13,31 +13,17 @@ use std::{
 };
 use vestibule_api::snapshot::Binding;
 
-/// What the host's counter ticks, as soon as it is known.
-pub(super) type Measured = tokio::task::JoinHandle<u64>;
-
-/// Begins to measure what takes its time, for a VM that is or becomes a snapshot; the VMM's process starts meanwhile.
-pub(super) fn measured(launch: &Launch) -> Option<Measured> {
-    match launch.memory {
-        Memory::Own => None,
-        Memory::Shared(_) | Memory::Restored(_) => {
-            Some(tokio::task::spawn_blocking(crate::tsc::khz))
-        }
-    }
-}
-
 /// Everything that a snapshot of this VM is bound to; none for one that neither is nor becomes a snapshot. Firecracker's own
-/// check comes late and says `bitcode error` (Firecracker fact 14), so all of it is compared before it is asked to load anything:
+/// check comes late and says `bitcode error` (Firecracker fact 14), so all of it is compared before a process is started:
 /// version, format of the state, CPU, and the host's kernel, of whose KVM the state is made.
 pub(super) async fn binding(
     capabilities: &Capabilities,
     launch: &Launch,
-    measured: Option<Measured>,
 ) -> Result<Option<Binding>, LaunchError> {
-    let Some(tsc_khz) = measured else {
+    if matches!(launch.memory, Memory::Own) {
         return Ok(None);
-    };
-    let tsc_khz = tsc_khz
+    }
+    let tsc_khz = tokio::task::spawn_blocking(crate::tsc::khz)
         .await
         .map_err(io::Error::other)
         .map_err(LaunchError::prepare("measure the counter"))?;

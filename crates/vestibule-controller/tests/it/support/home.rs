@@ -179,10 +179,12 @@ impl Home {
         std::fs::remove_dir_all(self.path().join("snapshots").join(id.as_str())).unwrap();
     }
 
+    /// In one rename, as the store does: a controller that looks meanwhile sees one image or the other.
     pub(crate) fn point_alias(&self, digest: &str) {
-        let alias = self.path().join("aliases/browser");
-        drop(std::fs::remove_file(&alias));
-        std::os::unix::fs::symlink(format!("../images/{digest}"), alias).unwrap();
+        let aliases = self.path().join("aliases");
+        let new = aliases.join(".browser");
+        std::os::unix::fs::symlink(format!("../images/{digest}"), &new).unwrap();
+        std::fs::rename(new, aliases.join("browser")).unwrap();
     }
 
     pub(crate) fn remove_alias(&self) {
