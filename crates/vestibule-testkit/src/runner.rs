@@ -18,7 +18,7 @@ use camino::Utf8Path;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::IntoFuture as _,
     io::Read as _,
     sync::{Arc, Mutex, PoisonError},
@@ -35,6 +35,7 @@ use vestibule_api::{
         LoginEvent, LoginRequest,
     },
     ids::{MachineId, SessionId},
+    image::Manifest,
     machine::{
         Claim, Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, StopRequest,
         VmSpec,
@@ -61,16 +62,29 @@ pub fn secret(machine: MachineId) -> String {
     format!("sk-of-{machine}")
 }
 
-/// Puts an image of which nothing boots into the store in `home`, under the alias `none`: what sessions with these runners are of.
+/// Puts an image of which nothing boots into the store in `home`, under this alias: what sessions with these runners are of.
 ///
 /// # Errors
 /// When it can't be written.
-pub fn store_image(home: &Utf8Path) -> Result<()> {
-    let manifest = json!({
-        "schema": 1, "recipe": "none", "recipeDigest": "0".repeat(64), "artifacts": {}, "kernelRelease": "6.1",
-        "cmdline": "quiet", "drivers": [], "minMemoryMib": 1, "defaultMemoryMib": 1, "defaultVcpus": 1,
-        "requiredUnits": [], "features": ["agent"], "agentBuild": "0".repeat(64), "packages": [], "tools": [], "files": {},
-    });
+pub fn store_image(home: &Utf8Path, alias: &str, features: &[&str]) -> Result<()> {
+    let manifest = Manifest {
+        schema: 1,
+        recipe: alias.to_owned(),
+        recipe_digest: "0".repeat(64),
+        artifacts: BTreeMap::new(),
+        kernel_release: String::new(),
+        cmdline: String::new(),
+        drivers: Vec::new(),
+        min_memory_mib: 1,
+        default_memory_mib: 1,
+        default_vcpus: 1,
+        required_units: Vec::new(),
+        features: features.iter().map(|name| (*name).to_owned()).collect(),
+        agent_build: "0".repeat(64),
+        packages: Vec::new(),
+        tools: Vec::new(),
+        files: BTreeMap::new(),
+    };
     let bytes = serde_json::to_vec(&manifest)?;
     let digest: String = Sha256::digest(&bytes)
         .iter()
@@ -78,11 +92,19 @@ pub fn store_image(home: &Utf8Path) -> Result<()> {
         .collect();
     let dir = home.join("images").join(&digest);
     std::fs::create_dir_all(&dir)?;
-    std::fs::create_dir_all(home.join("aliases"))?;
-    std::fs::create_dir_all(home.join("snapshots"))?;
+    for name in ["aliases", "snapshots"] {
+        std::fs::create_dir_all(home.join(name))?;
+    }
     std::fs::write(dir.join("manifest.json"), bytes)?;
-    let (to, alias) = (format!("../images/{digest}"), home.join("aliases/none"));
-    Ok(std::os::unix::fs::symlink(to, alias)?)
+    let build = json!({
+        "builtAt": Timestamp::now(), "tookMs": 0, "program": "vestibule-testkit", "phases": [],
+    });
+    std::fs::write(dir.join("build.json"), build.to_string())?;
+    let alias = home.join("aliases").join(alias);
+    Ok(std::os::unix::fs::symlink(
+        format!("../images/{digest}"),
+        alias,
+    )?)
 }
 
 #[derive(Debug)]

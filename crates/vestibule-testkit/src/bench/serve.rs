@@ -3,20 +3,27 @@
 use crate::{
     api::Api,
     process::{self, Process},
+    runner::store_image,
     stage,
 };
 use anyhow::{Context, Result};
 use camino::Utf8Path;
 use camino_tempfile::Utf8TempDir;
-use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 use tokio::process::Command;
-use vestibule_api::{image::Manifest, time::Timestamp};
 
 /// How long the controller may take until it listens.
 const LISTEN: Duration = Duration::from_secs(30);
 /// The alias of the image.
 const IMAGE: &str = "pour";
+const FEATURES: [&str; 6] = [
+    "agent",
+    "display",
+    "browser",
+    "terminal",
+    "tool:codex",
+    "tool:gh",
+];
 
 /// A running controller with its home, which is removed with it.
 #[derive(Debug)]
@@ -36,7 +43,7 @@ impl Controller {
             .prefix("vb-")
             .tempdir()
             .context("make a home")?;
-        image(home.path()).context("make an image")?;
+        store_image(home.path(), IMAGE, &FEATURES).context("make an image")?;
         let own = std::env::current_exe().context("find the path of this program")?;
         let mut runner = vec![own.to_string_lossy().into_owned()];
         runner.extend(words.iter().map(|word| (*word).to_owned()));
@@ -99,52 +106,4 @@ async fn listening(home: &Utf8Path) -> Result<Api> {
         .parse()
         .with_context(|| format!("understand the address `{address}`"))?;
     Api::new(address, &token)
-}
-
-/// An image with nothing in it: `images/<digest>` and the alias.
-fn image(home: &Utf8Path) -> Result<()> {
-    let features = [
-        "agent",
-        "display",
-        "browser",
-        "terminal",
-        "tool:codex",
-        "tool:gh",
-    ];
-    let manifest = Manifest {
-        schema: 1,
-        recipe: IMAGE.to_owned(),
-        recipe_digest: "0".repeat(64),
-        artifacts: std::collections::BTreeMap::new(),
-        kernel_release: String::new(),
-        cmdline: String::new(),
-        drivers: Vec::new(),
-        min_memory_mib: 1,
-        default_memory_mib: 1,
-        default_vcpus: 1,
-        required_units: Vec::new(),
-        features: features.map(str::to_owned).to_vec(),
-        agent_build: "0".repeat(64),
-        packages: Vec::new(),
-        tools: Vec::new(),
-        files: std::collections::BTreeMap::new(),
-    };
-    let bytes = serde_json::to_vec(&manifest)?;
-    let digest: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let dir = home.join("images").join(&digest);
-    std::fs::create_dir_all(&dir)?;
-    std::fs::create_dir_all(home.join("aliases"))?;
-    std::fs::write(dir.join("manifest.json"), bytes)?;
-    let build = serde_json::json!({
-        "builtAt": Timestamp::now(), "tookMs": 0, "program": "vestibule-testkit", "phases": [],
-    });
-    std::fs::write(dir.join("build.json"), build.to_string())?;
-    std::os::unix::fs::symlink(
-        format!("../images/{digest}"),
-        home.join("aliases").join(IMAGE),
-    )?;
-    Ok(())
 }

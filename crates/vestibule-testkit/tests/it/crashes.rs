@@ -33,7 +33,7 @@ const PACK: &str = "[providers.oidc]\nallow_http = true\n\
 /// A home whose only image is one that nothing boots.
 fn images() -> Result<Utf8TempDir> {
     let home = camino_tempfile::tempdir()?;
-    store_image(home.path())?;
+    store_image(home.path(), "none", &["agent"])?;
     Ok(home)
 }
 

@@ -103,7 +103,11 @@ async fn recipe() -> Result<Utf8TempDir> {
     let testkit = workspace().join("target/debug/vestibule-testkit");
     let to = opt.join("vestibule-testkit");
     run("strip", &["-o", to.as_str(), testkit.as_str()]).await?;
-    store_image(&recipe.join("overlay/var/lib/vestibule"))?;
+    store_image(
+        &recipe.join("overlay/var/lib/vestibule"),
+        "none",
+        &["agent"],
+    )?;
     // A debug build reads them where they were when it was built, by way of its crate.
     for name in [
         "providers",
