@@ -1,8 +1,9 @@
-# A controller on every node that runs VMs. `nomad job run controller.nomad.hcl`
+# A controller on every node that runs VMs. `nomad job run controller.nomad.hcl`, with Nomad 1.9.6 or newer.
 #
 # Each node needs the package `vestibule`, /var/lib/vestibule with images and snapshots, and in /etc/vestibule the files that
 # vestibule.toml names: run-vm.json (beside this file), cluster.key, nomad.token (a token whose policy is
-# `namespace "default" { capabilities = ["submit-job", "read-job"] }`).
+# `namespace "default" { capabilities = ["submit-job", "read-job"] }`). The node's Nomad has to allow what is asked for here and
+# in run-vm.json: `plugin "raw_exec" { config { enabled = true } }`, and `client { max_kill_timeout = "90s" }`.
 job "vestibule" {
   type = "system"
 
@@ -44,12 +45,19 @@ job "vestibule" {
         provider = "nomad"
         port     = "https"
 
+        # Nomad asks by the node's address: that is no name which a controller has, and none that its certificate is for.
+        # Older ones than 1.9.6 refuse `tls_skip_verify` here.
         check {
-          type     = "http"
-          protocol = "https"
-          path     = "/health"
-          interval = "10s"
-          timeout  = "2s"
+          type            = "http"
+          protocol        = "https"
+          path            = "/health"
+          interval        = "10s"
+          timeout         = "5s"
+          tls_skip_verify = true
+
+          header {
+            Host = ["localhost:4443"]
+          }
         }
       }
 

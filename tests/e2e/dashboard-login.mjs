@@ -49,10 +49,11 @@ let controller;
 let browser;
 try {
   const [line] = await once(createInterface({ input: idp.stdout }), 'line');
+  const { issuer, password } = JSON.parse(line);
   await writeFile(path.join(home, 'secret'), secret, { mode: 0o600 });
   await writeFile(path.join(home, 'vestibule.toml'), `listen = "127.0.0.1:${port}"
 [oidc]
-issuer = "${JSON.parse(line).issuer}"
+issuer = "${issuer}"
 client_id = "dashboard"
 client_secret_file = "${home}/secret"
 name = "Example"
@@ -81,7 +82,7 @@ name = "Example"
   // Nobody has made this user yet.
   await signIn();
   await page.getByLabel('Login').fill('alice');
-  await page.getByLabel('Password').fill('correct horse battery');
+  await page.getByLabel('Password').fill(password);
   await shoot('1-identity-provider');
   await page.getByRole('button', { name: 'Sign in' }).click();
   await page.getByRole('button', { name: 'Allow' }).click();

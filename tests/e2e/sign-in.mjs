@@ -1,7 +1,8 @@
 // Proof 1 and 2: a person opens the dashboard, connects, signs in through the live view, and the vault holds what the
-// tool wrote. Playwright drives the dashboard's browser only; what it does in the VM goes through noVNC's canvas.
+// tool wrote; one controller is killed meanwhile. Then two sign-ins come to nothing after the password was typed. Playwright
+// drives the dashboard's browser only; what it does in the VM goes through noVNC's canvas.
 //
-//   node sign-in.mjs [wrangler] [oidc]      screenshots in target/e2e/<provider>/
+//   node sign-in.mjs [wrangler] [oidc] [cancelled] [killed]      screenshots in target/e2e/<name>/
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
@@ -12,6 +13,7 @@ import { parse } from 'smol-toml';
 import { click, control, type } from './screen.mjs';
 import { Stage, root } from './stage.mjs';
 
+const view = '[data-testid="view-canvas-host"]';
 const testid = (page, id) => page.locator(`[data-testid="${id}"]`);
 const minutes = 60_000;
 
@@ -56,27 +58,36 @@ async function paste(page) {
   await page.getByRole('button', { name: 'Paste it there' }).click();
 }
 
-/**
- * Of what was typed, pasted, shown and given, nothing is in a file that Vestibule can write, in shared memory, or in the
- * memory of a process of its, but in the sealed record. Asked for before anybody fetches the credential.
- */
-async function leakless(stage) {
-  const issued = (await stage.issued()).at(-1);
+/** What was typed, pasted, shown and given, and nobody may find, by name. */
+async function secrets(stage) {
   const { codes, cookies, page } = await stage.secrets();
-  assert.ok(codes.length > 0 && cookies.length > 0, 'the identity provider gave codes and cookies');
+  assert.ok(cookies.length > 0, 'the identity provider gave cookies');
   const words = { password: stage.password, clipboard, page };
-  for (const key of ['access_token', 'refresh_token', 'id_token']) if (issued[key]) words[key] = issued[key];
   codes.forEach((code, i) => { words[`code ${i}`] = code; });
   cookies.forEach((cookie, i) => { words[`cookie ${i}`] = cookie; });
+  return words;
+}
+
+/** Nothing of it is in a file that Vestibule can write, in shared memory, or in the memory of a process of its. */
+async function nowhere(stage, words) {
   const hits = await stage.scan(words);
   assert.deepEqual(hits, [], `secrets lie about: ${JSON.stringify(hits)}`);
-  // The same scan sees one that does.
+  console.log(`  ${Object.keys(words).length} secrets looked for, none found`);
+}
+
+/** As little is left as of any sign-in, but in the sealed record. Asked for before anybody fetches the credential. */
+async function leakless(stage) {
+  const issued = (await stage.issued()).at(-1);
+  const words = await secrets(stage);
+  assert.ok('code 0' in words, 'the identity provider gave codes');
+  for (const key of ['access_token', 'refresh_token', 'id_token']) if (issued[key]) words[key] = issued[key];
+  await nowhere(stage, words);
+  // The same scan sees one that does lie about.
   const planted = path.join(stage.home, 'evidence', 'planted');
   await writeFile(planted, `x${Buffer.from(`??${issued.access_token}`).toString('base64')}`);
   const seen = await stage.scan(words);
   await rm(planted);
   assert.deepEqual(seen.map(({ canary }) => canary), ['access_token'], 'the scan finds what is there');
-  console.log(`  ${Object.keys(words).length} secrets looked for, none found`);
 }
 
 /** A wrong password: the provider's page comes again, with a line above its fields, and nothing else happens. */
@@ -90,19 +101,51 @@ async function mistype(page, stage, shot) {
   assert.equal(await testid(page, 'session-state').getAttribute('data-state'), 'awaiting-user');
 }
 
-/** From Connect to Completed, as a person does it; gives the credential's id. */
-async function signIn(page, stage, provider) {
-  const shot = await album(page, provider);
+/** The controller dies while the person looks at the screen: the view comes back by itself, with the page as it was. */
+async function controllerDies(page, stage, shot) {
+  await page.evaluate((view) => {
+    const host = document.querySelector(view);
+    window.phases = [];
+    new MutationObserver(() => window.phases.push(host.dataset.view)).observe(host, { attributeFilter: ['data-view'] });
+  }, view);
+  const before = stage.pid;
+  await stage.crash();
+  assert.notEqual(stage.pid, before, 'another controller serves');
+  const end = Date.now() + minutes;
+  for (;;) {
+    // Gone where the page was loaded anew.
+    const phases = await page.evaluate(() => window.phases);
+    if (phases.includes('reconnecting') && phases.at(-1) === 'connected') break;
+    assert.ok(Date.now() < end, `the view does not come back: ${phases}`);
+    await pause(100);
+  }
+  await control(page, 'login');
+  await shot('another-controller');
+  assert.equal(await testid(page, 'session-state').getAttribute('data-state'), 'awaiting-user');
+}
+
+/** From Connect to the login page on the screen. */
+async function connect(page, provider, shot) {
   await testid(page, `connect-${provider}`).waitFor({ timeout: 30_000 });
   await shot('providers');
   await testid(page, `connect-${provider}`).click();
   await testid(page, 'timeline').waitFor({ timeout: 30_000 });
   await shot('starting');
   await reaches(page, 'awaiting-user', 10 * minutes);
-  await page.locator('[data-testid="view-canvas-host"][data-view="connected"]').waitFor({ timeout: 2 * minutes });
+  await page.locator(`${view}[data-view="connected"]`).waitFor({ timeout: 2 * minutes });
   await control(page, 'login');
   await shot('login-page');
-  if (provider === 'oidc') await mistype(page, stage, shot);
+}
+
+/** From Connect to Completed, as a person does it; gives the credential's id. */
+async function signIn(page, stage, provider) {
+  const shot = await album(page, provider);
+  await connect(page, provider, shot);
+  // Of these two, the one that does not wait for its person two minutes only.
+  if (provider === 'oidc') {
+    await mistype(page, stage, shot);
+    await controllerDies(page, stage, shot);
+  }
   await typeLogin(page, stage.login, stage.password);
   await shot('typed');
   await page.keyboard.press('Enter');
@@ -115,6 +158,28 @@ async function signIn(page, stage, provider) {
   const id = command.match(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/)?.[0];
   assert.ok(id, `the completed card names the credential: ${command}`);
   return id;
+}
+
+/** What a person had typed, pasted and been shown is gone, too, when their sign-in comes to nothing. */
+async function abandoned(page, stage, how) {
+  const shot = await album(page, how);
+  await connect(page, 'oidc', shot);
+  await mistype(page, stage, shot);
+  await typeLogin(page, stage.login, stage.password);
+  await page.keyboard.press('Enter');
+  await control(page, 'deny');
+  await shot('consent-page');
+  if (how === 'cancelled') {
+    await testid(page, 'cancel-session').click();
+    await page.locator('dialog[open] [data-testid="confirm"]').click();
+    await page.locator('[data-testid="session-state"][data-state="cancelled"]').waitFor({ state: 'attached', timeout: minutes });
+  } else {
+    await stage.killRunner();
+    await testid(page, 'failure-card').waitFor({ timeout: minutes });
+  }
+  await shot(how);
+  await nothingLeft(stage);
+  await nowhere(stage, await secrets(stage));
 }
 
 /** What `vestibule credential get` wrote, and that only its owner can read it. */
@@ -182,29 +247,34 @@ async function nothingLeft(stage) {
   }
 }
 
-async function main(providers) {
+/** A sign-in that comes to a good end, and what the vault has of it. */
+async function completed(page, stage, provider) {
+  const id = await signIn(page, stage, provider);
+  await nothingLeft(stage);
+  await leakless(stage);
+  const bytes = provider === 'wrangler' ? await checkWrangler(stage, id) : await checkOidc(stage, id);
+  await nothingLeft(stage);
+  if (bytes) await toolAccepts(stage, bytes);
+  await nothingLeft(stage);
+}
+
+async function main(names) {
   const stage = await Stage.start('browser-test');
   const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: ['--no-sandbox'] });
   let passed = 0, failed = 0;
   try {
     const page = await browser.newPage({ viewport: { width: 1440, height: 1000 }, baseURL: new URL(stage.link).origin });
     await page.goto(stage.link);
-    for (const provider of providers) {
+    for (const name of names) {
       const begin = Date.now();
       try {
-        const id = await signIn(page, stage, provider);
-        await nothingLeft(stage);
-        await leakless(stage);
-        const bytes = provider === 'wrangler' ? await checkWrangler(stage, id) : await checkOidc(stage, id);
-        await nothingLeft(stage);
-        if (bytes) await toolAccepts(stage, bytes);
-        await nothingLeft(stage);
+        await (['cancelled', 'killed'].includes(name) ? abandoned : completed)(page, stage, name);
         passed += 1;
-        console.log(`${provider}: ok, ${((Date.now() - begin) / 1000).toFixed(1)} s`);
+        console.log(`${name}: ok, ${((Date.now() - begin) / 1000).toFixed(1)} s`);
       } catch (error) {
         failed += 1;
-        console.log(`${provider}: FAILED after ${((Date.now() - begin) / 1000).toFixed(1)} s: ${error.stack}`);
-        await page.screenshot({ path: path.join(root, 'target/e2e', provider, '99-failed.png') }).catch(() => {});
+        console.log(`${name}: FAILED after ${((Date.now() - begin) / 1000).toFixed(1)} s: ${error.stack}`);
+        await page.screenshot({ path: path.join(root, 'target/e2e', name, '99-failed.png') }).catch(() => {});
       }
       await page.goto('/');
     }
@@ -216,4 +286,4 @@ async function main(providers) {
   return failed === 0 ? 0 : 1;
 }
 
-process.exitCode = await main(process.argv.length > 2 ? process.argv.slice(2) : ['wrangler', 'oidc']);
+process.exitCode = await main(process.argv.length > 2 ? process.argv.slice(2) : ['wrangler', 'oidc', 'cancelled', 'killed']);

@@ -12,13 +12,28 @@ const testkit = process.env.VESTIBULE_TESTKIT ?? path.join(root, 'target/debug/v
 
 export class Stage {
   static async start(image) {
-    const child = spawn(testkit, ['stage', '--image', image], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = spawn(testkit, ['stage', '--image', image], { stdio: ['pipe', 'pipe', 'inherit'] });
     const ended = new Promise((resolve) => child.once('exit', (code) => resolve(code ?? 1)));
-    const line = await Promise.race([
-      new Promise((resolve) => createInterface({ input: child.stdout }).once('line', resolve)),
-      ended.then((code) => { throw new Error(`vestibule-testkit stage ended with ${code}`); }),
-    ]);
-    return Object.assign(new Stage(), { child, ended }, JSON.parse(line));
+    const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+    const said = async () => {
+      const line = await lines.next();
+      if (line.done) throw new Error(`vestibule-testkit stage ended with ${await ended}`);
+      return JSON.parse(line.value);
+    };
+    return Object.assign(new Stage(), { child, ended, said }, await said());
+  }
+
+  /** Kills the controller (SIGKILL), and waits until the next one serves at the same address. */
+  async crash() {
+    this.child.stdin.write('crash\n');
+    Object.assign(this, await this.said());
+  }
+
+  /** Kills the process (SIGKILL) that owns the VM there is. */
+  async killRunner() {
+    const runners = (await this.residue()).filter((line) => /^process \d+ vestibule run-vm/.test(line));
+    if (runners.length !== 1) throw new Error(`one runner: ${runners.join('; ')}`);
+    process.kill(Number(runners[0].split(' ')[1]), 'SIGKILL');
   }
 
   /** Runs `vestibule` on this stage's home; its standard output as text. */

@@ -3,12 +3,14 @@
 //
 //   node idp.mjs --host idp.test [--port 0] [--dashboard http://127.0.0.1:4000 --secret TEXT]
 //
-// Prints one line of JSON when it listens: {"issuer", "address", "control"}. `issuer` is what a guest is told,
-// `address` where the test's egress proxy maps that host to, `control` is for the test alone:
+// Prints one line of JSON when it listens: {"issuer", "address", "control", "password"}. `issuer` is what a guest is told,
+// `address` where the test's egress proxy maps that host to, `password` the account's, made for this run; `control` is for
+// the test alone:
 //   GET control/issued    every token response so far (they open nothing but this server)
 //   GET control/secrets   every authorization code and cookie so far, and the word that its pages hold
 //   GET control/seen      every request so far: method, path, status
 //   POST control/slow?ms=N   the token endpoint answers so much later
+import { randomBytes } from 'node:crypto';
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -20,7 +22,8 @@ const option = (name, fallback) => {
   return at < 0 ? fallback : process.argv[at + 1];
 };
 
-const people = new Map([['alice', { password: 'correct horse battery', email: 'alice@example.test' }]]);
+const password = `horse ${randomBytes(8).toString('hex')}`;
+const people = new Map([['alice', { password, email: 'alice@example.test' }]]);
 const issued = [];
 const seen = [];
 const secrets = { codes: [], cookies: [] };
@@ -172,5 +175,5 @@ const control = await listen(0, (req, res) => {
 });
 
 process.stdout.write(`${JSON.stringify({
-  issuer, address: `127.0.0.1:${port}`, control: `http://127.0.0.1:${control.address().port}`,
+  issuer, address: `127.0.0.1:${port}`, control: `http://127.0.0.1:${control.address().port}`, password,
 })}\n`);

@@ -1,7 +1,7 @@
 //! The role `agent`: one thread, one runtime, and the state that its tasks share.
 use crate::{
     api, attach, desktop, events::EventLog, guest::Guest, link, login::Logins, notify, proxy,
-    readiness::Readiness, renew::Life, shim,
+    readiness::Readiness, renew::Life, shim, watchdog,
 };
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -130,7 +130,7 @@ async fn run() -> Result<(), AgentError> {
     ));
     notify::notify("READY=1\nSTATUS=serving");
     info!(agent.version = env!("CARGO_PKG_VERSION"), "serving");
-    tokio::spawn(notify::feed_watchdog());
+    watchdog::watch();
     tokio::spawn(Arc::clone(&agent).watch_readiness());
     tokio::spawn(Arc::clone(&agent).watch_units());
     desktop::start(&agent);

@@ -44,6 +44,7 @@ mod terminal;
 mod tool;
 mod uevent;
 mod vsock;
+mod watchdog;
 
 use std::{path::Path, process::ExitCode};
 use vestibule_api::error::Chain;

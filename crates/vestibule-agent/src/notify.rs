@@ -1,13 +1,10 @@
 //! What the agent tells systemd: sd_notify(3), one datagram to `$NOTIFY_SOCKET`.
-use std::{
-    os::{
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixDatagram},
-    },
-    time::Duration,
+use std::os::{
+    linux::net::SocketAddrExt as _,
+    unix::net::{SocketAddr, UnixDatagram},
 };
 
-/// Sends `state` (`READY=1`, `STATUS=…`, `WATCHDOG=1`). Not under systemd, or systemd not listening: nothing happens.
+/// Sends `state` (`READY=1`, `STATUS=…`). Not under systemd, or systemd not listening: nothing happens.
 pub(crate) fn notify(state: &str) {
     let Ok(name) = std::env::var("NOTIFY_SOCKET") else {
         return;
@@ -18,19 +15,5 @@ pub(crate) fn notify(state: &str) {
     };
     if let (Ok(address), Ok(socket)) = (address, UnixDatagram::unbound()) {
         let _ = socket.send_to_addr(state.as_bytes(), &address);
-    }
-}
-
-/// Feeds systemd's watchdog at half its interval, from the task that serves requests: a hung agent starves it.
-pub(crate) async fn feed_watchdog() {
-    let interval = std::env::var("WATCHDOG_USEC")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .map(Duration::from_micros);
-    let Some(interval) = interval else { return };
-    let mut tick = tokio::time::interval(interval / 2);
-    loop {
-        tick.tick().await;
-        notify("WATCHDOG=1");
     }
 }

@@ -77,6 +77,8 @@ pub struct Report {
     pub units: Vec<UnitReport>,
     pub jobs: Vec<JobReport>,
     pub listeners: Vec<Listener>,
+    /// Those that have used the processors most, the busiest first.
+    pub processes: Vec<ProcessReport>,
     pub display: Option<DisplayReport>,
     pub memory: MemoryReport,
     /// Parts that could not be read, and why.
@@ -124,6 +126,28 @@ pub struct Listener {
     pub address: String,
     #[serde(default)]
     pub process: Option<String>,
+}
+
+/// One process, by proc(5). Never its command line: that of a browser holds the page's URL, and a URL a code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessReport {
+    pub pid: u32,
+    pub name: String,
+    /// What Chromium started it for: `renderer`, `gpu-process`, `utility`, …
+    #[serde(default)]
+    pub role: Option<String>,
+    /// `R` runs, `S` sleeps, `D` waits for a disk, `Z` has ended.
+    pub state: String,
+    /// Processor time since it began, its threads' and its own.
+    pub cpu_ms: u64,
+    pub memory_kib: u64,
+    pub threads: u32,
+    /// The thread that has used most, and how much.
+    #[serde(default)]
+    pub busiest_thread: Option<String>,
+    #[serde(default)]
+    pub busiest_thread_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

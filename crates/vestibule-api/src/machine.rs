@@ -92,6 +92,30 @@ pub struct CgroupMark {
 /// Its file's name.
 pub const CGROUP_MARK: &str = "cgroup.json";
 
+/// `processes.json` in a VM's directory: its runner and, once there is one, its VMM. After a runner that was killed, whoever
+/// removes the directory looks whether they are gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessesMark {
+    /// The pid namespace in which the numbers mean something, as `/proc/self/ns/pid` names it.
+    pub namespace: String,
+    pub runner: ProcessMark,
+    /// The first process of the group that everything of the VMM's is in.
+    pub vmm: Option<ProcessMark>,
+}
+
+/// One process, and no other that has its number later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessMark {
+    pub pid: u32,
+    /// Clock ticks from the host's start to its own (field 22 of proc_pid_stat(5)).
+    pub started: u64,
+}
+
+/// Its file's name.
+pub const PROCESSES_MARK: &str = "processes.json";
+
 /// Users that nobody else is. A VMM that is jailed runs as one of them that no other VM has, and as the group of the same
 /// number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -368,7 +392,8 @@ pub struct StopRequest {
     pub reason: String,
 }
 
-/// What existed of a VM, and whether it is gone: written to the evidence as `disposal.json`.
+/// What existed of a VM, and whether it is gone: written to the evidence as `disposal.json`, first before anything is removed, so
+/// that whoever is killed meanwhile is followed by somebody who knows what there was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Disposal {
@@ -377,6 +402,19 @@ pub struct Disposal {
     pub items: Vec<DisposedItem>,
     /// Whether every item is gone.
     pub complete: bool,
+    /// Who looked.
+    #[serde(default)]
+    pub by: Disposer,
+}
+
+/// Who disposes of a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Disposer {
+    #[default]
+    Runner,
+    /// After a runner that was killed, or that left something.
+    Controller,
 }
 
 /// One thing that the VM had on the host.

@@ -157,6 +157,12 @@ pub struct Limits {
     pub console_keep_bytes: u64,
     /// Days that an ended session can be looked up.
     pub keep_sessions_days: u32,
+    /// Days that the evidence of a VM is kept.
+    pub keep_evidence_days: u32,
+    /// The evidence of all VMs has at most so many MiB, or the oldest goes; 0: any number.
+    pub keep_evidence_mib: u64,
+    /// Days that an image stays to which no alias points, from when it was built.
+    pub keep_images_days: u32,
 }
 
 /// `[deadlines]`, in seconds.
@@ -247,6 +253,9 @@ impl Default for Limits {
             min_free_mib: 256,
             console_keep_bytes: 512 << 10,
             keep_sessions_days: 30,
+            keep_evidence_days: 30,
+            keep_evidence_mib: 4096,
+            keep_images_days: 7,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What the controller needs of the image store: which image an alias means now, its snapshot, and the list.
+use crate::descriptors;
 use camino::Utf8PathBuf;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use vestibule_api::{
     cause::Cause,
@@ -13,7 +15,7 @@ use vestibule_api::{
     machine::{DriverChoice, RestoreSpec},
     pack::{InstallKind, ProviderPack},
 };
-use vestibule_image::{Store, StoreError};
+use vestibule_image::{CacheError, Gc, Store, StoreError};
 
 /// An image that a VM can be made from.
 #[derive(Clone, Debug)]
@@ -108,6 +110,15 @@ impl Images {
         })
     }
 
+    /// Removes what no alias, rollback or VM needs, and that was built longer than `keep` ago; none where somebody does that
+    /// just now. Call it off the runtime.
+    pub(crate) fn collect(&self, keep: Duration) -> Result<Option<Gc>, StoreError> {
+        match Store::open(&self.home)?.gc(keep) {
+            Err(StoreError::Cache(CacheError::Busy { .. })) => Ok(None),
+            gone => gone.map(Some),
+        }
+    }
+
     /// Every image of the store.
     pub(crate) fn list(&self) -> Result<Vec<ImageView>, StoreError> {
         Store::open(&self.home)?.list()
@@ -142,13 +153,16 @@ pub(crate) fn how_to_make(alias: &str) -> String {
     format!("d=$(vestibule image build images/{alias}) && vestibule image publish {alias} $d")
 }
 
-/// There is no image to make a VM from.
+/// There is no image to make a VM from, or none that could be looked at now.
 pub(crate) fn missing(alias: &str, err: &StoreError) -> Finding {
     let quote = Quote {
         source: "store".to_owned(),
         line: None,
         text: Chain(err).to_string(),
     };
+    if descriptors::are_gone(err) {
+        return descriptors::finding(quote);
+    }
     Finding::new(
         Cause::ImageMissing,
         quote,

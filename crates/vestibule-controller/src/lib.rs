@@ -28,6 +28,7 @@ mod clock;
 mod config;
 mod core;
 mod crash;
+mod descriptors;
 mod file;
 mod http;
 mod images;

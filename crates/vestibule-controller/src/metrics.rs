@@ -87,6 +87,7 @@ pub(crate) struct Metrics {
     pub(crate) sealed: Counter,
     pub(crate) released: Counter,
     pub(crate) effect_failures: Counter,
+    pub(crate) left_behind: Counter,
     phases: Family<PhaseLabel, Histogram, fn() -> Histogram>,
     starts: Family<StartLabel, Counter>,
     fallbacks: Family<CauseLabel, Counter>,
@@ -98,14 +99,15 @@ pub(crate) struct Metrics {
     viewers: Gauge,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// `commits`: how long those of the database take.
+    pub(crate) fn new(commits: Histogram) -> Self {
         let mut registry = Registry::with_prefix("vestibule");
         let r = &mut registry;
         let (started, requests, relayed) =
             (Family::default(), Family::default(), Family::default());
-        let (sealed, released, effect_failures) =
-            (Counter::default(), Counter::default(), Counter::default());
+        let (sealed, released) = (Counter::default(), Counter::default());
+        let (effect_failures, left_behind) = (Counter::default(), Counter::default());
         let (sessions, vms, viewers) = (Family::default(), Gauge::default(), Gauge::default());
         let phases: Family<PhaseLabel, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(PHASE_BUCKETS));
@@ -117,6 +119,12 @@ impl Default for Metrics {
             "From the request for a sign-in to each milestone, by how its VM began",
             Unit::Seconds,
             Family::clone(&phases),
+        );
+        r.register_with_unit(
+            "database_commit",
+            "How long the database took to keep a change",
+            Unit::Seconds,
+            commits,
         );
         r.register(
             "starts",
@@ -175,6 +183,11 @@ impl Default for Metrics {
             effect_failures.clone(),
         );
         r.register(
+            "disposals_incomplete",
+            "VMs of which something was left behind; disposal.json in their evidence names it",
+            left_behind.clone(),
+        );
+        r.register(
             "sessions",
             "Sessions that have not ended, by state",
             Family::clone(&sessions),
@@ -197,6 +210,7 @@ impl Default for Metrics {
             sealed,
             released,
             effect_failures,
+            left_behind,
             phases,
             starts,
             fallbacks,
@@ -208,9 +222,7 @@ impl Default for Metrics {
             viewers,
         }
     }
-}
 
-impl Metrics {
     pub(crate) fn started(&self, provider: &str) {
         let provider = provider.to_owned();
         self.started

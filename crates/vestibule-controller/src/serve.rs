@@ -257,6 +257,7 @@ async fn assemble(
         limits: Limits::new(config.limits.starts_per_minute),
         images: Images::new(config.home.clone()),
         config,
+        metrics: Metrics::new(store.pace.commits()),
         store,
         lease,
         peers,
@@ -268,7 +269,6 @@ async fn assemble(
         stock: Stock::default(),
         places: tokio::sync::Mutex::default(),
         started_at: Timestamp::now(),
-        metrics: Metrics::default(),
         stopping,
     }))
 }

@@ -77,7 +77,7 @@ impl Evidence {
                 .pointer("/view/failure")
                 .and_then(|f| serde_json::from_value(f.clone()).ok());
             host.failed = host.failure.is_some();
-            if let Some(cmdline) = kernel_cmdline(&value) {
+            if let Some(cmdline) = text("/kernelCmdline") {
                 evidence = evidence.cmdline(cmdline);
             }
         }
@@ -105,13 +105,6 @@ impl Evidence {
         }
         Ok(evidence.host(host))
     }
-}
-
-/// The argument of QEMU's `-append` in the effective command line.
-fn kernel_cmdline(machine: &serde_json::Value) -> Option<String> {
-    let words = machine.pointer("/commandLine")?.as_array()?;
-    let at = words.iter().position(|w| w == "-append")?;
-    words.get(at.checked_add(1)?)?.as_str().map(str::to_owned)
 }
 
 fn take_events(host: &mut HostFacts, bytes: &[u8]) {
@@ -185,7 +178,7 @@ mod tests {
         let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
         write(
             "machine.json",
-            r#"{"spec":{"imageDigest":"sha256:1"},"commandLine":["qemu","-append","console=ttyS0 root=/dev/vda"]}"#,
+            r#"{"spec":{"imageDigest":"sha256:1"},"commandLine":["qemu"],"kernelCmdline":"console=ttyS0 root=/dev/vda"}"#,
         );
         write(
             "serial.log",
@@ -208,6 +201,20 @@ mod tests {
         assert_eq!(evidence.host.required_units, ["a.service", "b.service"]);
         let verdict = crate::diagnose(&evidence);
         assert_eq!(verdict.finding.unwrap().cause, Cause::AgentBuildMismatch);
+        // All that is known is that the VM did not come up, and that its image is not the one that is published now.
+        write(
+            "machine.json",
+            r#"{"spec":{"imageDigest":"1"},"kernelCmdline":"console=ttyS0 root=/dev/vda"}"#,
+        );
+        write("serial.log", "[ 1.0] Linux version 6.1\n");
+        write("exit.json", r#"{"code":0,"signal":null,"asked":true}"#);
+        let cause = |current: &str| {
+            let evidence = Evidence::from_dir(&dir).unwrap();
+            let verdict = crate::diagnose(&evidence.current_image(Some(current.to_owned())));
+            verdict.finding.map(|finding| finding.cause)
+        };
+        assert_eq!(cause("2"), Some(Cause::MadeFromOlderImage));
+        assert_eq!(cause("1"), None);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -100,6 +100,13 @@ impl Evidence {
         self
     }
 
+    /// The digest of the image that a new VM would be made from, where it is known.
+    #[must_use]
+    pub fn current_image(mut self, digest: Option<String>) -> Self {
+        self.host.current_digest = digest;
+        self
+    }
+
     /// A unit that must run. Without any, those of the manifest are meant that the runner wrote into the bundle; else the
     /// agent's unit where the disk knows it; else the services that the default target starts from `/etc`.
     #[must_use]

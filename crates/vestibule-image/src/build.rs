@@ -15,6 +15,7 @@ use crate::{
     host::{Host, HostError},
     kernel::{self, Kernel},
     layers::{self, Walked},
+    lint::{self, LintError},
     npm,
     progress::{Event, Phase, Progress, Steps},
     recipe::{Recipe, RecipeError, ToolRule},
@@ -29,6 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vestibule_api::{
+    finding::Finding,
     ids::ImageDigest,
     image::{Artifact, Manifest, Package, Tool},
     time::Timestamp,
@@ -101,6 +103,16 @@ pub enum BuildError {
     Ext4(#[from] ext4::Ext4Error),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Lint(#[from] LintError),
+    #[error(
+        "the image of recipe `{recipe}` would not come up, and is not kept: {}: {} ({}); {}",
+        finding.cause.id(), finding.why, quoted(finding), finding.fix
+    )]
+    Broken {
+        recipe: String,
+        finding: Box<Finding>,
+    },
     #[error("assemble the root of recipe `{recipe}`")]
     Tree {
         recipe: String,
@@ -124,6 +136,20 @@ pub enum BuildError {
         "tool of provider `{provider}`: neither npm nor dpkg has installed the package `{package}`"
     )]
     ToolPackage { provider: String, package: String },
+}
+
+/// The first line that proves a finding, with its place.
+fn quoted(finding: &Finding) -> String {
+    let Some(quote) = finding.evidence.first() else {
+        return String::new();
+    };
+    let line = quote.line.map(|line| format!(":{line}"));
+    format!(
+        "{}{}: {}",
+        quote.source,
+        line.unwrap_or_default(),
+        quote.text
+    )
 }
 
 fn io(what: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> BuildError {
@@ -280,7 +306,7 @@ impl Run<'_> {
             &agent_build,
         ]);
         if let Some(digest) = self.store.built(&self.recipe.name, &key)? {
-            for phase in [Phase::Agent, Phase::Manifest] {
+            for phase in [Phase::Agent, Phase::Manifest, Phase::Lint] {
                 self.phase(phase, |_| Ok((true, ())))?;
             }
             return Ok(self.built(digest, true));
@@ -290,9 +316,18 @@ impl Run<'_> {
         self.phase(Phase::Agent, |run| {
             run.put_agent(&root, &directory).map(|()| (false, ()))
         })?;
-        let digest = self.phase(Phase::Manifest, |run| {
+        let (digest, manifest) = self.phase(Phase::Manifest, |run| {
             run.manifest(&root, &kernel, agent_build, &directory)
-                .map(|digest| (false, digest))
+                .map(|made| (false, made))
+        })?;
+        self.phase(Phase::Lint, |run| {
+            match lint::judge(&directory, &manifest)?.finding {
+                None => Ok((false, ())),
+                Some(finding) => Err(BuildError::Broken {
+                    recipe: run.recipe.name.clone(),
+                    finding: Box::new(finding),
+                }),
+            }
         })?;
         let record = BuildRecord {
             built_at: Timestamp::now(),
@@ -467,7 +502,7 @@ impl Run<'_> {
         kernel: &Layer,
         agent_build: String,
         directory: &Utf8Path,
-    ) -> Result<ImageDigest, BuildError> {
+    ) -> Result<(ImageDigest, Manifest), BuildError> {
         let kernel = Kernel::open(&kernel.directory)
             .map_err(io("read the kernel's layer", &kernel.directory))?;
         let initrd = directory.join("initrd");
@@ -510,7 +545,7 @@ impl Run<'_> {
             files: content.files,
         };
         let bytes = write_json(&directory.join("manifest.json"), &manifest)?;
-        Ok(Store::digest(&bytes))
+        Ok((Store::digest(&bytes), manifest))
     }
 }
 

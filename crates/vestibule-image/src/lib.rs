@@ -47,12 +47,13 @@ mod vmlinux;
 
 pub use boot::{BootError, BootOptions, Timing};
 pub use build::{BuildError, BuildOptions, Built, build};
+pub use cache::CacheError;
 pub use diff::{Change, Difference, diff};
 pub use lint::{LintError, lint};
 pub use progress::{Event, Phase, Progress, Silent};
 pub use snapshot::{SnapshotError, SnapshotOptions, Taken, Trial, snapshot, try_snapshot};
 pub use sparse::clone_image;
-pub use store::{Store, StoreError};
+pub use store::{Gc, KEEP_UNPUBLISHED, Store, StoreError};
 pub use verify::{SignIn, Verification, VerifyError, verify};
 
 /// The latest time that an image shows: 2026-01-01T00:00:00Z, in seconds. Files that packages date earlier keep theirs.

@@ -3,8 +3,8 @@ use crate::{
     digest,
     store::{Store, StoreError},
 };
-use camino::Utf8PathBuf;
-use vestibule_api::{finding::Verdict, ids::ImageDigest};
+use camino::{Utf8Path, Utf8PathBuf};
+use vestibule_api::{finding::Verdict, ids::ImageDigest, image::Manifest};
 use vestibule_diagnose::{Evidence, diagnose, disk::source::SeekSource};
 
 /// Why an image cannot be read. What is wrong with one that can stands in the verdict.
@@ -47,13 +47,18 @@ pub fn lint(store: &Store, digest: &ImageDigest) -> Result<Verdict, LintError> {
             });
         }
     }
-    let path = store.dir(digest).join("root.ext4");
+    judge(&store.dir(digest), &manifest)
+}
+
+/// Judges the root image in `directory` by the units that must run.
+pub(crate) fn judge(directory: &Utf8Path, manifest: &Manifest) -> Result<Verdict, LintError> {
+    let path = directory.join("root.ext4");
     let source = std::fs::File::open(&path)
         .and_then(SeekSource::file)
         .map_err(|err| LintError::Read { path, err })?;
-    let mut evidence = Evidence::new().disk_image(source).cmdline(manifest.cmdline);
-    for unit in manifest.required_units {
-        evidence = evidence.unit(unit);
-    }
-    Ok(diagnose(&evidence))
+    let evidence = Evidence::new()
+        .disk_image(source)
+        .cmdline(manifest.cmdline.as_str());
+    let units = manifest.required_units.iter();
+    Ok(diagnose(&units.fold(evidence, Evidence::unit)))
 }

@@ -32,7 +32,7 @@ pub enum Phase {
 
 impl Phase {
     /// Steps of a build.
-    pub const BUILD: [Self; 9] = [
+    pub const BUILD: [Self; 10] = [
         Self::Bootstrap,
         Self::Tools,
         Self::Overlay,
@@ -42,6 +42,7 @@ impl Phase {
         Self::Kernel,
         Self::Agent,
         Self::Manifest,
+        Self::Lint,
     ];
     /// Steps of a verification.
     pub const VERIFY: [Self; 4] = [Self::Lint, Self::Boot, Self::Ready, Self::Report];

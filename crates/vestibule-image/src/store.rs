@@ -32,8 +32,8 @@ use vestibule_api::{
 
 /// Layers and downloads that no build used for so many days go with `gc`.
 const KEEP_DAYS: u64 = 30;
-/// An image is not removed by `gc` so soon after it was built.
-const YOUNG: Duration = Duration::from_secs(24 * 60 * 60);
+/// `vestibule image gc` removes no image so soon after it was built: it may be about to be verified.
+pub const KEEP_UNPUBLISHED: Duration = Duration::from_secs(24 * 60 * 60);
 /// The shortest beginning of a digest that names an image.
 const PREFIX: usize = 8;
 
@@ -158,7 +158,7 @@ pub struct Gc {
     pub snapshots_in_use: Vec<SnapshotId>,
     /// Images to which an alias would go back.
     pub rollback_targets: Vec<ImageDigest>,
-    /// Images that were built less than a day ago.
+    /// Images that were built less long ago than was asked for.
     pub young: Vec<ImageDigest>,
     pub freed_bytes: u64,
 }
@@ -389,20 +389,21 @@ impl Store {
     }
 
     /// Removes images that nothing points to or uses, snapshots that no VM will begin from, and what is old in the cache.
-    /// What a rollback would go back to stays, and so do images of the last day, which may be about to be verified, unless
-    /// `all`.
+    /// What a rollback would go back to stays, and so do images that were built less than `keep` ago.
     ///
     /// # Errors
-    /// [`StoreError::Io`] for the first thing that cannot be removed.
-    pub fn gc(&self, all: bool) -> Result<Gc, StoreError> {
+    /// [`StoreError::Io`] for the first thing that cannot be removed; [`CacheError::Busy`] while somebody else removes.
+    pub fn gc(&self, keep: Duration) -> Result<Gc, StoreError> {
         let mut gone = Gc::default();
+        let cache = Cache::new(&self.home);
+        let _lock = cache.lock("gc", "removal of images".to_owned())?;
         let targets = self.rollback_targets()?;
         for digest in self.digests()? {
             if targets.contains(&digest) {
                 gone.rollback_targets.push(digest);
                 continue;
             }
-            if !all && self.is_young(&digest) {
+            if self.is_younger(&digest, keep) {
                 if !self.aliases()?.iter().any(|(_, target)| *target == digest) {
                     gone.young.push(digest);
                 }
@@ -432,14 +433,14 @@ impl Store {
                 std::fs::remove_dir_all(entry.path()).map_err(io("remove", entry.path()))?;
             }
         }
-        gone.freed_bytes += Cache::new(&self.home).gc(KEEP_DAYS)?;
+        gone.freed_bytes += cache.gc(KEEP_DAYS)?;
         Ok(gone)
     }
 
-    /// Whether an image was built less than [`YOUNG`] ago. One whose record can't be read is not.
-    fn is_young(&self, digest: &ImageDigest) -> bool {
+    /// Whether an image was built less than `age` ago. One whose record can't be read was not.
+    fn is_younger(&self, digest: &ImageDigest, age: Duration) -> bool {
         read_json::<BuildRecord>(&self.dir(digest).join("build.json"))
-            .is_ok_and(|record| record.built_at.plus(YOUNG) > Timestamp::now())
+            .is_ok_and(|record| record.built_at.plus(age) > Timestamp::now())
     }
 
     /// Where the log of a running build of `recipe` goes.

@@ -67,12 +67,10 @@ pub async fn run(setup: Setup) -> Result<()> {
     };
     ends::wrong_inputs(&mut suite).await;
     ends::killed_while_booting(&mut suite).await;
-    if suite.setup.driver == DriverChoice::Qemu {
-        let vm = suite.vm();
-        suite
-            .case("jail: without root", jail::without_root(vm))
-            .await;
-    }
+    let vm = suite.vm();
+    suite
+        .case("jail: without root", jail::without_root(vm))
+        .await;
     if let Some(from) = Box::pin(guest::whole_life(&mut suite)).await {
         Box::pin(copies::all(&mut suite, &from)).await;
     }

@@ -12,8 +12,6 @@ use vestibule_api::client;
 pub const HOST: &str = "idp.test";
 /// The one account.
 pub const LOGIN: &str = "alice";
-/// Its password.
-pub const PASSWORD: &str = "correct horse battery";
 /// Its client for the pack `oidc`.
 pub const CLIENT: &str = "vestibule";
 
@@ -29,6 +27,7 @@ struct Listening {
     issuer: Url,
     address: SocketAddr,
     control: Url,
+    password: String,
 }
 
 /// One answer of the token endpoint.
@@ -85,6 +84,11 @@ impl Idp {
     /// Where a test reads what it issued and saw, and slows it down (`tests/idp/idp.mjs`).
     pub fn control_url(&self) -> &Url {
         &self.listening.control
+    }
+
+    /// The account's password, another one each time.
+    pub fn password(&self) -> &str {
+        &self.listening.password
     }
 
     /// Everything it issued, oldest first.

@@ -117,14 +117,12 @@ impl Process {
     }
 }
 
-/// Sends a signal to a process, if there is one.
-pub fn signal(pid: Option<u32>, signal: rustix::process::Signal) {
+/// Sends a signal to a process, if there is one; whether there was.
+pub fn signal(pid: Option<u32>, signal: rustix::process::Signal) -> bool {
     let pid = pid
         .and_then(|pid| i32::try_from(pid).ok())
         .and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        rustix::process::kill_process(pid, signal).ok();
-    }
+    pid.is_some_and(|pid| rustix::process::kill_process(pid, signal).is_ok())
 }
 
 /// Waits until `path` has content, and gives it.

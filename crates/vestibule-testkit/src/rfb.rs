@@ -13,7 +13,7 @@ use crate::wait;
 use anyhow::{Context, Result, bail};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -23,6 +23,8 @@ use tokio::{
 
 /// Left button, in a pointer event's mask.
 const LEFT: u8 = 1;
+/// At a picture that stays.
+const LOOKS: u32 = 2;
 /// Messages that wait to be written; more than a person can cause.
 const QUEUE: usize = 256;
 
@@ -110,7 +112,9 @@ impl Rfb {
         lock(&self.screen).ended.clone()
     }
 
-    /// Looks at every new picture until `look` finds what it wants, for at most `limit`.
+    /// Looks at every new picture until `look` finds what it wants, for at most `limit` ([`wait::patient`]). A picture that stays
+    /// is looked at a second time, for those who want something that does not move, and not again: the machine that looks
+    /// may be the one that the VM needs.
     ///
     /// # Errors
     /// When the time is over, or the connection ended.
@@ -120,23 +124,34 @@ impl Rfb {
         limit: Duration,
         mut look: impl FnMut(&Frame) -> Option<T>,
     ) -> Result<T> {
-        let found = wait::until(what, limit, || {
-            let screen = lock(&self.screen);
-            let seen = match look(&screen.frame) {
-                Some(found) => Ok(Ok(found)),
-                None => match &screen.ended {
-                    Some(why) => Ok(Err(why.clone())),
-                    None => Err((
-                        screen.frame.size(),
-                        screen.updates,
-                        screen.frame.commonest(),
-                    )),
-                },
-            };
-            std::future::ready(seen)
-        })
-        .await?;
-        found.map_err(|why| anyhow::anyhow!("waited for {what}: the view ended: {why}"))
+        let limit = wait::patient(limit);
+        let end = Instant::now() + limit;
+        let (mut picture, mut looks) = (None, 0);
+        loop {
+            {
+                let screen = lock(&self.screen);
+                if picture != Some(screen.updates) {
+                    (picture, looks) = (Some(screen.updates), 0);
+                }
+                if looks < LOOKS {
+                    looks += 1;
+                    if let Some(found) = look(&screen.frame) {
+                        return Ok(found);
+                    }
+                }
+                if let Some(why) = &screen.ended {
+                    bail!("waited for {what}: the view ended: {why}");
+                }
+                if Instant::now() >= end {
+                    let (size, colour) = (screen.frame.size(), screen.frame.commonest());
+                    bail!(
+                        "waited {limit:?} for {what}; last seen: {size:?}, after {} updates, most of it {colour:?}",
+                        screen.updates
+                    );
+                }
+            }
+            tokio::time::sleep(wait::PAUSE).await;
+        }
     }
 
     /// Waits until an area of at least `pixels` pixels of this colour is there.

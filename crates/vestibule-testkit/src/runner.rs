@@ -34,11 +34,15 @@ use vestibule_api::{
         AgentEvent, CapturedCredential, CapturedFile, CredentialReply, CredentialRequest,
         LoginEvent, LoginRequest,
     },
-    ids::{MachineId, SessionId},
+    ids::{ImageDigest, MachineId, SessionId},
     image::Manifest,
     machine::{
-        Claim, Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, StopRequest,
-        VmSpec,
+        Claim, Disposal, DisposedItem, Disposer, Exit, MachineState, Phase, RunnerEvent,
+        RunnerEventKind, StopRequest, VmSpec,
+    },
+    snapshot::{
+        Binding, MANIFEST_FILE, MEMORY_FILE, SNAPSHOT_SCHEMA, STATE_FILE, SavedFile,
+        SnapshotManifest,
     },
     time::Timestamp,
 };
@@ -66,7 +70,7 @@ pub fn secret(machine: MachineId) -> String {
 ///
 /// # Errors
 /// When it can't be written.
-pub fn store_image(home: &Utf8Path, alias: &str, features: &[&str]) -> Result<()> {
+pub fn store_image(home: &Utf8Path, alias: &str, features: &[&str]) -> Result<ImageDigest> {
     let manifest = Manifest {
         schema: 1,
         recipe: alias.to_owned(),
@@ -86,10 +90,7 @@ pub fn store_image(home: &Utf8Path, alias: &str, features: &[&str]) -> Result<()
         files: BTreeMap::new(),
     };
     let bytes = serde_json::to_vec(&manifest)?;
-    let digest: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = digest_of(&bytes);
     let dir = home.join("images").join(&digest);
     std::fs::create_dir_all(&dir)?;
     for name in ["aliases", "snapshots"] {
@@ -101,10 +102,57 @@ pub fn store_image(home: &Utf8Path, alias: &str, features: &[&str]) -> Result<()
     });
     std::fs::write(dir.join("build.json"), build.to_string())?;
     let alias = home.join("aliases").join(alias);
-    Ok(std::os::unix::fs::symlink(
-        format!("../images/{digest}"),
-        alias,
-    )?)
+    std::os::unix::fs::symlink(format!("../images/{digest}"), alias)?;
+    Ok(digest.parse()?)
+}
+
+/// Puts a snapshot of such an image beside it, of which nothing can be restored: a pool is kept where there is one.
+///
+/// # Errors
+/// When it can't be written.
+pub fn store_snapshot(home: &Utf8Path, image: &ImageDigest) -> Result<()> {
+    let file = SavedFile {
+        bytes: 1,
+        allocated_bytes: 1,
+        sha256: "0".repeat(64),
+    };
+    let manifest = SnapshotManifest {
+        schema: SNAPSHOT_SCHEMA,
+        binding: Binding {
+            image_digest: image.clone(),
+            agent_build: "0".repeat(64),
+            driver: "qemu/tcg".to_owned(),
+            vmm_version: String::new(),
+            machine: String::new(),
+            cpu: String::new(),
+            cpu_features: Vec::new(),
+            memory_mib: 1,
+            vcpus: 1,
+            runner: String::new(),
+            arguments: "0".repeat(64),
+            cmdline: String::new(),
+            tsc_khz: 1,
+        },
+        taken_at: Timestamp::now(),
+        memory: file.clone(),
+        state: file,
+    };
+    let manifest = serde_json::to_vec(&manifest)?;
+    let dir = home.join("snapshots").join(digest_of(&manifest));
+    std::fs::create_dir_all(&dir)?;
+    for (name, content) in [
+        (MEMORY_FILE, &b"m"[..]),
+        (STATE_FILE, b"s"),
+        (MANIFEST_FILE, &manifest),
+    ] {
+        std::fs::write(dir.join(name), content)?;
+    }
+    Ok(())
+}
+
+fn digest_of(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[derive(Debug)]
@@ -138,7 +186,7 @@ pub async fn run(pace: Pace) -> Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     tokio::select! {
         served = runner.serve(listener, |router| router) => served,
-        _ = term.recv() => runner.end(),
+        _ = term.recv() => runner.end().map(drop),
     }
 }
 
@@ -237,14 +285,14 @@ impl Runner {
     }
 
     /// As a request to stop does.
-    fn stop(&self) -> Result<()> {
+    fn stop(&self) -> Result<Disposal> {
         let ended = self.end();
         self.over.send_replace(true);
         ended
     }
 
     /// Writes the evidence and leaves nothing else.
-    fn end(&self) -> Result<()> {
+    fn end(&self) -> Result<Disposal> {
         self.state(MachineState::Stopping);
         let mut lines = String::new();
         for event in self.events.borrow().iter() {
@@ -260,8 +308,32 @@ impl Runner {
             ..Exit::default()
         };
         self.say(RunnerEventKind::Ended { exit });
+        // As the runner does: whoever is killed in between is followed by somebody who knows what there was.
+        self.receipt()?;
         std::fs::remove_dir_all(&self.spec.vm_dir)?;
-        Ok(())
+        self.receipt()
+    }
+
+    /// Writes the receipt as things are.
+    fn receipt(&self) -> Result<Disposal> {
+        let gone = !Utf8Path::new(&self.spec.vm_dir).exists();
+        let directory = DisposedItem {
+            kind: "directory".to_owned(),
+            name: self.spec.vm_dir.clone(),
+            gone,
+        };
+        let disposal = Disposal {
+            machine_id: self.spec.machine_id,
+            at: Timestamp::now(),
+            items: vec![directory],
+            complete: gone,
+            by: Disposer::Runner,
+        };
+        let evidence = Utf8Path::new(&self.spec.evidence_dir);
+        let partial = evidence.join(".disposal.json.partial");
+        std::fs::write(&partial, serde_json::to_vec(&disposal)?)?;
+        std::fs::rename(&partial, evidence.join("disposal.json"))?;
+        Ok(disposal)
     }
 
     fn view(&self) -> Value {
@@ -283,6 +355,7 @@ fn router(runner: Arc<Runner>) -> Router {
         )
         .route("/events", get(events))
         .route("/claim", post(claim))
+        .route("/pause", post(pause))
         .route("/stop", post(stop))
         .route("/agent/login", post(login))
         .route("/agent/login/credential", post(credential))
@@ -324,6 +397,20 @@ async fn claim(State(runner): State<Arc<Runner>>, Json(claim): Json<Claim>) -> R
         }
         now.owner = Some(claim.session_id);
     }
+    if runner.now().state == MachineState::Paused {
+        runner.state(MachineState::Up);
+    }
+    Json(runner.view()).into_response()
+}
+
+async fn pause(State(runner): State<Arc<Runner>>) -> Response {
+    {
+        let now = runner.now();
+        if now.owner.is_some() || now.state != MachineState::Up {
+            return StatusCode::CONFLICT.into_response();
+        }
+    }
+    runner.state(MachineState::Paused);
     Json(runner.view()).into_response()
 }
 
@@ -371,12 +458,8 @@ async fn credential(
 }
 
 async fn stop(State(runner): State<Arc<Runner>>, Json(_): Json<StopRequest>) -> Response {
-    let ended = runner.stop();
-    Json(Disposal {
-        machine_id: runner.spec.machine_id,
-        at: Timestamp::now(),
-        items: Vec::new(),
-        complete: ended.is_ok(),
-    })
-    .into_response()
+    match runner.stop() {
+        Ok(disposal) => Json(disposal).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }

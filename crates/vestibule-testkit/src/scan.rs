@@ -2,10 +2,10 @@
 //! dumps, and in the memory of its processes.
 //!
 //! A word is looked for as it is, in hexadecimal, percent-encoded, in UTF-16, and in base64 at each of the three places
-//! where it can begin in a group.
+//! where it can begin in a group. A core dump that is compressed is a hit of its own: nothing can be said about it.
 use crate::stage::processes_of;
 use aho_corasick::AhoCorasick;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 use camino::Utf8Path;
 use serde::Serialize;
@@ -14,11 +14,31 @@ use std::{
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt as _,
-    path::Path,
+    path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 /// Bytes read at once.
 const BLOCK: usize = 1 << 20;
+/// What is shorter lies about by chance, and has no form in every base64.
+const SHORTEST: usize = 8;
+
+/// Where handlers of core dumps keep them: systemd's, and Ubuntu's two.
+const DUMPS: [&str; 3] = [
+    "/var/lib/systemd/coredump",
+    "/var/lib/apport/coredump",
+    "/var/crash",
+];
+/// How compressed files begin, and Ubuntu's reports, which have a compressed dump in them: zstd, LZ4, xz, gzip, apport.
+const COMPRESSED: [&[u8]; 5] = [
+    b"\x28\xb5\x2f\xfd",
+    b"\x04\x22\x4d\x18",
+    b"\xfd7zXZ",
+    b"\x1f\x8b",
+    b"ProblemType:",
+];
+/// The canary of a hit that is a file which can't be looked into.
+pub const UNKNOWN: &str = "unknown";
 
 /// A canary where none may be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -42,13 +62,19 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// For these words by their names. Words of fewer than eight bytes are found by chance, and left out.
+    /// For these words by their names.
     ///
     /// # Errors
-    /// When there are more words than an automaton can hold.
+    /// When a word has fewer than [`SHORTEST`] bytes, there is none, or there are more than an automaton can hold.
     pub fn new(canaries: &BTreeMap<String, String>) -> Result<Self> {
         let (mut needles, mut patterns) = (Vec::new(), Vec::new());
-        for (name, word) in canaries.iter().filter(|(_, word)| word.len() >= 8) {
+        ensure!(!canaries.is_empty(), "there is no word to look for");
+        for (name, word) in canaries {
+            ensure!(
+                word.len() >= SHORTEST,
+                "the word `{name}` has {} bytes: fewer than {SHORTEST} are found by chance",
+                word.len()
+            );
             for (form, bytes) in forms(word.as_bytes()) {
                 needles.push((name.clone(), form));
                 patterns.push(bytes);
@@ -69,9 +95,7 @@ impl Scan {
     pub fn everywhere(mut self, home: &Utf8Path, pid: Option<u32>) -> Result<Vec<Hit>> {
         self.files(home.as_std_path());
         self.files(Path::new("/dev/shm"));
-        for dir in ["/var/crash", "/var/lib/systemd/coredump"] {
-            self.files(Path::new(dir));
-        }
+        self.dumps(home, pid);
         for entry in std::fs::read_dir(std::env::temp_dir())?.flatten() {
             let name = entry.file_name();
             let ours = ["vestibule", "core"].map(|word| name.to_string_lossy().starts_with(word));
@@ -93,6 +117,44 @@ impl Scan {
             }
         }
         Ok(self.found())
+    }
+
+    /// Core dumps that were made since `home` was: where the kernel puts them, and where handlers do.
+    fn dumps(&mut self, home: &Utf8Path, pid: Option<u32>) {
+        let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+        let since = home.metadata().and_then(|home| home.created());
+        let since = since.unwrap_or(SystemTime::UNIX_EPOCH);
+        for dir in DUMPS {
+            self.dumps_in(Path::new(dir), "", since);
+        }
+        let (dir, begins) = of_pattern(&pattern);
+        // Where whoever died worked: the controller and its runners where this or that was started, VMMs in the home.
+        let theirs = pid.map(|pid| PathBuf::from(format!("/proc/{pid}/cwd")));
+        let directories = theirs.into_iter().chain([PathBuf::from(".")]);
+        for worked in directories.filter_map(|dir| dir.canonicalize().ok()) {
+            self.dumps_in(&worked.join(dir), begins, since);
+        }
+    }
+
+    /// The files of `dir`, not of those below, whose name begins so.
+    fn dumps_in(&mut self, dir: &Path, begins: &str, since: SystemTime) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let made = entry.metadata().and_then(|meta| meta.modified());
+            if !entry.file_name().to_string_lossy().starts_with(begins)
+                || !entry.file_type().is_ok_and(|kind| kind.is_file())
+                || made.is_ok_and(|made| made < since)
+            {
+                continue;
+            }
+            match why_not(&entry.path()) {
+                None => self.files(&entry.path()),
+                Some(form) => self.hits.push(Hit {
+                    canary: UNKNOWN.to_owned(),
+                    form,
+                    place: entry.path().display().to_string(),
+                }),
+            }
+        }
     }
 
     /// The places, each named once.
@@ -185,6 +247,30 @@ impl Scan {
     }
 }
 
+/// Of core(5)'s pattern, as far as it is always the same: the directory, from where a process works, and how the files' names
+/// begin. What goes into a pipe or to a socket is in no directory that it names.
+fn of_pattern(pattern: &str) -> (&str, &str) {
+    let pattern = pattern.trim();
+    if pattern.starts_with(['|', '@']) {
+        return ("", "core");
+    }
+    let known = pattern.split('%').next().unwrap_or_default();
+    known.split_at(known.rfind('/').map_or(0, |at| at + 1))
+}
+
+/// Why a file can't be looked into; none: it can.
+fn why_not(path: &Path) -> Option<&'static str> {
+    let Ok(file) = File::open(path) else {
+        return Some("can't be read");
+    };
+    let mut head = Vec::new();
+    if file.take(16).read_to_end(&mut head).is_err() {
+        return Some("can't be read");
+    }
+    let is_compressed = COMPRESSED.iter().any(|magic| head.starts_with(magic));
+    is_compressed.then_some("compressed")
+}
+
 struct Region<'a> {
     mem: &'a File,
     at: u64,
@@ -245,6 +331,24 @@ mod tests {
 
     fn scan() -> Scan {
         Scan::new(&[("word".to_owned(), WORD.to_owned())].into()).unwrap()
+    }
+
+    #[test]
+    fn a_word_that_would_not_be_looked_for_is_refused() {
+        let refused = |word: &str| {
+            let words = [
+                ("long".to_owned(), WORD.to_owned()),
+                ("short".to_owned(), word.to_owned()),
+            ];
+            Scan::new(&words.into()).err().map(|err| err.to_string())
+        };
+        for word in ["", "1234567"] {
+            let said = refused(word).unwrap();
+            assert!(said.contains("`short`"), "{said}");
+            assert!(word.is_empty() || !said.contains(word), "{said}");
+        }
+        assert_eq!(refused("12345678"), None);
+        assert!(Scan::new(&BTreeMap::new()).is_err());
     }
 
     #[test]
@@ -309,6 +413,78 @@ mod tests {
             found.iter().any(|hit| hit.place.contains("[stack]")),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn a_core_dump_is_found_where_the_kernel_puts_it() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let (dumps, words) = (camino_tempfile::tempdir().unwrap(), format!("x={WORD}"));
+        // It works where it was started, as a controller does, and waits there for the one that dies.
+        let script = "ulimit -c \"$(ulimit -H -c)\"; (kill -ABRT $BASHPID); echo; exec sleep 60";
+        let mut child = Command::new("bash")
+            .args(["-c", script, &words])
+            .current_dir(dumps.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = [0];
+        child.stdout.take().unwrap().read_exact(&mut line).unwrap();
+        let hits = scan().everywhere(home.path(), Some(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let here = dumps.path().canonicalize_utf8().unwrap();
+        let hits = hits.unwrap();
+        if dumps.path().read_dir_utf8().unwrap().count() == 0 {
+            println!(
+                "skipped: this host's core_pattern or limit keeps dumps from the directory: {hits:?}"
+            );
+            return;
+        }
+        let found = hits.iter().find(|hit| hit.place.starts_with(here.as_str()));
+        assert_eq!(found.unwrap().canary, "word", "{hits:?}");
+    }
+
+    #[test]
+    fn a_dump_that_is_compressed_or_old_is_told_from_one_that_is_clean() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let (then, path) = (SystemTime::now(), dir.path().as_std_path());
+        for magic in COMPRESSED {
+            std::fs::write(path.join("core.x.zst"), [magic, &[0; 100]].concat()).unwrap();
+            let mut scan = scan();
+            scan.dumps_in(path, "core", then - std::time::Duration::from_secs(60));
+            let found = scan.found();
+            assert_eq!(
+                (found[0].canary.as_str(), found[0].form),
+                (UNKNOWN, "compressed")
+            );
+        }
+        for (begins, since) in [
+            ("other", then - std::time::Duration::from_secs(60)),
+            ("core", then + std::time::Duration::from_secs(60)),
+        ] {
+            let mut scan = scan();
+            scan.dumps_in(path, begins, since);
+            assert_eq!(scan.found(), []);
+        }
+        std::fs::write(path.join("core.x.zst"), "\x7fELF and nothing").unwrap();
+        let mut scan = scan();
+        scan.dumps_in(path, "core", then - std::time::Duration::from_secs(60));
+        assert_eq!(scan.found(), []);
+    }
+
+    #[test]
+    fn the_kernels_pattern_says_where() {
+        for (pattern, dir, begins) in [
+            ("core\n", "", "core"),
+            ("core.%e.%p", "", "core."),
+            ("/var/cores/%e.core", "/var/cores/", ""),
+            ("/core-%p", "/", "core-"),
+            ("cores/%p", "cores/", ""),
+            ("|/usr/share/apport/apport %p", "", "core"),
+        ] {
+            assert_eq!(of_pattern(pattern), (dir, begins), "{pattern}");
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! A controller as an operator runs it, in a home of its own that shares the built images, and the count of what it must
 //! not leave behind.
+mod listing;
 mod residue;
 
+pub use listing::Listing;
 pub use residue::{processes_of, residue};
 
 use crate::{
@@ -35,12 +37,22 @@ const TRUST_VARIABLES: [(&str, &str); 4] = [
     ("gemini", "NODE_EXTRA_CA_CERTS"),
     ("wrangler", "NODE_EXTRA_CA_CERTS"),
 ];
+/// Where a controller listens that nobody has to find again.
+const ANYWHERE: &str = "listen = \"127.0.0.1:0\"";
+/// Of the home: where the controller and what it starts have their temporary files.
+const TMP: &str = "tmp";
 /// How long the VMs of ended sessions may take to be gone.
 const VMS_END: Duration = Duration::from_secs(60);
 
 /// What VMs run under: `$VESTIBULE_TEST_DRIVER`, else what the controller chooses.
 fn driver() -> String {
     std::env::var("VESTIBULE_TEST_DRIVER").unwrap_or_else(|_| String::from("auto"))
+}
+
+/// A line of TOML with a VM's processors: `$VESTIBULE_TEST_VCPUS`, else what the image declares.
+fn vcpus() -> String {
+    std::env::var("VESTIBULE_TEST_VCPUS")
+        .map_or_else(|_| String::new(), |vcpus| format!("vcpus = {vcpus}\n"))
 }
 
 /// Where the built images are: `$VESTIBULE_TEST_HOME`, else `target/test-home`.
@@ -60,6 +72,7 @@ pub struct Setting {
     images: Utf8PathBuf,
     runner: Vec<String>,
     crash_at: Option<&'static str>,
+    packs: Vec<(&'static str, &'static str)>,
     more: String,
 }
 
@@ -75,6 +88,7 @@ impl Setting {
             images: image_home(),
             runner: Vec::new(),
             crash_at: None,
+            packs: Vec::new(),
             more: String::new(),
         }
     }
@@ -100,10 +114,18 @@ impl Setting {
         self
     }
 
-    /// The first controller dies at this point ([`vestibule_api::crash`]); those that come after it do not.
+    /// The first controller, or every runner that it starts, dies at this point ([`vestibule_api::crash`]); controllers
+    /// that come after it and their runners do not.
     #[must_use]
     pub fn crash_at(mut self, point: &'static str) -> Self {
         self.crash_at = Some(point);
+        self
+    }
+
+    /// There is a provider with this id and this pack.
+    #[must_use]
+    pub fn pack(mut self, id: &'static str, toml: &'static str) -> Self {
+        self.packs.push((id, toml));
         self
     }
 
@@ -168,10 +190,11 @@ impl Setting {
     /// The configuration of a controller.
     pub fn toml(&self) -> String {
         let mut text = format!(
-            "listen = \"127.0.0.1:0\"\nimage = \"{}\"\nrunner = {:?}\n[vm]\ndriver = \"{}\"\n[deadlines]\nboot_s = {}\nrestore_s = {}\nlogin_start_s = {}\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
+            "{ANYWHERE}\nimage = \"{}\"\nrunner = {:?}\n[vm]\ndriver = \"{}\"\n{}[deadlines]\nboot_s = {}\nrestore_s = {}\nlogin_start_s = {}\n[pool]\n{} = {}\n[egress]\nmode = \"open\"\nextra_ca = {:?}\n",
             self.image,
             self.runner,
             driver(),
+            vcpus(),
             wait::patient(BOOT).as_secs(),
             wait::patient(RESTORE).as_secs(),
             wait::patient(LOGIN_START).as_secs(),
@@ -220,8 +243,14 @@ impl Stage {
             std::os::unix::fs::symlink(images.join(shared), home.path().join(shared))
                 .context("share the images")?;
         }
-        std::fs::write(home.path().join("vestibule.toml"), setting.toml())
-            .context("write the configuration")?;
+        for dir in ["providers", TMP] {
+            std::fs::create_dir(home.path().join(dir)).context("make a directory of the home")?;
+        }
+        for (id, pack) in &setting.packs {
+            let path = home.path().join(format!("providers/{id}.toml"));
+            std::fs::write(path, pack).context("write a provider pack")?;
+        }
+        configure(home.path(), setting)?;
         Self::serve(home, setting.crash_at).await
     }
 
@@ -235,6 +264,8 @@ impl Stage {
             .arg("serve")
             .arg("--config")
             .arg(home.path().join("vestibule.toml"))
+            // What it and its runners leave there is found, and is nobody else's.
+            .env("TMPDIR", home.path().join(TMP))
             .envs(crash_at.map(|point| ("VESTIBULE_CRASH_AT", point)));
         let process = Process::start("vestibule serve", command, &log)?;
         let listening = async {
@@ -299,6 +330,27 @@ impl Stage {
         Self::serve(self.home, None).await
     }
 
+    /// [`Stage::crash_and_restart`] at the address that browsers know.
+    ///
+    /// # Errors
+    /// When it does not come back, or somebody has taken the address meanwhile.
+    pub async fn crash_and_return(self) -> Result<Self> {
+        let path = self.home.path().join("vestibule.toml");
+        let text = std::fs::read_to_string(&path).context("read the configuration")?;
+        let there = format!("listen = \"{}\"", self.api.address());
+        let text = text.replacen(ANYWHERE, &there, 1);
+        std::fs::write(&path, text).context("write the configuration")?;
+        self.crash_and_restart().await
+    }
+
+    /// What the next controller on this home is configured to.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn configure(&self, setting: &Setting) -> Result<()> {
+        configure(self.home.path(), setting)
+    }
+
     /// Waits until the controller has died by itself, and starts it again on the same home.
     ///
     /// # Errors
@@ -323,8 +375,7 @@ impl Stage {
             pool: 0,
             ..setting.clone()
         };
-        std::fs::write(self.home.path().join("vestibule.toml"), none.toml())
-            .context("write the configuration")?;
+        self.configure(&none)?;
         self.crash_and_restart().await?.end().await
     }
 
@@ -385,6 +436,10 @@ pub fn binary() -> Result<Utf8PathBuf> {
         "`{path}` is not built: cargo build -p vestibule"
     );
     Ok(path)
+}
+
+fn configure(home: &Utf8Path, setting: &Setting) -> Result<()> {
+    std::fs::write(home.join("vestibule.toml"), setting.toml()).context("write the configuration")
 }
 
 fn tail(log: &Utf8Path) -> String {

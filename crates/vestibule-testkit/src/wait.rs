@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Pause between two looks.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
 /// A limit on a machine that is slower than those that limits are written for: `$VESTIBULE_TEST_PATIENCE` times as much.
 pub fn patient(limit: Duration) -> Duration {

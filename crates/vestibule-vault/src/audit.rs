@@ -348,3 +348,21 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
             text
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe takes what is written, and can't be synced (fsync(2): EINVAL).
+    #[test]
+    fn a_line_is_written_and_then_synced() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut file = File::from(std::os::fd::OwnedFd::from(writer));
+        let synced = write_synced(&mut file, b"a line\n");
+        assert_eq!(synced.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        drop(file);
+        let mut line = String::new();
+        reader.read_to_string(&mut line).unwrap();
+        assert_eq!(line, "a line\n", "before it was synced");
+    }
+}

@@ -343,6 +343,50 @@ mod tests {
         assert_ne!(ada.credential_id, eve.credential_id);
     }
 
+    /// Where the form holds, it is the seals that refuse: of a record that is stored, the audit log's digest would come first.
+    #[test]
+    fn every_bit_is_sealed() {
+        let (master, meta, bytes) = sealed("ada");
+        let id = meta.credential_id;
+        let parts = split(&bytes).unwrap();
+        let text = std::str::from_utf8(&bytes).unwrap();
+        let lines: Vec<_> = text.split('\n').map(str::to_owned).collect();
+        let bits = |len| (0..len).flat_map(|at| (0..8).map(move |bit| (at, 1_u8.rotate_left(bit))));
+        let mut read_well = Vec::new();
+        for (at, bit) in bits(bytes.len()) {
+            let mut changed = bytes.clone();
+            changed[at] ^= bit;
+            let place = format!("bit {bit:#x} of byte {at}");
+            let err = decode(&master, id, &changed).map(drop).expect_err(&place);
+            // A header that still reads well, as the same or as another, is for the seals alone to refuse.
+            let other = split(&changed).is_ok_and(|changed| changed.header != parts.header);
+            if other && let Ok(header) = header(id, &changed) {
+                assert!(matches!(err, RecordError::Refused), "{place}: {err}");
+                read_well.push(header);
+            }
+        }
+        assert!(
+            read_well.len() > 200,
+            "{} headers that read well were tried",
+            read_well.len()
+        );
+        // A UUID's letter in upper case is the same id in other bytes.
+        assert!(
+            read_well.contains(&meta),
+            "no header that means the same was tried"
+        );
+        for (line, part) in [(2, &parts.wrapped), (3, &parts.sealed)] {
+            for (at, bit) in bits(part.len()) {
+                let mut changed = part.clone();
+                changed[at] ^= bit;
+                let mut lines = lines.clone();
+                lines[line] = BASE64.encode(changed);
+                let place = format!("line {line}, bit {bit:#x} of byte {at}");
+                assert!(refused(&master, id, &lines.join("\n")), "{place}");
+            }
+        }
+    }
+
     #[test]
     fn cut_and_garbled_records_are_errors_and_no_panics() {
         let (master, meta, bytes) = sealed("ada");

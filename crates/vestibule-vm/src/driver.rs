@@ -204,6 +204,9 @@ pub trait Machine: Send + Sync {
     /// The VMM's command line as started, for the evidence.
     fn command_line(&self) -> &[String];
 
+    /// The guest kernel's command line: of a restored VM, the one that the saved VM booted with.
+    fn kernel_cmdline(&self) -> &str;
+
     /// Connects to the guest's end of the stream. The connection reads end of file when the guest closes its end.
     fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>>;
 

@@ -264,9 +264,11 @@ struct FirecrackerMachine {
     features: Features,
     version: Version,
     command_line: Vec<String>,
+    kernel_cmdline: String,
     /// The VMM's working directory.
     directory: Utf8PathBuf,
     binding: Option<Binding>,
+    restored: bool,
     /// Where a save puts the memory, where this VM was made to be saved.
     memory: Option<Saved>,
     /// Serves the memory of one that was restored that way, for as long as it lives.
@@ -351,9 +353,13 @@ impl Machine for FirecrackerMachine {
         &self.command_line
     }
 
+    fn kernel_cmdline(&self) -> &str {
+        &self.kernel_cmdline
+    }
+
     fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>> {
         async {
-            let dialled = vsock::dial(&self.directory, self.listens.clone()).await;
+            let dialled = vsock::dial(&self.directory, self.listens.clone(), !self.restored).await;
             let stream = dialled.map_err(MachineError::Dial)?;
             // Right after a restore a connection may be accepted and stay silent for ever: the guest has lost its end, and the
             // VMM has not noticed (Firecracker fact 11). An agent that listens again is on no connection.

@@ -12,6 +12,7 @@
 //!                        egress ─▶ the world
 //! ```
 pub mod config_drive;
+pub mod core_dump;
 mod cpu;
 pub mod doctor;
 pub mod driver;
@@ -27,6 +28,7 @@ mod kept;
 pub mod kvm;
 pub mod log;
 pub mod process;
+mod processes;
 pub mod qemu;
 mod runner;
 pub mod snapshot;

@@ -10,6 +10,7 @@ use std::{
     io::{self, Read, Write},
     os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::watch;
 
@@ -286,6 +287,10 @@ pub(crate) fn piped(name: &str, log: Arc<BoundedLog>) -> io::Result<OwnedFd> {
     Ok(into)
 }
 
+/// A serial line's bytes come one by one. Taken one by one each would wake the reader and be a write to a file, on a processor that
+/// the guest needs; so the reader rests for so long after it has taken what was there, and the pipe keeps what comes meanwhile.
+const REST: Duration = Duration::from_millis(10);
+
 /// Copies everything from `from` into `log` on a thread of its own, until end of file.
 ///
 /// # Errors
@@ -299,7 +304,12 @@ pub(crate) fn pump(name: &str, mut from: File, log: Arc<BoundedLog>) -> io::Resu
             loop {
                 match from.read(&mut buffer) {
                     Ok(0) => break,
-                    Ok(n) => log.append(&buffer[..n]),
+                    Ok(n) => {
+                        log.append(&buffer[..n]);
+                        if n < buffer.len() {
+                            std::thread::sleep(REST);
+                        }
+                    }
                     Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
                     Err(_) => break,
                 }

@@ -149,6 +149,7 @@ fn prepare(runner: &OwnedFd, inherit: &[OwnedFd]) -> io::Result<()> {
         return Err(io::ErrorKind::BrokenPipe.into());
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    crate::core_dump::forbid()?;
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets flags of this process' descriptors.
     #[expect(unsafe_code, reason = "neither std nor rustix has close_range")]
     let marked = unsafe {

@@ -120,6 +120,7 @@ struct QemuMachine {
     child: Child,
     qmp: Qmp,
     command_line: Vec<String>,
+    kernel_cmdline: String,
     stream_socket: Utf8PathBuf,
     binding: Option<Binding>,
     /// The guest's end of the stream.
@@ -180,6 +181,7 @@ async fn start(
     let command_line: Vec<_> = std::iter::once(program.to_string())
         .chain(args.iter().cloned())
         .collect();
+    let kernel_cmdline = argv::cmdline(accel, &launch);
     let confinement = match &launch.jail {
         Some(jail) => jail
             .direct(&allowed(program, &launch))
@@ -227,6 +229,7 @@ async fn start(
         child,
         qmp,
         command_line,
+        kernel_cmdline,
         stream_socket,
         binding,
         port,
@@ -373,6 +376,10 @@ impl Machine for QemuMachine {
 
     fn command_line(&self) -> &[String] {
         &self.command_line
+    }
+
+    fn kernel_cmdline(&self) -> &str {
+        &self.kernel_cmdline
     }
 
     fn dial(&self) -> BoxFuture<'_, Result<Box<dyn Transport>, MachineError>> {

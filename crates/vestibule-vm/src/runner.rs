@@ -101,6 +101,7 @@ async fn run_in(directory: &Utf8Path, spec: VmSpec) -> Result<Exit, RunError> {
     let vmm_log = log("vmm.log", VMM_LOG_KEEP)?;
     let events = Arc::new(EventLog::default());
     let egress = Egress::new(&spec.egress, Arc::clone(&events)).map_err(RunError::Policy)?;
+    name_processes(directory, None);
     let listener = listen(&directory.join(SOCKET))?;
     let (shared, inbox) = Shared::new(spec, console, vmm_log, egress, events);
     let signals = signals(&shared)?;
@@ -114,6 +115,14 @@ async fn run_in(directory: &Utf8Path, spec: VmSpec) -> Result<Exit, RunError> {
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, server).await;
     signals.abort();
     Ok(exit)
+}
+
+/// Leaves the names of the VM's processes to whoever comes after a runner that is killed. One that can't does its work all the
+/// same: the receipt will say less.
+fn name_processes(directory: &Utf8Path, vmm: Option<u32>) {
+    if let Err(err) = crate::processes::leave_mark(directory, vmm) {
+        tracing::warn!(error = %err, "who owns the VM is not written down");
+    }
 }
 
 fn listen(path: &Utf8Path) -> Result<UnixListener, RunError> {

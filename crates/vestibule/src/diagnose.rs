@@ -3,7 +3,7 @@
 use crate::output::{self, Output};
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
-use std::process::ExitCode;
+use std::{io::Read as _, process::ExitCode};
 use vestibule_api::{
     cause::Cause,
     finding::{Verdict, VerdictKind},
@@ -43,6 +43,9 @@ pub(crate) struct DiagnoseArgs {
     pub(crate) explain: Option<String>,
 }
 
+/// Of a console or a journal at most so much is read; journald begins a new file at 128 MiB (journald.conf(5),
+/// `SystemMaxFileSize=`).
+const READ_LIMIT: u64 = 128 << 20;
 /// sysexits.h EX_NOINPUT.
 const NO_INPUT: u8 = 66;
 
@@ -113,7 +116,16 @@ fn required_units(disk: &Utf8Path) -> anyhow::Result<Vec<String>> {
 }
 
 fn read(path: &Utf8Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("read `{path}`"))
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(READ_LIMIT + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("read `{path}`"))?;
+    anyhow::ensure!(
+        bytes.len() as u64 <= READ_LIMIT,
+        "`{path}` has more than {} MiB, which is no console and no journal of a VM; give its end, or the newest journal file",
+        READ_LIMIT >> 20
+    );
+    Ok(bytes)
 }
 
 /// A directory is a root tree; a file is an image.

@@ -16,7 +16,7 @@ use vestibule_api::{
     image::ImageView,
     machine::DriverChoice,
 };
-use vestibule_image::{BootOptions, BuildOptions, Store, Verification};
+use vestibule_image::{BootOptions, BuildOptions, KEEP_UNPUBLISHED, Store, Verification};
 
 /// Seconds until a VM must be ready: a browser under emulation takes one or two minutes.
 const DEADLINE_S: u64 = 600;
@@ -197,7 +197,11 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
             ));
         }
         ImageCommand::Gc { all } => {
-            let gone = store.gc(all)?;
+            let gone = store.gc(if all {
+                Duration::ZERO
+            } else {
+                KEEP_UNPUBLISHED
+            })?;
             out.print(&gone, ToString::to_string)?;
         }
     }

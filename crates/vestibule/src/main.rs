@@ -120,6 +120,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
+    // Every role may come by a credential, or by what a person typed.
+    vestibule_vm::core_dump::forbid().context("forbid core dumps")?;
     let home = cli.home.resolve()?;
     match cli.command {
         Command::Serve(args) => runtime()?.block_on(serve::serve(home, args)),

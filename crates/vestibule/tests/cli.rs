@@ -1,9 +1,11 @@
-//! The program as people and scripts call it: exit statuses, and what it prints. No VM, no controller.
+//! The program as people and scripts call it: exit statuses, and what it prints. No VM, and a controller only to die.
 #![expect(clippy::unwrap_used, reason = "a test that cannot start fails")]
 use camino_tempfile::Utf8TempDir;
 use std::{
     fs,
-    process::{Command, Output, Stdio},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 const VM: &str = "01a217bf-41e1-73c3-8388-a46dcaf71bf1";
@@ -164,6 +166,20 @@ fn the_manifest_beside_a_disk_says_which_units_must_run() {
     assert!(said.contains("wanted.service"), "{said}");
 }
 
+/// A sparse file costs nobody but who reads all of it.
+#[test]
+fn evidence_without_an_end_is_refused() {
+    let home = camino_tempfile::tempdir().unwrap();
+    let path = home.path().join("endless");
+    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    for option in ["--serial", "--journal"] {
+        let output = vestibule(&home, &["diagnose", option, path.as_str()]);
+        assert_eq!(output.status.code(), Some(66), "{option}");
+        let said = text(&output.stderr);
+        assert!(said.contains("has more than 128 MiB"), "{said}");
+    }
+}
+
 /// A vault in the home with one credential, which left once. The credential's id.
 fn vault(home: &Utf8TempDir) -> String {
     use vestibule_vault::{Access, ContentFile, KeySource, NewCredential, Vault};
@@ -269,7 +285,7 @@ fn systemd_hears_that_it_serves_lives_and_stops() {
     let socket = home.path().join("notify");
     let systemd = UnixDatagram::bind(&socket).unwrap();
     systemd
-        .set_read_timeout(Some(std::time::Duration::from_secs(60)))
+        .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
     let served = home.path().join("home");
     let mut child = Command::new(env!("CARGO_BIN_EXE_vestibule"))
@@ -350,4 +366,71 @@ fn a_runner_of_an_engine_takes_its_lock_and_writes_its_own_log() {
     let output = run();
     assert_eq!(text(&output.stderr), "", "what it says is in its log");
     assert!(!fs::read_to_string(&log).unwrap_or_default().is_empty() || !vm_dir.exists());
+}
+
+/// Starts the program in `dir` where dumps of any size are allowed. Its standard input stays open.
+fn with_dumps_allowed(dir: &Utf8TempDir, words: &[&str]) -> Child {
+    Command::new("bash")
+        .args(["-c", "ulimit -c \"$(ulimit -H -c)\"; exec \"$@\"", "bash"])
+        .arg(env!("CARGO_BIN_EXE_vestibule"))
+        .args(words)
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !ready() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Soft and hard limit of a process's dumps, in bytes.
+fn dump_limits(pid: u32) -> [String; 2] {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max core"));
+    let mut words = line.unwrap().split_whitespace().skip(4);
+    [(); 2].map(|()| words.next().unwrap().to_owned())
+}
+
+#[test]
+fn a_controller_or_runner_that_aborts_leaves_no_core_dump() {
+    let (home, dir) = (home(), home());
+    let config = home.path().join("vestibule.toml");
+    fs::write(&config, "listen = \"127.0.0.1:0\"\n").unwrap();
+    let serve = [
+        "--home",
+        home.path().as_str(),
+        "serve",
+        "--config",
+        config.as_str(),
+    ];
+    let controller = with_dumps_allowed(&dir, &serve);
+    until("the controller serves", || {
+        home.path().join("address").exists()
+    });
+    // It waits for a specification on its standard input.
+    let runner = with_dumps_allowed(&dir, &["run-vm"]);
+    let is = |pid, name: &str| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    until("the runner's limit is lowered", || {
+        is(runner.id(), "vestibule") && dump_limits(runner.id())[0].len() == 1
+    });
+    for mut child in [controller, runner] {
+        for limit in dump_limits(child.id()) {
+            assert!(["0", "1"].contains(&limit.as_str()), "{limit}");
+        }
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::ABORT).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(6), "{status}");
+        assert!(!status.core_dumped(), "{status}");
+    }
+    assert_eq!(dir.path().read_dir_utf8().unwrap().count(), 0);
 }

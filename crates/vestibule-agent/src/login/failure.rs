@@ -20,23 +20,40 @@ fn quote(source: &str, text: &str) -> Quote {
     }
 }
 
-/// The last lines of `transcript` that are not empty.
+/// How runtimes begin what they say when a program crashed: Node and V8, Go, Rust, Python. What comes last is their stack.
+const CRASHES: [&str; 5] = [
+    "fatal error",
+    "check failed:",
+    "panicked at",
+    "panic:",
+    "traceback (most recent call last)",
+];
+/// How far from the end that is looked for.
+const CRASH_LINES: usize = 80;
+
+/// The last lines of `transcript` that are not empty, or the first ones of a crash that is near the end.
 fn tail(transcript: &str) -> Quote {
     let lines: Vec<_> = transcript
         .lines()
         .map(str::trim_end)
         .filter(|line| !line.trim().is_empty())
         .collect();
-    let from = lines.len().saturating_sub(LAST_LINES);
-    quote(
-        "terminal",
-        if lines.is_empty() {
-            "(the terminal is empty)".to_owned()
-        } else {
-            lines[from..].join("\n")
-        }
-        .as_str(),
-    )
+    let last = lines.len().saturating_sub(LAST_LINES);
+    let crash = lines
+        .iter()
+        .enumerate()
+        .skip(lines.len().saturating_sub(CRASH_LINES))
+        .find(|(_, line)| {
+            let line = line.to_lowercase();
+            CRASHES.iter().any(|begins| line.contains(begins))
+        });
+    let from = crash.map_or(last, |(at, _)| at);
+    let text = if lines.is_empty() {
+        "(the terminal is empty)".to_owned()
+    } else {
+        lines[from..lines.len().min(from + LAST_LINES)].join("\n")
+    };
+    quote("terminal", &text)
 }
 
 /// What the tool itself said.
@@ -61,9 +78,9 @@ pub(super) fn ended(
     transcript: &str,
     partial: Option<&(String, String)>,
 ) -> Finding {
-    if let Some((rule, why)) = partial {
-        let what = format!("the file of `{rule}`: {why}");
-        return invalid(&what).and(tail(transcript));
+    let partial = partial.map(|(rule, why)| format!("the file of `{rule}`: {why}"));
+    if let (true, Some(partial)) = (status.success(), &partial) {
+        return invalid(partial).and(tail(transcript));
     }
     let how = match status.code() {
         Some(0) => "the tool ended as if all were well, and left no credential where the pack says"
@@ -76,9 +93,14 @@ pub(super) fn ended(
     } else {
         Cause::ToolFailed
     };
-    Finding::new(cause, tail(transcript), how, fix(cause))
+    let finding = Finding::new(cause, tail(transcript), how, fix(cause))
         .refuted_by("a complete credential file that is newer than the sign-in")
-        .retryable()
+        .retryable();
+    match partial {
+        // It was ended in the middle of its work.
+        Some(partial) => finding.and(quote("credential", &partial)),
+        None => finding,
+    }
 }
 
 /// A credential file that will not do.
@@ -191,6 +213,38 @@ mod tests {
             ended(ExitStatus::from_raw(0), "", Some(&partial)).cause,
             Cause::CredentialInvalid
         );
+    }
+
+    #[test]
+    fn a_crash_is_no_credential_that_will_not_do() {
+        let stack: String = (1..20)
+            .map(|n| format!(" {n}: 0xf19048 [node]\n"))
+            .collect();
+        let said = format!(
+            "Opening your browser\n\n# Fatal error in , line 0\n# Check failed: x.\n{stack}"
+        );
+        let partial = (
+            "accounts".to_owned(),
+            "it has no value at `/active`".to_owned(),
+        );
+        let finding = ended(ExitStatus::from_raw(0x100), &said, Some(&partial));
+        assert_eq!(finding.cause, Cause::ToolFailed);
+        let quoted: Vec<_> = finding
+            .evidence
+            .iter()
+            .map(|quote| quote.text.as_str())
+            .collect();
+        assert!(
+            quoted[0].starts_with("# Fatal error in , line 0\n# Check failed: x.\n 1: "),
+            "{quoted:?}"
+        );
+        assert_eq!(
+            quoted[1],
+            "the file of `accounts`: it has no value at `/active`"
+        );
+        // A crash long before is not why the tool ended.
+        let later = format!("{said}{}last\n", "more\n".repeat(CRASH_LINES));
+        assert!(tail(&later).text.ends_with("more\nlast"));
     }
 
     #[test]

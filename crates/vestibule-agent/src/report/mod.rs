@@ -1,6 +1,7 @@
 //! `GET /report`: what a person would look up with `systemctl`, `ss` and `xwininfo`. A part that cannot be read is named in
 //! `missing`; the rest is still there.
 mod proc;
+mod processes;
 
 use crate::{
     agent::Agent,
@@ -31,6 +32,11 @@ pub(crate) async fn collect(agent: &Arc<Agent>) -> Report {
             report.missing.extend(troubles);
         }
         Err(err) => report.missing.push(format!("listeners: {err}")),
+    }
+    match tokio::task::spawn_blocking(processes::busiest).await {
+        Ok(Ok(processes)) => report.processes = processes,
+        Ok(Err(err)) => report.missing.push(format!("processes: {err}")),
+        Err(err) => report.missing.push(format!("processes: {err}")),
     }
     if let Err(err) = units(&mut report).await {
         report.missing.push(format!("units: {}", Chain(&err)));

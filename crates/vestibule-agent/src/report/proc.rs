@@ -108,19 +108,18 @@ fn unix(line: &str) -> Option<(String, u64)> {
     Some(((*path).to_owned(), fields.get(6)?.parse().ok()?))
 }
 
+/// Every process there is.
+pub(super) fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
 /// Socket inode → `name (pid)`.
 fn owners() -> BTreeMap<u64, String> {
     let mut owners = BTreeMap::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
+    for pid in pids().into_iter().flatten() {
         // Processes end while we look.
-        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
             continue;
         };
         let name = line(&format!("/proc/{pid}/comm"));

@@ -2,14 +2,14 @@
 use super::{Emulator, Size, shown::Shown};
 use crate::process::{Cgroup, Child, Program, ProgramError};
 use bytes::Bytes;
-use pty_process::{OwnedReadPty, OwnedWritePty};
+use pty_process::OwnedWritePty;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     sync::{broadcast, mpsc, watch},
 };
 
@@ -67,29 +67,10 @@ pub(crate) fn spawn(
             .map_err(|err| program.failed(err))?,
         cgroup,
     );
-    let (input, typed) = mpsc::channel(16);
-    let (raised, activity) = watch::channel(0);
-    let shared = Arc::new(Shared {
-        emulator: Mutex::new(Emulator::new(size)),
-        output: broadcast::Sender::new(BEHIND),
-        input,
-        activity,
-        fixed,
-    });
     let (reader, writer) = pty.into_split();
-    let pump = Pump {
-        shared: Arc::clone(&shared),
-        writer,
-        typed,
-        raised,
-        unread: VecDeque::new(),
-        shown: Shown::default(),
-    };
+    let (terminal, pump) = Pump::new(writer, size, fixed);
     tokio::spawn(pump.run(reader));
-    Ok(Started {
-        terminal: TerminalHandle(shared),
-        child,
-    })
+    Ok(Started { terminal, child })
 }
 
 fn window(size: Size) -> pty_process::Size {
@@ -141,20 +122,48 @@ struct Pump {
 }
 
 impl Pump {
-    async fn run(mut self, mut reader: OwnedReadPty) {
+    fn new(writer: OwnedWritePty, size: Size, fixed: bool) -> (TerminalHandle, Self) {
+        let (input, typed) = mpsc::channel(16);
+        let (raised, activity) = watch::channel(0);
+        let shared = Arc::new(Shared {
+            emulator: Mutex::new(Emulator::new(size)),
+            output: broadcast::Sender::new(BEHIND),
+            input,
+            activity,
+            fixed,
+        });
+        let pump = Self {
+            shared: Arc::clone(&shared),
+            writer,
+            typed,
+            raised,
+            unread: VecDeque::new(),
+            shown: Shown::default(),
+        };
+        (TerminalHandle(shared), pump)
+    }
+
+    async fn run(mut self, mut reader: impl AsyncRead + Unpin) {
         let mut buffer = vec![0; READ];
+        let mut closed = false;
         loop {
             let overdue = self.emulator().overdue_at();
             let pending = !self.unread.is_empty();
             tokio::select! {
                 read = reader.read(&mut buffer) => match read {
-                    // EIO: the last process has closed its end.
+                    Ok(read @ 1..) => {
+                        self.receive(&buffer[..read]);
+                        closed = false;
+                    }
+                    // EIO: the last process has closed its end. The kernel looks for input first and at the other end
+                    // after it (n_tty_read()), so what was written in between comes with the next read.
+                    Ok(0) | Err(_) if !closed => closed = true,
                     Ok(0) | Err(_) => break,
-                    Ok(read) => self.receive(&buffer[..read]),
                 },
                 written = self.writer.write(self.unread.as_slices().0), if pending => match written {
                     Ok(written) => drop(self.unread.drain(..written)),
-                    Err(_) => break,
+                    // Nobody is there to read it; what they wrote before they went is still to come.
+                    Err(_) => self.unread.clear(),
                 },
                 typed = self.typed.recv(), if self.unread.len() < UNREAD => match typed {
                     Some(Input::Bytes(bytes)) => self.unread.extend(bytes),
@@ -215,7 +224,49 @@ async fn until(when: Option<Instant>) {
 mod tests {
     use super::*;
     use crate::process::tests::{python, shell};
-    use std::time::Duration;
+    use std::{
+        io,
+        pin::Pin,
+        task::{Context, Poll},
+        time::Duration,
+    };
+    use tokio::io::ReadBuf;
+
+    /// What a kernel answers to one read after the other; then EIO.
+    struct Answers(VecDeque<Option<&'static [u8]>>);
+
+    impl AsyncRead for Answers {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            match self.0.pop_front().flatten() {
+                Some(bytes) => buf.put_slice(bytes),
+                None => return Poll::Ready(Err(rustix::io::Errno::IO.into())),
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_gives_after_it_said_closed_is_not_lost() {
+        let (pty, pts) = pty_process::open().unwrap();
+        let (_, writer) = pty.into_split();
+        let (terminal, mut pump) = Pump::new(writer, Size::clamped(80, 24), false);
+        // An answer that nobody takes any more is no end either.
+        drop(pts);
+        pump.unread.extend(b"\x1b[1;1R");
+        let answers = [
+            Some(&b"one "[..]),
+            None,
+            Some(b"two "),
+            Some(b"three"),
+            None,
+        ];
+        pump.run(Answers(answers.into())).await;
+        assert_eq!(terminal.emulator().transcript(), "one two three\n");
+    }
 
     async fn finish(started: Started) -> (String, Option<i32>) {
         let Started {

@@ -2,7 +2,10 @@
 //! behind, or when the next sign-in has a terminal of its own.
 use super::{Size, TerminalHandle};
 use bytes::Bytes;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{
+    broadcast::{self, error::TryRecvError},
+    watch,
+};
 use vestibule_api::agent::TerminalControl;
 
 /// Shown while there is no terminal yet.
@@ -130,21 +133,24 @@ async fn more(shown: &mut Option<Shown>) -> Option<Bytes> {
         return std::future::pending().await;
     };
     let end = async { while activity.changed().await.is_ok() {} };
-    tokio::select! {
+    let received = tokio::select! {
         biased;
-        received = bytes.recv() => match received {
-            Ok(bytes) => Some(bytes),
-            Err(_) => {
-                let (snapshot, again) = terminal.attach();
-                *bytes = again;
-                Some(snapshot.into())
+        received = bytes.recv() => received.ok(),
+        // Its last bytes may have come between the two looks.
+        () = end => match bytes.try_recv() {
+            Ok(last) => Some(last),
+            Err(TryRecvError::Lagged(_)) => None,
+            Err(TryRecvError::Empty | TryRecvError::Closed) => {
+                *ended = true;
+                return None;
             }
         },
-        () = end => {
-            *ended = true;
-            None
-        }
-    }
+    };
+    Some(received.unwrap_or_else(|| {
+        let (snapshot, again) = terminal.attach();
+        *bytes = again;
+        snapshot.into()
+    }))
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use libfuzzer_sys::fuzz_target;
 
 #[path = "../../../vestibule-controller/src/relay/filter.rs"]
 mod filter;
+#[path = "../../../vestibule-controller/src/relay/filter/oracle.rs"]
+mod oracle;
 
 use filter::ViewOnly;
 
@@ -18,6 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(passed.is_err(), broken);
     assert_eq!(whole, cut);
     assert!(whole.len() <= bytes.len());
+    assert_eq!(oracle::more_than_looking(&whole), None);
     let mut again = Vec::new();
     ViewOnly::new().pass(&whole, &mut again).unwrap();
     assert_eq!(again, whole);

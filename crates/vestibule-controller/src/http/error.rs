@@ -1,5 +1,5 @@
 //! Errors as clients see them, and the extractors that make them of what axum refuses.
-use crate::store::StoreError;
+use crate::{descriptors, store::StoreError};
 use axum::{
     Json,
     extract::{
@@ -57,9 +57,14 @@ impl ApiError {
         self
     }
 
-    /// A defect, or a failing disk or database. The chain is logged under the request id and not shown.
+    /// A defect, or a failing disk or database. The chain is logged under the request id and not shown; what may pass by itself
+    /// is named.
     pub(crate) fn internal(err: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(request.id = request_id(), error = %Chain(err), "a request failed");
+        if descriptors::are_gone(err) {
+            return Self::new(ErrorCode::Unavailable, descriptors::WHY, descriptors::FIX)
+                .retry_after(5);
+        }
         Self::new(
             ErrorCode::Internal,
             "the controller could not do it",

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     config::ConfirmAccount,
     core::{Shared, off_runtime},
-    images,
+    descriptors, images,
     live::Ticket,
     people::{LOCAL, Owner},
     rights::Reach,
@@ -241,6 +241,7 @@ async fn image(core: &Shared, alias: &str, pack: &ProviderPack) -> Result<(), Ap
                 Err(ApiError::new(ErrorCode::Conflict, why, fix))
             }
         },
+        Err(err) if descriptors::are_gone(&err) => Err(ApiError::internal(&err)),
         Err(err) => {
             let finding: Finding = images::missing(alias, &err);
             let message = format!("no image can be used under the alias `{alias}`");

@@ -84,22 +84,33 @@ fn check(name: &str, result: Result<String, (String, String)>) -> ReadyCheck {
     }
 }
 
+/// A slow disk is a warning: sign-ins can start all the same, and take their time.
 async fn database(core: &Shared) -> ReadyCheck {
-    let result = core.store.ping().await;
-    let result = result.map(|()| "answers".to_owned());
-    check(
-        "database",
-        result.map_err(|err| {
+    let result = match core.store.ping().await {
+        Ok(()) => Ok("answers".to_owned()),
+        Err(err) => {
             let chain = Chain(&err).to_string();
-            match err.hindrance() {
+            Err(match err.hindrance() {
                 Some(hindrance) => {
                     let (what, fix) = hindrance.words();
                     (format!("{what}: {chain}"), fix.to_owned())
                 }
                 None => (chain, "look at the disk and the database".to_owned()),
-            }
-        }),
-    )
+            })
+        }
+    };
+    let mut check = check("database", result);
+    if let (true, Some((took, ago))) = (check.ok, core.store.pace.slowest()) {
+        check.observed = format!(
+            "answers; its disk is slow: a change took {:.1} s, {} s ago",
+            took.as_secs_f64(),
+            ago.as_secs()
+        );
+        check.fix = Some(
+            "look at what else writes to the disk, and at `vestibule_database_commit_seconds` in `/metrics`".to_owned(),
+        );
+    }
+    check
 }
 
 /// Whether this controller may act for its host, where controllers share a database.
@@ -209,7 +220,6 @@ fn providers(core: &Shared) -> ReadyCheck {
     )
 }
 
-/// How fast a sign-in starts now. One can be started without, so this is never missing.
 /// A warning, where VMs are kept apart less than they could be: sign-ins can start all the same.
 fn jail(core: &Shared) -> ReadyCheck {
     let warning = core.config.vm.not_jailed.clone();
@@ -222,6 +232,7 @@ fn jail(core: &Shared) -> ReadyCheck {
     }
 }
 
+/// How fast a sign-in starts now. One can be started without, so this is never missing.
 fn warm_start(core: &Shared) -> ReadyCheck {
     let shelves = core.stock.shelves();
     let words = |shelf: &Shelf| {

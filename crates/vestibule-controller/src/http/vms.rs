@@ -301,7 +301,7 @@ pub(super) async fn evidence(
     let dir = core.evidence_dir(id);
     match off_runtime(move || evidence::list(&dir)).await? {
         Ok(Some(files)) => Ok(Json(files)),
-        Ok(None) => Err(ApiError::not_found(format!("evidence of VM {id}"))),
+        Ok(None) => Err(no_evidence(&core, id)),
         Err(err) => Err(ApiError::internal(&err)),
     }
 }
@@ -323,22 +323,35 @@ pub(super) async fn evidence_file(
     Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
 }
 
+fn no_evidence(core: &Shared, id: MachineId) -> ApiError {
+    let limits = &core.config.limits;
+    ApiError::new(
+        ErrorCode::NotFound,
+        format!("there is no evidence of VM {id}"),
+        format!(
+            "it is written when a VM ends, and kept for {} days (`limits.keep_evidence_days`) while there is room (`limits.keep_evidence_mib`)",
+            limits.keep_evidence_days
+        ),
+    )
+}
+
 /// A file that the bundle lists; no other name reaches the file system.
 async fn read(core: &Shared, id: MachineId, name: &str) -> Result<Vec<u8>, ApiError> {
     let (dir, wanted) = (core.evidence_dir(id), name.to_owned());
     let found = off_runtime(move || {
-        let files = evidence::list(&dir)?.unwrap_or_default();
-        match files
+        let Some(files) = evidence::list(&dir)? else {
+            return Ok(None);
+        };
+        let file = files
             .into_iter()
-            .find(|file| file.name == wanted && file.bytes <= FILE_LIMIT)
-        {
-            Some(file) => std::fs::read(dir.join(file.name)).map(Some),
-            None => Ok(None),
-        }
+            .find(|file| file.name == wanted && file.bytes <= FILE_LIMIT);
+        let bytes = file.map(|file| std::fs::read(dir.join(file.name)));
+        bytes.transpose().map(Some)
     });
     match found.await? {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(ApiError::not_found(format!(
+        Ok(Some(Some(bytes))) => Ok(bytes),
+        Ok(None) => Err(no_evidence(core, id)),
+        Ok(Some(None)) => Err(ApiError::not_found(format!(
             "file of that name in the evidence of VM {id}"
         ))),
         Err(err) => Err(ApiError::internal(&err)),

@@ -1,10 +1,14 @@
 //! Evidence bundles: what the controller adds to them, saves for them, and reads from them.
+mod way_out;
+
+use super::receipt::Receipt;
 use crate::{
     file::{FileError, failed},
     store::{MachineRow, SessionRow},
 };
 use camino::Utf8Path;
-use serde::Serialize;
+use rustix::fs::OFlags;
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
@@ -13,16 +17,17 @@ use std::{
 use vestibule_api::{
     cause::{Cause, Stage},
     control::EvidenceFile,
+    error::Chain,
     finding::{Verdict, VerdictKind},
     ids::{ImageDigest, MachineId, ProviderId, SessionId},
-    machine::{CGROUP_MARK, CGROUP_PARENT, CGROUP_PREFIX, CgroupMark},
+    machine::{CGROUP_MARK, CGROUP_PARENT, CGROUP_PREFIX, CgroupMark, Disposal},
     session::{SessionEvent, SessionState},
     time::Timestamp,
 };
 
 /// Of a file that a dead runner left, so many bytes are saved: its beginning and its end, half each.
 const SAVE_BYTES: u64 = 2 << 20;
-/// What names a cgroup is shorter.
+/// What a runner leaves to name a cgroup or processes is shorter.
 const MARK_LIMIT: u64 = 4096;
 /// A cgroup is empty after so many looks, so far apart.
 const GROUP_TRIES: u32 = 100;
@@ -77,21 +82,50 @@ impl Story {
     }
 }
 
-/// Saves the regular files of a runner's directory that are not in the evidence, then removes the directory.
-pub(crate) fn salvage(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), FileError> {
+/// Saves the regular files of a runner's directory that are not in the evidence, then removes the directory. Gives the receipt
+/// of what is gone by that; none where the runner's own says that nothing is left.
+pub(crate) fn salvage(
+    id: MachineId,
+    vm_dir: &Utf8Path,
+    evidence_dir: &Utf8Path,
+) -> Result<Option<Disposal>, FileError> {
+    let Some(receipt) = Receipt::begin(id, vm_dir, evidence_dir) else {
+        return Ok(None);
+    };
+    make_dir(evidence_dir)?;
+    receipt.write()?;
+    save_all(vm_dir, evidence_dir)?;
+    remove(vm_dir)?;
+    receipt.end().map(Some)
+}
+
+/// As [`salvage`], of what can't be saved: the receipt is written if it can be.
+pub(crate) fn abandon(
+    id: MachineId,
+    vm_dir: &Utf8Path,
+    evidence_dir: &Utf8Path,
+) -> Result<(), FileError> {
+    let receipt = Receipt::begin(id, vm_dir, evidence_dir);
+    remove(vm_dir)?;
+    if let Some(Err(err)) = receipt.map(Receipt::end) {
+        tracing::warn!(machine.id = %id, error = %Chain(&err), "there is no receipt of the VM's disposal");
+    }
+    Ok(())
+}
+
+fn save_all(vm_dir: &Utf8Path, evidence_dir: &Utf8Path) -> Result<(), FileError> {
     let entries = match vm_dir.read_dir_utf8() {
         Ok(entries) => entries,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(err) => return Err(failed("list", vm_dir)(err)),
     };
-    make_dir(evidence_dir)?;
     for entry in entries.flatten() {
         let target = evidence_dir.join(entry.file_name());
         if entry.file_type().is_ok_and(|kind| kind.is_file()) && !target.exists() {
             save(entry.path(), &target)?;
         }
     }
-    remove(vm_dir)
+    Ok(())
 }
 
 /// Removes a runner's directory, and the cgroup that it left. One that is not there is fine.
@@ -105,26 +139,16 @@ pub(crate) fn remove(vm_dir: &Utf8Path) -> Result<(), FileError> {
 
 /// Removes the cgroup of a VM whose runner was killed. What names it is not trusted: only a group of a VM that is empty goes.
 fn remove_group(vm_dir: &Utf8Path) {
-    let mut text = String::new();
-    let Ok(file) = File::open(vm_dir.join(CGROUP_MARK)) else {
+    let Some(mark) = read_mark::<CgroupMark>(vm_dir, CGROUP_MARK) else {
         return;
     };
-    let read = file.take(MARK_LIMIT).read_to_string(&mut text);
-    let Some(mark) = read.ok().and_then(|_| serde_json::from_str(&text).ok()) else {
-        return;
-    };
-    let CgroupMark { path, inode } = mark;
-    let path = Utf8Path::new(&path);
+    let path = Utf8Path::new(&mark.path);
     let of_vms = path.parent().and_then(Utf8Path::file_name) == Some(CGROUP_PARENT)
         && path
             .file_name()
             .is_some_and(|name| name.starts_with(CGROUP_PREFIX));
-    let is_it = || {
-        path.symlink_metadata()
-            .is_ok_and(|group| group.ino() == inode)
-    };
     for _ in 0..GROUP_TRIES {
-        if !of_vms || !is_it() || std::fs::remove_dir(path).is_ok() {
+        if !of_vms || !is_it(&mark) || std::fs::remove_dir(path).is_ok() {
             return;
         }
         // The kernel ends the VMM with its runner, and is not always done yet.
@@ -133,8 +157,31 @@ fn remove_group(vm_dir: &Utf8Path) {
     tracing::warn!(%path, "the cgroup of a VM can't be removed");
 }
 
-/// Writes `session.json` and `verdict.json`. Returns the verdict.
-pub(crate) fn complete(dir: &Utf8Path, story: Story) -> Result<Verdict, FileError> {
+/// Whether the group is there, and not another one of its name.
+pub(super) fn is_it(mark: &CgroupMark) -> bool {
+    let group = Utf8Path::new(&mark.path).symlink_metadata();
+    group.is_ok_and(|group| group.ino() == mark.inode)
+}
+
+/// A mark that a runner left. A VMM without a jail of its own can write there, too: what is no file, or too long for a mark, is none.
+pub(super) fn read_mark<T: DeserializeOwned>(dir: &Utf8Path, name: &str) -> Option<T> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(dir.join(name))
+        .ok()?;
+    let mut text = String::new();
+    let is_file = file.metadata().is_ok_and(|meta| meta.is_file());
+    file.take(MARK_LIMIT).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok().filter(|_| is_file)
+}
+
+/// Writes `session.json` and `verdict.json`. `current` tells the image that an alias points to now. Returns the verdict.
+pub(crate) fn complete(
+    dir: &Utf8Path,
+    mut story: Story,
+    current: impl FnOnce(&str) -> Option<ImageDigest>,
+) -> Result<Verdict, FileError> {
     make_dir(dir)?;
     let verdict = match (&story.failure, story.state) {
         // Reading a whole disk to hear that nothing is wrong would only keep the machine's place.
@@ -142,7 +189,11 @@ pub(crate) fn complete(dir: &Utf8Path, story: Story) -> Result<Verdict, FileErro
             verdict: VerdictKind::Healthy,
             ..unknown(vec!["events".to_owned()])
         },
-        (_, _) => weigh(&story, judge(dir)),
+        (_, _) => {
+            let told = story.failure.take();
+            story.failure = told.map(|told| way_out::explained(told, &story.events));
+            weigh(&story, judge(dir, current(&story.image_alias)))
+        }
     };
     let story = Story {
         failure: story.failure.is_some().then(|| verdict.clone()),
@@ -154,11 +205,14 @@ pub(crate) fn complete(dir: &Utf8Path, story: Story) -> Result<Verdict, FileErro
 }
 
 /// What the diagnosis reads from the bundle, and from the image that it names.
-fn judge(dir: &Utf8Path) -> Verdict {
+fn judge(dir: &Utf8Path, current: Option<ImageDigest>) -> Verdict {
     match vestibule_diagnose::Evidence::of_vm(dir.as_std_path()) {
-        Ok(evidence) => vestibule_diagnose::diagnose(&evidence),
+        Ok(evidence) => {
+            let current = current.map(|digest| digest.to_string());
+            vestibule_diagnose::diagnose(&evidence.current_image(current))
+        }
         Err(err) => {
-            tracing::warn!(path = %dir, error = %vestibule_api::error::Chain(&err), "the evidence can't be judged");
+            tracing::warn!(path = %dir, error = %Chain(&err), "the evidence can't be judged");
             unknown(Vec::new())
         }
     }
@@ -263,7 +317,7 @@ fn make_dir(dir: &Utf8Path) -> Result<(), FileError> {
         .map_err(failed("create directory", dir))
 }
 
-fn create(path: &Utf8Path) -> Result<File, FileError> {
+pub(super) fn create(path: &Utf8Path) -> Result<File, FileError> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -413,7 +467,9 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(vm.join("runner.sock")).unwrap();
         std::fs::create_dir_all(&evidence).unwrap();
         std::fs::write(evidence.join("report.json"), "the runner's own").unwrap();
-        salvage(&vm, &evidence).unwrap();
+        let id = MachineId::generate();
+        let receipt = salvage(id, &vm, &evidence).unwrap().unwrap();
+        assert!(receipt.complete, "{receipt:?}");
         assert!(!vm.exists());
         let serial = std::fs::read(evidence.join("serial.log")).unwrap();
         assert!(serial.ends_with(b"zzzzzzzzzz") && serial.len() < long.len());
@@ -427,8 +483,9 @@ mod tests {
             .into_iter()
             .map(|f| f.name)
             .collect();
-        assert_eq!(names, ["report.json", "serial.log"], "no socket");
-        salvage(&vm, &evidence).unwrap();
+        let expected = ["disposal.json", "report.json", "serial.log"];
+        assert_eq!(names, expected, "no socket");
+        assert_eq!(salvage(id, &vm, &evidence).unwrap(), None);
         assert!(list(&vm).unwrap().is_none());
     }
 }

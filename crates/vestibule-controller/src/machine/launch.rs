@@ -3,6 +3,7 @@ use super::{EffectError, login};
 use crate::{
     core::{Shared, off_runtime},
     crash::point,
+    descriptors,
     images::{self, Image},
     scheduler::LaunchError,
     state::Event,
@@ -216,18 +217,8 @@ fn not_launched(err: &LaunchError) -> Finding {
         )
         .retryable();
     }
-    // EMFILE and ENFILE (open(2)).
-    if matches!(
-        err.io().and_then(std::io::Error::raw_os_error),
-        Some(23 | 24)
-    ) {
-        return Finding::new(
-            Cause::LaunchRefused,
-            quote,
-            "the controller, or the host, has no file descriptor left",
-            "raise `LimitNOFILE=` of the service (or `ulimit -n`), or lower `limits.vms` and `limits.viewers`",
-        )
-        .retryable();
+    if descriptors::are_gone(err) {
+        return descriptors::finding(quote);
     }
     Finding::new(
         Cause::LaunchRefused,

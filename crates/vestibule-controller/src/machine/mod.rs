@@ -7,6 +7,7 @@ pub(crate) mod follow;
 pub mod hostile;
 pub(crate) mod launch;
 pub(crate) mod login;
+mod receipt;
 mod report;
 pub(crate) mod teardown;
 

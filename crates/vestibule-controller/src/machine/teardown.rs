@@ -74,8 +74,12 @@ async fn one(
     match clean(core, machine.id).await {
         Err(err) if attempts >= SAVE_TRIES => {
             tracing::error!(machine.id = %machine.id, error = %Chain(&err), "what the runner left is removed unsaved");
-            let vm_dir = core.vm_dir(machine.id);
-            off_runtime(move || evidence::remove(&vm_dir)).await??;
+            let (id, vm_dir, evidence_dir) = (
+                machine.id,
+                core.vm_dir(machine.id),
+                core.evidence_dir(machine.id),
+            );
+            off_runtime(move || evidence::abandon(id, &vm_dir, &evidence_dir)).await??;
         }
         cleaned => cleaned?,
     }
@@ -157,8 +161,16 @@ async fn stop(core: &Shared, id: MachineId, reason: &str) -> Result<(), EffectEr
 async fn clean(core: &Shared, id: MachineId) -> Result<(), EffectError> {
     let scheduler = Arc::clone(&core.scheduler);
     off_runtime(move || scheduler.forget(id)).await?;
+    save(core, id).await
+}
+
+/// As [`clean`], of a runner that no scheduler has to forget.
+pub(crate) async fn save(core: &Shared, id: MachineId) -> Result<(), EffectError> {
     let (vm_dir, evidence_dir) = (core.vm_dir(id), core.evidence_dir(id));
-    off_runtime(move || evidence::salvage(&vm_dir, &evidence_dir)).await??;
+    let receipt = off_runtime(move || evidence::salvage(id, &vm_dir, &evidence_dir)).await??;
+    if receipt.is_some_and(|receipt| !receipt.complete) {
+        core.metrics.left_behind.inc();
+    }
     Ok(())
 }
 
@@ -181,7 +193,10 @@ async fn tell(
     let events = core.store.events(session.id, 0, 10_000).await?;
     let dir = core.evidence_dir(machine.id);
     let story = Story::new(&session, &machine, events);
-    let written = off_runtime(move || evidence::complete(&dir, story)).await??;
+    let images = core.images.clone();
+    let written =
+        off_runtime(move || evidence::complete(&dir, story, |alias| images.current(alias)))
+            .await??;
     if session.failure.is_some() && session.machine_id == Some(machine.id) {
         core.store.set_verdict(session.id, &written).await?;
         core.store.signals.changed(session.id);

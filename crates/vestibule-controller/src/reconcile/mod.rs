@@ -3,9 +3,12 @@
 //! Each is run when something changed, when something is due, and every few seconds all the same. None is told what
 //! changed; none repeats anything by itself: what did not work is still to be done the next time. Whatever the controller
 //! was doing when it was killed, they begin again from the rows.
+mod calendar;
 mod deadlines;
 mod effects;
+mod evidence;
 mod hosts;
+mod images;
 mod machines;
 mod orphans;
 pub(crate) mod place;
@@ -20,6 +23,7 @@ use crate::{
     core::{Shared, stopped},
     store::StoreError,
 };
+use calendar::Look;
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -40,6 +44,14 @@ pub(crate) enum ReconcileError {
         #[source]
         err: std::io::Error,
     },
+    #[error("remove `{path}`")]
+    Remove {
+        path: camino::Utf8PathBuf,
+        #[source]
+        err: std::io::Error,
+    },
+    #[error("remove images that nothing needs")]
+    Images(#[from] vestibule_image::StoreError),
     #[error("plan a VM")]
     Plan(#[from] crate::warm::PlanError),
     #[error("end a VM that nobody owns")]
@@ -65,10 +77,14 @@ enum Kind {
     Orphans,
     /// Forgets old sessions.
     Retention,
+    /// Removes old evidence.
+    Evidence,
+    /// Removes images that nothing needs.
+    Images,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Place,
         Self::Pool,
         Self::Effects,
@@ -77,6 +93,8 @@ impl Kind {
         Self::Hosts,
         Self::Orphans,
         Self::Retention,
+        Self::Evidence,
+        Self::Images,
     ];
 
     const fn name(self) -> &'static str {
@@ -89,6 +107,8 @@ impl Kind {
             Self::Hosts => "hosts",
             Self::Orphans => "orphans",
             Self::Retention => "retention",
+            Self::Evidence => "evidence",
+            Self::Images => "images",
         }
     }
 
@@ -100,13 +120,21 @@ impl Kind {
                 Duration::from_secs(5)
             }
             Self::Orphans => Duration::from_secs(20),
-            Self::Retention => Duration::from_secs(3600),
+            Self::Retention | Self::Evidence | Self::Images => Duration::from_secs(3600),
         }
+    }
+
+    /// Whether it needs a time that is believed.
+    const fn removes_what_is_old(self) -> bool {
+        matches!(self, Self::Retention | Self::Evidence | Self::Images)
     }
 
     /// Whether a change of the rows is a reason to run.
     const fn is_woken(self) -> bool {
-        !matches!(self, Self::Hosts | Self::Orphans | Self::Retention)
+        matches!(
+            self,
+            Self::Place | Self::Pool | Self::Effects | Self::Deadlines | Self::Machines
+        )
     }
 }
 
@@ -170,7 +198,7 @@ async fn keep_running(core: Shared, kind: Kind) {
         core.lease.held().await;
         changes.mark_unchanged();
         let (at, begun, looked) = (Timestamp::now(), Instant::now(), core.now());
-        let result = once(&core, kind, &mut state).await;
+        let result = once(&core, kind, &mut state, Look::now(&core)).await;
         if let Err(err) = &result {
             tracing::error!(reconciler = kind.name(), error = %Chain(err), "a reconciler's run failed");
         }
@@ -192,9 +220,22 @@ struct State {
     followed: machines::Followed,
     pool: pool::UnderWay,
     clocks: Option<deadlines::Clocks>,
+    calendar: calendar::Calendar,
 }
 
-async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, ReconcileError> {
+async fn once(
+    core: &Shared,
+    kind: Kind,
+    state: &mut State,
+    look: Look,
+) -> Result<u64, ReconcileError> {
+    let now = if kind.removes_what_is_old() {
+        let today = state.calendar.today(core, kind.name(), look).await?;
+        let Some(today) = today else { return Ok(0) };
+        today
+    } else {
+        look.wall
+    };
     match kind {
         Kind::Place => place::run(core).await,
         Kind::Pool => pool::run(core, state).await,
@@ -210,8 +251,14 @@ async fn once(core: &Shared, kind: Kind, state: &mut State) -> Result<u64, Recon
         Kind::Machines => machines::run(core, state).await,
         Kind::Hosts => hosts::run(core).await,
         Kind::Orphans => orphans::run(core).await,
-        Kind::Retention => retention::run(core).await,
+        Kind::Retention => retention::run(core, now).await,
+        Kind::Evidence => evidence::run(core, now).await,
+        Kind::Images => images::run(core).await,
     }
+}
+
+const fn days(days: u32) -> Duration {
+    Duration::from_hours(24 * days as u64)
 }
 
 /// Until the next run: the period, or less when an effect or a deadline is due before. What was due when the last run looked is

@@ -6,7 +6,7 @@
 use super::ReconcileError;
 use crate::{
     core::{Shared, off_runtime},
-    machine::{evidence, teardown},
+    machine::teardown,
     state::Effect,
     store::MachineRow,
 };
@@ -92,9 +92,9 @@ async fn unknown(
         Err(_) if core.runner_alive(id).await || is_young(dir.clone()).await? => Ok(0),
         Err(err) => {
             tracing::warn!(machine.id = %id, error = %Chain(&err), "removing what a runner left that is gone");
-            let evidence_dir = core.evidence_dir(id);
-            let saved = off_runtime(move || evidence::salvage(&dir, &evidence_dir)).await?;
-            saved.map_err(|err| ReconcileError::Stray(err.into()))?;
+            teardown::save(core, id)
+                .await
+                .map_err(ReconcileError::Stray)?;
             Ok(1)
         }
     }

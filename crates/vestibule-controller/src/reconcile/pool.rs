@@ -316,10 +316,11 @@ async fn fill(
 
 /// What the fate of the VMs before says against making another one now.
 fn hold(history: &[MachineRow], now: Timestamp) -> Option<String> {
+    // One that is still ending has its memory yet.
     let given_back = history
         .iter()
         .filter(|m| m.retired.as_deref() == Some(MEMORY))
-        .filter_map(|m| m.gone_at)
+        .map(|m| m.gone_at.unwrap_or(now))
         .max();
     if given_back.is_some_and(|at| now < at.plus(STRAINED)) {
         return Some(format!("a VM was given back a moment ago: {MEMORY}"));
@@ -390,6 +391,8 @@ mod tests {
         let mut given_back = machine(false);
         given_back.retired = Some(MEMORY.to_owned());
         assert!(hold(&[given_back.clone()], at(59)).is_some());
-        assert_eq!(hold(&[given_back], at(60)), None);
+        assert_eq!(hold(&[given_back.clone()], at(60)), None);
+        given_back.gone_at = None;
+        assert!(hold(&[given_back], at(60)).is_some(), "it is ending yet");
     }
 }

@@ -79,8 +79,13 @@ impl Kubernetes {
             .insert("vestibule/machine".to_owned(), json!(job.id));
         // A VM's memory does not outlive its runner.
         engine::at(&mut made, "/spec")?["restartPolicy"] = json!("Never");
-        engine::object(&mut made, "/spec", "nodeSelector")?
-            .insert("kubernetes.io/hostname".to_owned(), json!(self.node));
+        // By its name, as a DaemonSet's pods are: the label `kubernetes.io/hostname` may differ from it.
+        let here = json!({ "key": "metadata.name", "operator": "In", "values": [self.node] });
+        engine::object(&mut made, "/spec", "affinity")?;
+        engine::object(&mut made, "/spec/affinity", "nodeAffinity")?.insert(
+            "requiredDuringSchedulingIgnoredDuringExecution".to_owned(),
+            json!({ "nodeSelectorTerms": [{ "matchFields": [here] }] }),
+        );
         engine::at(&mut made, "/spec/containers/0")?["args"] =
             json!(["run-vm", "--spec", job.spec]);
         engine::object(&mut made, "/spec/containers/0", "resources")?;

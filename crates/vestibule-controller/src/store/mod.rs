@@ -9,6 +9,7 @@ mod identity;
 mod login;
 mod machine;
 mod owner;
+mod pace;
 mod people;
 mod pool;
 mod row;
@@ -29,7 +30,11 @@ pub(crate) use signals::{Listener, Signals};
 use crate::{notices::CHANNEL, state::Deadlines};
 use camino::Utf8Path;
 use sqlx::{Any, Connection as _, Executor as _, Transaction, any::AnyPoolOptions};
-use std::{os::unix::fs::OpenOptionsExt as _, sync::atomic::AtomicI64, time::Duration};
+use std::{
+    os::unix::fs::OpenOptionsExt as _,
+    sync::atomic::AtomicI64,
+    time::{Duration, Instant},
+};
 use vestibule_api::ids::{HostId, SessionId};
 
 /// Why the database did not do what was asked.
@@ -158,6 +163,7 @@ pub(crate) struct Store {
     generation: AtomicI64,
     deadlines: Deadlines,
     pub(crate) signals: Signals,
+    pub(crate) pace: pace::Pace,
     #[cfg(test)]
     simulated: Option<simulated::Simulated>,
 }
@@ -224,6 +230,7 @@ impl Store {
             generation: AtomicI64::new(0),
             deadlines,
             signals: Signals::new(),
+            pace: pace::Pace::default(),
             #[cfg(test)]
             simulated: None,
         })
@@ -332,9 +339,11 @@ impl Store {
         if let Some(session) = session {
             self.tell(&mut tx, &format!("session {session}")).await?;
         }
+        let begun = Instant::now();
         tx.commit()
             .await
             .map_err(StoreError::query("commit a transaction"))?;
+        self.pace.took(begun.elapsed());
         #[cfg(test)]
         if let Some(simulated) = &self.simulated {
             simulated.heard()?;

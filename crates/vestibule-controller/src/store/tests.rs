@@ -15,6 +15,7 @@ use vestibule_api::{
 };
 
 mod hosts;
+mod people;
 mod warm;
 
 const DEADLINES: Deadlines = {
@@ -72,6 +73,11 @@ on_both!(
     a_machine_is_claimed_by_one_host,
     effects_are_the_hosts_that_has_the_machine,
     a_lease_is_one_controllers,
+    users_are_known_by_name_and_by_dashboard,
+    a_token_is_somebody_until_it_expires,
+    an_organisation_goes_when_nothing_is_its,
+    quotas_count_what_is_live,
+    quotas_hold_when_many_ask_at_once,
 );
 
 fn digest() -> ImageDigest {
@@ -133,7 +139,7 @@ async fn due(store: &Store) -> Vec<(SessionId, Effect)> {
 
 mod bodies {
     use super::*;
-    pub(super) use super::{hosts::*, warm::*};
+    pub(super) use super::{hosts::*, people::*, warm::*};
 
     pub(super) async fn a_session_is_made_and_listed(store: &Store) {
         let (first, second) = (session(store).await, session(store).await);

@@ -26,15 +26,15 @@ use vestibule_api::{
 use vestibule_testkit::postgres;
 
 /// Two homes on one database.
-struct Hosts {
+pub(crate) struct Hosts {
     database: String,
-    a: Home,
-    b: Home,
+    pub(crate) a: Home,
+    pub(crate) b: Home,
 }
 
 impl Hosts {
     /// With further keys of `[cluster]`, and further configuration before it.
-    fn new(cluster: &str, config: &str) -> Self {
+    pub(crate) fn new(cluster: &str, config: &str) -> Self {
         let database = postgres::cluster().database();
         let home = |name: &str| {
             let mut home = Home::on(&database, "");
@@ -218,7 +218,7 @@ async fn a_host_that_comes_back_goes_on() {
 }
 
 /// Both serve, and sessions are placed on the first, because the second has no place.
-async fn on_a(hosts: &Hosts) -> (Controller, Controller) {
+pub(crate) async fn on_a(hosts: &Hosts) -> (Controller, Controller) {
     std::fs::remove_file(hosts.b.path().join("aliases/browser")).unwrap();
     (hosts.a.serve().await, hosts.b.serve().await)
 }

@@ -10,6 +10,8 @@ use crate::{
         wait_for,
     },
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use camino::Utf8Path;
 use futures_util::SinkExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -19,6 +21,7 @@ use std::{
 };
 use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::{
+    cause::Cause,
     ids::SessionId,
     session::{CloseCode, Right, SessionEventKind, SessionState, TicketReply},
 };
@@ -95,6 +98,74 @@ async fn nothing_enters_the_vault_before_the_owner_has_confirmed_the_account() {
     assert_eq!(mine[0]["account"], "ada@example.org");
     nothing_left(&home).await;
     controller.stop().await;
+}
+
+/// What the owner confirmed is what was shown. Between that and the hand-over an agent may turn to another account.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_credential_of_another_account_than_confirmed_is_refused() {
+    let home = Home::with(CONFIG);
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let ada = api.user("ada", "signer", None).await;
+    for other in [Some("eve@example.org"), None] {
+        let (id, runner) = signing_in(&home, api, &ada).await;
+        runner.capture(FILE, SECRET);
+        let view = api.until(id, SessionState::Confirming).await;
+        assert_eq!(view.account.as_deref(), Some("ada@example.org"));
+        *runner.account.lock().unwrap() = other.map(str::to_owned);
+        let right = json!({ "account": "ada@example.org" });
+        let confirm = format!("/api/auth/session/{id}/confirm");
+        assert_eq!(ada.post(&confirm, &right).await.status(), StatusCode::OK);
+        let view = api.until(id, SessionState::Failed).await;
+        assert_eq!(view.credential_id, None);
+        let finding = view.failure.unwrap().finding.unwrap();
+        assert_eq!(finding.cause, Cause::CredentialInvalid);
+        let quote = &finding.evidence[0].text;
+        assert!(
+            quote.contains("another one than its owner confirmed"),
+            "{quote}"
+        );
+        let evidence = home.evidence(view.machine_id.unwrap());
+        wait_for("the evidence", || async {
+            evidence.join("verdict.json").exists().then_some(())
+        })
+        .await;
+    }
+    nothing_left(&home).await;
+    assert_eq!(api.json("/api/credentials").await, json!([]));
+    let records = home.path().join("vault/records");
+    assert_eq!(
+        records.read_dir_utf8().unwrap().count(),
+        0,
+        "no record, and none on its way"
+    );
+    let audit = std::fs::read_to_string(home.path().join("vault/audit.log")).unwrap();
+    assert!(!audit.contains("\"stored\""), "{audit}");
+    for secret in [SECRET, BASE64.encode(SECRET).as_bytes(), b"eve@example.org"] {
+        assert!(!home.stores(secret));
+        assert_eq!(files_with(home.path(), secret), [""; 0], "{secret:?}");
+    }
+    // So that the search is known to find what is there.
+    assert_ne!(files_with(home.path(), b"ada@example.org"), [""; 0]);
+    controller.stop().await;
+}
+
+/// Paths below `dir` of files that hold these bytes.
+fn files_with(dir: &Utf8Path, bytes: &[u8]) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in dir.read_dir_utf8().unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(files_with(entry.path(), bytes));
+        } else if kind.is_file() {
+            let held = std::fs::read(entry.path()).unwrap();
+            if held.windows(bytes.len()).any(|window| window == bytes) {
+                found.push(entry.path().to_string());
+            }
+        }
+    }
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

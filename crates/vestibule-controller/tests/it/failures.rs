@@ -9,16 +9,17 @@ use crate::{
     },
 };
 use axum::http::StatusCode;
-use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
-use std::io::Write as _;
 use vestibule_api::{
     agent::LoginEvent,
     cause::Cause,
     egress::{EgressMode, EgressPolicy},
     finding::{Finding, Quote},
-    ids::SessionId,
-    machine::{Exit, RunnerEventKind},
+    ids::{MachineId, SessionId},
+    machine::{
+        Disposal, DisposedItem, Disposer, Exit, PROCESSES_MARK, ProcessMark, ProcessesMark,
+        RunnerEventKind,
+    },
     session::{Right, SessionEventKind, SessionState, SessionView},
 };
 
@@ -39,6 +40,26 @@ fn finding(cause: Cause) -> Finding {
         text: "access_denied".to_owned(),
     };
     Finding::new(cause, quote, "the page said so", "try again")
+}
+
+/// The receipt that the controller writes of a VM whose runner was killed, once it is whole.
+async fn receipt(home: &Home, machine: MachineId) -> Disposal {
+    let path = home.evidence(machine).join("disposal.json");
+    let receipt = wait_for("a whole receipt", || async {
+        let receipt: Disposal = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        receipt.complete.then_some(receipt)
+    })
+    .await;
+    assert_eq!(
+        (receipt.machine_id, receipt.by),
+        (machine, Disposer::Controller)
+    );
+    let directory = machine.to_string();
+    for (kind, ends) in [("socket", "runner.sock"), ("directory", &directory)] {
+        let is = |item: &DisposedItem| item.kind == kind && item.name.ends_with(ends);
+        assert!(receipt.items.iter().any(is), "{kind}: {receipt:?}");
+    }
+    receipt
 }
 
 async fn failed(api: &Api, id: SessionId) -> SessionView {
@@ -64,6 +85,17 @@ async fn a_runner_that_dies_at_each_step() {
         "booted\nqemu: out of luck\n",
     )
     .unwrap();
+    let mut vmm = std::process::Command::new("true").spawn().unwrap();
+    vmm.wait().unwrap();
+    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap();
+    let was = |pid| ProcessMark { pid, started: 1 };
+    let mark = ProcessesMark {
+        namespace: namespace.to_str().unwrap().to_owned(),
+        runner: was(std::process::id()),
+        vmm: Some(was(vmm.id())),
+    };
+    let path = format!("{}/{PROCESSES_MARK}", runner.spec.vm_dir);
+    std::fs::write(path, serde_json::to_vec(&mark).unwrap()).unwrap();
     runner.die();
     let view = failed(api, id).await;
     let finding = view.failure.as_ref().unwrap().finding.clone().unwrap();
@@ -79,6 +111,14 @@ async fn a_runner_that_dies_at_each_step() {
     )
     .unwrap();
     assert!(saved.contains("out of luck"), "what it left was saved");
+    let processes = receipt(&home, view.machine_id.unwrap()).await.items;
+    let mut processes = processes.iter().filter(|item| item.kind == "process");
+    for name in [
+        format!("runner {}", std::process::id()),
+        format!("process group {}", vmm.id()),
+    ] {
+        assert_eq!(processes.next().unwrap().name, name);
+    }
 
     let (id, runner) = signing_in(&home, api).await;
     runner.die();
@@ -88,6 +128,7 @@ async fn a_runner_that_dies_at_each_step() {
         "awaiting the user"
     );
     nothing_left(&home).await;
+    receipt(&home, runner.spec.machine_id).await;
 
     let (id, runner) = signing_in(&home, api).await;
     runner.login(LoginEvent::Captured {
@@ -102,6 +143,7 @@ async fn a_runner_that_dies_at_each_step() {
         "capturing, nothing fetched"
     );
     nothing_left(&home).await;
+    receipt(&home, runner.spec.machine_id).await;
     let vms = api.json("/api/vms?all=1").await;
     assert!(
         vms.as_array()
@@ -441,85 +483,5 @@ async fn a_host_without_descriptors_is_named() {
     assert!(finding.retryable && finding.fix.contains("LimitNOFILE"));
     assert!(finding.evidence[0].text.contains("Too many open files"));
     nothing_left(&home).await;
-    controller.stop().await;
-}
-
-/// A file system of so little room, over a home's directory, until it is dropped.
-struct Small<'a>(&'a Utf8Path);
-
-impl<'a> Small<'a> {
-    /// `None`: whoever runs the tests may not mount.
-    fn over(dir: &'a Utf8Path) -> Option<Self> {
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=16m", "small", dir.as_str()])
-            .output();
-        mounted
-            .is_ok_and(|said| said.status.success())
-            .then_some(Self(dir))
-    }
-
-    /// Leaves no byte.
-    fn fill(&self) -> Utf8PathBuf {
-        let path = self.0.join("filler");
-        let mut file = std::fs::File::create(&path).unwrap();
-        for size in [64 << 10, 4 << 10, 1] {
-            while file.write_all(&vec![0; size]).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for Small<'_> {
-    fn drop(&mut self) {
-        let unmount = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0)
-            .status();
-        // A test that failed has said more.
-        assert!(std::thread::panicking() || unmount.is_ok_and(|status| status.success()));
-    }
-}
-
-/// No room for database, vault and evidence: who asks hears so by name, and the credential that was on its way is sealed as soon as
-/// there is some.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_without_room_is_named() {
-    let home = Home::on("sqlite", "[limits]\nmin_free_mib = 0\nvms = 1\n");
-    let dir = home.path().to_owned();
-    let Some(small) = Small::over(&dir) else {
-        eprintln!("skipped: mounting a small file system is not allowed here");
-        return;
-    };
-    home.publish("6.1");
-    let controller = home.serve().await;
-    let api = &controller.api;
-    let (id, runner) = signing_in(&home, api).await;
-    let filler = small.fill();
-    runner.capture(FILE, SECRET);
-    // What its log has room for is taken in.
-    let mut refused = 0;
-    for _ in 0..200 {
-        let start = api
-            .post("/api/auth/start", &json!({ "provider": "codex" }))
-            .await;
-        let status = start.status();
-        if status == StatusCode::CREATED {
-            continue;
-        }
-        let body: serde_json::Value = start.json().await.unwrap();
-        let message = body["error"]["message"].as_str().unwrap();
-        assert!(message.contains("disk is full"), "{message}");
-        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-        refused += 1;
-        if refused == 5 {
-            break;
-        }
-    }
-    assert_eq!(refused, 5, "there was room for 200 sessions");
-    assert_eq!(api.session(id).await.credential_id, None);
-
-    std::fs::remove_file(filler).unwrap();
-    let view = api.until(id, SessionState::Completed).await;
-    assert!(view.credential_id.is_some());
     controller.stop().await;
 }

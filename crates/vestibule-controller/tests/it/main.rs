@@ -4,11 +4,17 @@
     reason = "a test looks for one event among all"
 )]
 #![expect(clippy::unwrap_used, reason = "a test's helpers end the test")]
+mod audit;
 mod auth;
 mod backup;
+mod causes;
 mod cluster;
+mod cluster_people;
 mod cluster_tls;
+mod collection;
 mod confirm;
+mod deploy;
+mod disks;
 mod failures;
 mod lifecycle;
 mod oidc;

@@ -2,7 +2,7 @@
 use crate::support::{
     api::Api,
     home::Home,
-    people::{PASSWORD, code},
+    people::{PASSWORD, Person, code},
     wait_for,
 };
 use reqwest::{Method, StatusCode, header};
@@ -262,6 +262,39 @@ async fn a_service_token_is_good_until_it_is_revoked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_token_is_good_until_it_expires() {
+    let home = Home::with("[pool]\nbrowser = 0\n");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let made = async |name: &str| {
+        let token = json!({ "name": name, "role": "operator", "expiresInS": 60 });
+        let reply = api.post("/api/tokens", &token).await;
+        assert_eq!(reply.status(), StatusCode::CREATED, "{name}");
+        let reply: Value = reply.json().await.unwrap();
+        Api::new(api.address, reply["token"].as_str().unwrap())
+    };
+    let (short, other) = (made("short").await, made("other").await);
+    assert_eq!(short.get("/api/sessions").await.status(), StatusCode::OK);
+    // Its minute has passed.
+    home.sql("UPDATE service_token SET expires_at = created_at WHERE name = 'short'")
+        .await;
+    for path in ["/api/sessions", "/api/me"] {
+        let refused = short.get(path).await;
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(code(refused).await, "unauthenticated");
+    }
+    let start = json!({ "provider": "codex" });
+    let refused = short.post("/api/auth/start", &start).await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(api.json("/api/sessions").await, json!([]));
+    assert_eq!(other.get("/api/sessions").await.status(), StatusCode::OK);
+    let list = api.json("/api/tokens").await;
+    assert_eq!(list[1]["name"], "short", "{list}");
+    assert_eq!(list[1]["expiresAt"], list[1]["createdAt"], "it is shown");
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quotas_hold_also_when_many_ask_at_once() {
     let home =
         Home::with("[limits]\nlive_per_user = 2\nlive_per_organisation = 3\n[pool]\nbrowser = 0\n");
@@ -347,5 +380,45 @@ async fn costly_actions_are_limited_and_cheap_ones_are_not() {
         api.log_in("ada", PASSWORD).await.status(),
         StatusCode::TOO_MANY_REQUESTS
     );
+    controller.stop().await;
+}
+
+/// Whoever found a dashboard open does not find the password out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guessing_the_own_password_is_limited() {
+    let home = Home::with("[pool]\nbrowser = 0\n");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let (ada, eve) = (
+        api.user("ada", "signer", None).await,
+        api.user("eve", "signer", None).await,
+    );
+    let change = async |person: &Person, current: &str| {
+        let body = json!({ "current": current, "password": "another correct horse" });
+        let request = person.request(Method::PUT, "/api/me/password").json(&body);
+        request.send().await.unwrap()
+    };
+    // Ten attempts at once, of which signing in was one.
+    for _ in 0..9 {
+        let wrong = change(&ada, "not the password").await;
+        assert_eq!(wrong.status(), StatusCode::FORBIDDEN);
+    }
+    let limited = change(&ada, PASSWORD).await;
+    assert_eq!(
+        limited.status(),
+        StatusCode::TOO_MANY_REQUESTS,
+        "also with the right one"
+    );
+    let wait = limited.headers()[header::RETRY_AFTER].to_str().unwrap();
+    assert!((1..=15).contains(&wait.parse().unwrap()), "{wait}");
+    assert_eq!(code(limited).await, "rate_limited");
+    assert_eq!(
+        api.log_in("ada", PASSWORD).await.status(),
+        StatusCode::TOO_MANY_REQUESTS,
+        "and by no other way"
+    );
+    assert_eq!(ada.get("/api/me").await.status(), StatusCode::OK);
+    let others = change(&eve, PASSWORD).await;
+    assert_eq!(others.status(), StatusCode::NO_CONTENT);
     controller.stop().await;
 }

@@ -1,7 +1,12 @@
 //! Requests that are wrong, and what they are told.
-use crate::support::home::Home;
+use crate::support::{home::Home, wait_for};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+use vestibule_api::{control::ReconcilerView, time::Timestamp};
 
 const NOBODY: &str = "01890000-0000-7000-8000-000000000000";
 
@@ -176,7 +181,7 @@ async fn an_ended_session_is_told_apart_from_one_that_was_removed() {
     controller.stop().await;
     // Retention runs at the start.
     let controller = home.serve().await;
-    let reply = crate::support::wait_for("retention", || async {
+    let reply = wait_for("retention", || async {
         let reply = controller.api.get(&format!("/api/auth/session/{id}")).await;
         (reply.status() == StatusCode::GONE).then_some(reply)
     });
@@ -248,7 +253,9 @@ async fn lists_health_metrics_and_docs() {
             "machines",
             "hosts",
             "orphans",
-            "retention"
+            "retention",
+            "evidence",
+            "images"
         ]
     );
     assert!(
@@ -281,5 +288,65 @@ async fn lists_health_metrics_and_docs() {
             .unwrap()
             .starts_with("text/html")
     );
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconcilers_say_when_they_ran_and_for_how_long() {
+    let home = Home::new();
+    home.snapshot(&home.publish("6.2"));
+    // The pool looks at it each time, and makes nothing.
+    *home.runners.memory.lock().unwrap() = Some((1, 0.0));
+    let (start, begun) = (Timestamp::now(), Instant::now());
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let all = || async {
+        let views = api.json("/api/reconcilers").await;
+        serde_json::from_value::<Vec<ReconcilerView>>(views).unwrap()
+    };
+    let views = wait_for("a run of each", || async {
+        let views = all().await;
+        views.iter().all(|view| view.runs > 0).then_some(views)
+    })
+    .await;
+    let passed = u64::try_from(begun.elapsed().as_millis()).unwrap();
+    for view in &views {
+        let (at, took) = (view.last_run_at.unwrap(), view.last_duration_ms.unwrap());
+        assert!(at >= start && at <= Timestamp::now(), "{view:?}");
+        assert!(took <= passed, "{view:?} in {passed} ms");
+        assert_eq!((view.failures, &view.last_error), (0, &None), "{view:?}");
+    }
+
+    // A run that takes its time: one that begins while somebody else holds what it looks at.
+    let (_, token) = api.service("platform", "operator", None).await;
+    let (send, held) = mpsc::channel();
+    let runners = Arc::clone(&home.runners);
+    let holder = std::thread::spawn(move || {
+        let memory = runners.memory.lock().unwrap();
+        send.send(Timestamp::now()).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let released = Timestamp::now();
+        drop(memory);
+        released
+    });
+    let held = held.recv().unwrap();
+    // Whoever may do something no more is a change of the rows, which wakes it.
+    let revoke = api.request(Method::DELETE, &format!("/api/tokens/{token}"));
+    assert_eq!(
+        revoke.send().await.unwrap().status(),
+        StatusCode::NO_CONTENT
+    );
+    let slow = wait_for("the slow run", || async {
+        let pool = all().await.into_iter().find(|view| view.name == "pool");
+        pool.filter(|pool| pool.last_run_at.is_some_and(|at| at > held))
+    })
+    .await;
+    let released = holder.join().unwrap();
+    let took = slow.last_duration_ms.unwrap();
+    let over = slow.last_run_at.unwrap();
+    let over = over.plus(Duration::from_millis(took + 1));
+    assert!(over >= released, "{slow:?}, {released}");
+    let elapsed = Timestamp::now().micros_since(held) / 1000;
+    assert!(took <= elapsed, "{slow:?} in {elapsed} ms");
     controller.stop().await;
 }

@@ -4,6 +4,10 @@ use crate::{
     support::{home::Home, wait_for},
 };
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use vestibule_api::{
     agent::LoginEvent,
     egress::EgressPolicy,
@@ -216,4 +220,44 @@ async fn one_controller_for_one_home() {
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("without TLS"), "{refused}");
+}
+
+/// A request whose body is still on its way when the controller is told to stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_under_way_when_it_stops_is_answered() {
+    let home = Home::with("[pool]\nbrowser = 0\n");
+    let controller = home.serve().await;
+    let (address, token) = (controller.serving.address, controller.api.token.clone());
+    let body = json!({ "name": "late" }).to_string();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /api/organisations HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // Said when somebody reads the body (RFC 9110 section 10.1.1): the request is with its handler.
+    let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let mut said = vec![0; go_on.len()];
+    stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(said, go_on);
+    let finish = async {
+        wait_for("the end of listening", || async {
+            TcpStream::connect(address).await.err()
+        })
+        .await;
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        reply
+    };
+    let (reply, ()) = tokio::join!(finish, controller.stop());
+    assert!(reply.starts_with("HTTP/1.1 201 "), "{reply}");
+    assert!(reply.contains("connection: close"), "{reply}");
+
+    // And it was carried out.
+    let controller = home.serve().await;
+    let organisations = controller.api.json("/api/organisations").await;
+    assert_eq!(organisations[0]["name"], "late", "{organisations}");
+    controller.stop().await;
 }

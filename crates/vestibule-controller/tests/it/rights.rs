@@ -251,6 +251,54 @@ async fn lists_show_what_is_within_reach() {
     controller.stop().await;
 }
 
+/// What is of the whole installation is for whoever is confined to no part of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_of_no_organisation_sees_the_installation() {
+    let home = Home::with("[pool]\nbrowser = 0\n");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    api.organisation("acme").await;
+    let free = api.user("free", "operator", None).await;
+    let confined = api.user("confined", "operator", Some("acme")).await;
+    let (platform, _) = api.service("platform", "operator", None).await;
+    let (branch, _) = api.service("branch", "operator", Some("acme")).await;
+    let of_all = |right: &Right| match &right.access {
+        Access::Roles { reach, .. } => reach.contains(&(Role::Operator, Reach::All)),
+        Access::Open | Access::HomeToken => false,
+    };
+    let mut tried = BTreeSet::new();
+    for right in rights().into_iter().filter(of_all) {
+        assert_eq!(right.method, "GET", "{}: try it too", right.path);
+        for (who, reply) in [
+            ("a person", free.get(right.path).await),
+            ("a program", platform.get(right.path).await),
+        ] {
+            assert_eq!(reply.status(), StatusCode::OK, "{who} {}", right.path);
+            assert!(
+                !reply.text().await.unwrap().is_empty(),
+                "{who} {}",
+                right.path
+            );
+        }
+        for (who, reply) in [
+            ("a person", confined.get(right.path).await),
+            ("a program", branch.get(right.path).await),
+        ] {
+            assert_eq!(
+                reply.status(),
+                StatusCode::FORBIDDEN,
+                "{who} {}",
+                right.path
+            );
+        }
+        tried.insert(right.path);
+    }
+    for path in ["/metrics", "/api/hosts", "/api/reconcilers"] {
+        assert!(tried.contains(path), "{path}");
+    }
+    controller.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_id_in_disguise_is_none() {
     let home = Home::with("[pool]\nbrowser = 0\n");

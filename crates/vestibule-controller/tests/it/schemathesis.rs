@@ -35,17 +35,33 @@ async fn the_document_is_what_the_server_does() {
     );
     let controller = home.serve().await;
     let api = &controller.api;
+    // In a file: not every role may fetch it.
+    let document = home.path().join("openapi.json");
+    let text = api.get("/api/openapi.json").await.bytes().await.unwrap();
+    std::fs::write(&document, text).unwrap();
     api.organisation("acme").await;
     let (operator, _) = api.service("operator", "operator", Some("acme")).await;
     let (signer, _) = api.service("signer", "signer", Some("acme")).await;
-    // The admin last: what it finds it may remove, the others' tokens too.
-    for (who, api) in [("signer", &signer), ("operator", &operator), ("admin", api)] {
-        let config = config(&home, api).await;
+    let (engineer, _) = api
+        .service("engineer", "image-engineer", Some("acme"))
+        .await;
+    let (consumer, _) = api.service("consumer", "consumer", Some("acme")).await;
+    // Each with who makes the objects: a consumer starts nothing, and fetches what its organisation has. The admin last: what it
+    // finds it may remove, the others' tokens too.
+    for (who, api, maker) in [
+        ("signer", &signer, &signer),
+        ("image-engineer", &engineer, &engineer),
+        ("consumer", &consumer, &operator),
+        ("operator", &operator, &operator),
+        ("admin", api, api),
+    ] {
+        let config = config(&home, maker).await;
         let path = home.path().join(format!("{who}.toml"));
         std::fs::write(&path, config).unwrap();
         let run = tokio::process::Command::new(&program)
             .args(["--config-file", path.as_str(), "run"])
-            .arg(format!("http://{}/api/openapi.json", api.address))
+            .arg(&document)
+            .args(["--url", &format!("http://{}", api.address)])
             .args(["--header", &format!("Authorization: Bearer {}", api.token)])
             .args([
                 "--max-examples",
@@ -86,7 +102,7 @@ async fn the_document_is_what_the_server_does() {
     controller.stop().await;
 }
 
-/// The exceptions, and the ids of objects of this caller's: a session under way, and what is left of one that completed.
+/// The exceptions, and the ids of objects of this one's: a session under way, and what is left of one that completed.
 async fn config(home: &Home, api: &Api) -> String {
     let (live, _runner) = signing_in(home, api).await;
     let (done, runner) = signing_in(home, api).await;

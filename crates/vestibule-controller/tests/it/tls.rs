@@ -18,7 +18,7 @@ use vestibule_controller::{Config, ServeError, serve_with};
 pub(crate) const NAME: &str = "vestibule.test";
 
 /// Writes a new certificate of its own for [`NAME`]; its DER bytes.
-fn certificate(dir: &Utf8Path) -> Vec<u8> {
+pub(crate) fn certificate(dir: &Utf8Path) -> Vec<u8> {
     let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]).unwrap();
     let der = made.cert.der().to_vec();
     let write = |name: &str, text: String| {
@@ -39,7 +39,7 @@ fn certificate(dir: &Utf8Path) -> Vec<u8> {
     der
 }
 
-fn config(home: &Home) -> String {
+pub(crate) fn config(home: &Home) -> String {
     let dir = home.path();
     format!("[tls]\ncertificate = '{dir}/cert.pem'\nkey = '{dir}/key.pem'\n[pool]\nbrowser = 0\n")
 }

@@ -333,6 +333,12 @@ impl Root {
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// The text of a program with a `#!` line; nothing more than that is read of another.
+    pub fn read_script(&self, path: &str) -> Option<String> {
+        self.read_at(path, 0, 2).filter(|head| head == b"#!")?;
+        self.read_text(path)
+    }
+
     /// The entries of the directory that `path` leads to, sorted by name; empty where there is none.
     pub fn list(&self, path: &str) -> Rc<Vec<Entry>> {
         let Resolved::Found(

@@ -149,11 +149,7 @@ fn backgrounds(
         return None;
     }
     let script = programs::script_of(main).unwrap_or_else(|| main.program.clone());
-    let text = disk
-        .base
-        .root
-        .read_text(&script)
-        .filter(|t| t.starts_with("#!"))?;
+    let text = disk.base.root.read_script(&script)?;
     let shell = text
         .lines()
         .next()

@@ -274,9 +274,11 @@ pub(super) fn ending_of(
             return None;
         };
         let path = programs::script_of(command).unwrap_or(path);
-        let text = disk.base.root.read_text(&path)?;
+        let text = disk.base.root.read_script(&path)?;
         let shell = text.lines().next()?;
-        (shell.starts_with("#!") && shell.contains("sh")).then(|| programs::script_ending(&text))?
+        shell
+            .contains("sh")
+            .then(|| programs::script_ending(&text))?
     })
 }
 

@@ -35,15 +35,14 @@ pub fn custom(root: &Root) -> Vec<Generator> {
             if own || meta.kind != Kind::File || meta.mode & 0o111 == 0 || meta.size == 0 {
                 continue;
             }
-            let text = root.read_text(&path).unwrap_or_default();
-            if !text.starts_with("#!") {
+            let Some(text) = root.read_script(&path) else {
                 out.push(Generator {
                     path,
                     hangs: None,
                     masks: Vec::new(),
                 });
                 continue;
-            }
+            };
             let hangs = (programs::script_ending(&text) == Some(programs::Ending::Never))
                 .then(|| {
                     (1_u64..).zip(text.lines()).find(|(_, l)| {

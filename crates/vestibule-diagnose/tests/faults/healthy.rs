@@ -70,7 +70,7 @@ fn recorded(faults: &Path) -> Result<Vec<Ground>> {
         let dir = entry?.path();
         if dir.join("expect.toml").is_file() {
             let expect = expect(&dir).with_context(|| dir.display().to_string())?;
-            if expect.verdict == "healthy" && !expect.fill {
+            if expect.verdict == "healthy" && expect.packing != crate::tree::Packing::Filled {
                 all.push(Ground::Recorded(dir, expect.unit, expect.cmdline));
             }
         }
@@ -115,7 +115,7 @@ fn healthy_trees_have_no_cause() -> Result<()> {
             Ground::Recorded(dir, named, line) => {
                 unit.clone_from(named);
                 cmdline = line;
-                let mutated = base.mutate(dir, false)?;
+                let mutated = base.mutate(dir, crate::tree::Packing::None)?;
                 mutated.change(&script)?;
                 mutated
             }

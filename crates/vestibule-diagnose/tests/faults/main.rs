@@ -3,7 +3,8 @@
 //!
 //! Needs root (the mutations call `chroot`), the folder (`VESTIBULE_FAULTS`, default `../shared/faults` beside the
 //! checkout) and a base tree (`VESTIBULE_FAULTS_BASE`, default `target/faults/base`, made by `base/mkbase.sh` in about a
-//! minute). Without them the test says so and passes. `VESTIBULE_FAULT=047,049` runs a selection.
+//! minute). Without them the test says so and passes. `VESTIBULE_FAULT=047,049` runs a selection; `VESTIBULE_FAULTS_PACKED=1`
+//! packs every case into an image, and not only some.
 #![expect(
     clippy::print_stdout,
     reason = "the table of cases, and why they were skipped"
@@ -21,9 +22,10 @@ use std::{
     fs,
     io::Read,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
-use tree::{Base, Mutated};
+use tree::{Base, Mutated, Packing};
 use vestibule_api::finding::{Verdict, VerdictKind};
 use vestibule_diagnose::{
     Evidence, diagnose,
@@ -55,7 +57,7 @@ struct Expect {
     note: Option<String>,
     unit: String,
     cmdline: String,
-    fill: bool,
+    packing: Packing,
 }
 
 fn expect(dir: &Path) -> Result<Expect> {
@@ -82,7 +84,11 @@ fn expect(dir: &Path) -> Result<Expect> {
             "{console}root={root} {mode} net.ifnames=0 {}",
             extra.replace("CONSOLE_OFF", "")
         ),
-        fill: table.get("vm_imgfill").is_some(),
+        packing: if table.get("vm_imgfill").is_some() {
+            Packing::Filled
+        } else {
+            Packing::None
+        },
     })
 }
 
@@ -140,17 +146,22 @@ const NOT_ON_DISK: [&str; 15] = [
     "102", "110",
 ];
 
+fn cases(faults: &Path) -> Result<Vec<PathBuf>> {
+    let mut cases: Vec<PathBuf> = fs::read_dir(faults)?
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|p| p.join("expect.toml").is_file())
+        .collect();
+    cases.sort();
+    Ok(cases)
+}
+
 #[test]
 fn every_recorded_failure_is_named() -> Result<()> {
     let Some((faults, base)) = faults("cases")? else {
         return Ok(());
     };
     let only = std::env::var("VESTIBULE_FAULT").unwrap_or_default();
-    let mut cases: Vec<PathBuf> = fs::read_dir(&faults)?
-        .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.join("expect.toml").is_file())
-        .collect();
-    cases.sort();
+    let cases = cases(&faults)?;
     let mut wrong = Vec::new();
     let (mut total, mut disk_right, mut all_right) = (0, 0, 0);
     let mut times: BTreeMap<Duration, String> = BTreeMap::new();
@@ -163,7 +174,7 @@ fn every_recorded_failure_is_named() -> Result<()> {
         if !only.is_empty() && !only.split(',').any(|o| expect.id.starts_with(o)) {
             continue;
         }
-        let mutated = base.mutate(&dir, expect.fill)?;
+        let mutated = base.mutate(&dir, expect.packing)?;
         let start = Instant::now();
         let disk = diagnose(&static_evidence(&expect, &mutated)?);
         times.insert(start.elapsed(), expect.id.clone());
@@ -205,6 +216,59 @@ fn every_recorded_failure_is_named() -> Result<()> {
     println!("{total} cases: {disk_right} from the disk alone, {all_right} with all evidence");
     if let Some((slowest, id)) = times.last_key_value() {
         println!("slowest diagnosis of a tree: {slowest:?} ({id})");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// The journal as a guest's journald leaves it; where nothing makes one here, as it was exported.
+fn journal_file(case: &Path, work: &Path) -> Option<Vec<u8>> {
+    const REMOTE: &str = "/lib/systemd/systemd-journal-remote";
+    let exported = gunzip(&case.join("journal.export.gz"))?;
+    let (export, native) = (work.join("x.export"), work.join("x.journal"));
+    fs::write(&export, &exported).ok()?;
+    let made = Command::new(REMOTE)
+        .arg(format!("--output={}", native.display()))
+        .arg(&export)
+        .output();
+    let made = made.is_ok_and(|made| made.status.success());
+    Some(if made {
+        fs::read(&native).ok()?
+    } else {
+        exported
+    })
+}
+
+/// The same from an ext4 image, with blocks and inodes instead of the host's files, and from a journal's own file.
+#[test]
+fn an_image_says_what_its_tree_says() -> Result<()> {
+    let Some((faults, base)) = faults("packed")? else {
+        return Ok(());
+    };
+    let step = match std::env::var("VESTIBULE_FAULTS_PACKED") {
+        Ok(all) if all == "1" => 1,
+        _ => 11,
+    };
+    let mut wrong = Vec::new();
+    for case in cases(&faults)?.iter().step_by(step) {
+        let expect = expect(case)?;
+        let packing = match expect.packing {
+            Packing::None => Packing::Image,
+            Packing::Image | Packing::Filled => expect.packing,
+        };
+        let mutated = base.mutate(case, packing)?;
+        let mut evidence = static_evidence(&expect, &mutated)?;
+        if let Some(console) = gunzip(&case.join("console.log.gz")) {
+            evidence = evidence.serial(console);
+        }
+        if let Some(journal) = journal_file(case, mutated.work()) {
+            evidence = evidence.journal(&journal, "journal");
+        }
+        let verdict = diagnose(&evidence);
+        println!("{:<46} {}", expect.id, short(&verdict));
+        if !agrees(&expect, &verdict) {
+            wrong.push(format!("{}: {}", expect.id, short(&verdict)));
+        }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())

@@ -60,7 +60,7 @@ fn we_see_what_systemd_analyze_sees_and_more() -> Result<()> {
     );
     for dir in cases {
         let expect = expect(&dir)?;
-        let mutated = base.mutate(&dir, expect.fill)?;
+        let mutated = base.mutate(&dir, expect.packing)?;
         let systemd = flagged(&mutated.dir, &expect.unit)?;
         let verdict = diagnose(&static_evidence(&expect, &mutated)?);
         let ours = verdict.verdict == VerdictKind::Cause;

@@ -13,6 +13,16 @@ pub(crate) struct Base {
     work: PathBuf,
 }
 
+/// What becomes of a mutated tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    None,
+    /// An ext4 image.
+    Image,
+    /// One without room.
+    Filled,
+}
+
 /// A mutated tree; gone when dropped.
 pub(crate) struct Mutated {
     pub dir: PathBuf,
@@ -93,14 +103,16 @@ impl Base {
     }
 
     /// A view of the base, changed by the case's `mutate.sh`.
-    pub(crate) fn mutate(&self, case: &Path, fill: bool) -> Result<Mutated> {
+    pub(crate) fn mutate(&self, case: &Path, packing: Packing) -> Result<Mutated> {
         let mut mutated = self.view()?;
         run(Command::new("bash")
             .arg(case.join("mutate.sh"))
             .arg(&mutated.dir))?;
-        if fill {
-            mutated.image = Some(filled_image(&mutated.work, &mutated.dir)?);
-        }
+        mutated.image = match packing {
+            Packing::None => None,
+            Packing::Image => Some(image(&mutated.work, &mutated.dir)?),
+            Packing::Filled => Some(filled_image(&mutated.work, &mutated.dir)?),
+        };
         Ok(mutated)
     }
 
@@ -156,6 +168,11 @@ dropin() { mkdir -p "$U.d"; cat > "$U.d/$1.conf"; }
 "#;
 
 impl Mutated {
+    /// Room beside the tree.
+    pub(crate) fn work(&self) -> &Path {
+        &self.work
+    }
+
     /// Changes the tree further, as [`Base::script`] does.
     pub(crate) fn change(&self, lines: &str) -> Result<()> {
         let script = format!("{PRELUDE}{lines}");
@@ -171,14 +188,20 @@ impl Drop for Base {
     }
 }
 
-/// Packs the tree and fills what is left with one file, as a guest that ran out of disk would.
-fn filled_image(work: &Path, tree: &Path) -> Result<PathBuf> {
+/// Packs the tree without a mount.
+fn image(work: &Path, tree: &Path) -> Result<PathBuf> {
     let image = work.join("root.ext4");
     fs::File::create(&image)?.set_len(640 << 20)?;
     run(Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-m", "1", "-d"])
         .arg(tree)
         .arg(&image))?;
+    Ok(image)
+}
+
+/// Packs the tree and fills what is left with one file, as a guest that ran out of disk would.
+fn filled_image(work: &Path, tree: &Path) -> Result<PathBuf> {
+    let image = image(work, tree)?;
     let filler = work.join("filler");
     let block = vec![1_u8; 1 << 20];
     let mut data = Vec::new();

@@ -133,7 +133,7 @@ fn an_image_in_use_stays() {
         store.rm(&aliased),
         Err(StoreError::Aliased { .. })
     ));
-    let gone = store.gc(false).unwrap();
+    let gone = store.gc(KEEP_UNPUBLISHED).unwrap();
     assert_eq!((gone.images, gone.in_use), (vec![free], vec![held.clone()]));
     drop(hold);
     store.rm(&held).unwrap();
@@ -154,15 +154,18 @@ fn what_a_rollback_needs_and_what_is_new_stays() {
     let mut record: BuildRecord = read_json(&path).unwrap();
     record.built_at = Timestamp::now();
     write_json(&path, &record).unwrap();
-    let gone = store.gc(false).unwrap();
+    let gone = store.gc(KEEP_UNPUBLISHED).unwrap();
     assert_eq!(gone.images, [images[0].clone()]);
     assert_eq!(gone.rollback_targets, [images[1].clone()]);
     assert_eq!(gone.young, std::slice::from_ref(&young));
     assert!(gone.to_string().contains("--all"), "{gone}");
-    assert_eq!(store.gc(true).unwrap().images, [young]);
+    assert_eq!(store.gc(Duration::ZERO).unwrap().images, [young]);
     assert_eq!(store.rollback(&browser).unwrap(), images[1]);
     // Back at the first one, the one that was rolled back from is nothing to go back to.
-    assert_eq!(store.gc(true).unwrap().images, [images[2].clone()]);
+    assert_eq!(
+        store.gc(Duration::ZERO).unwrap().images,
+        [images[2].clone()]
+    );
 }
 
 #[test]

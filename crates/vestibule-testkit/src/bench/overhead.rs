@@ -23,19 +23,30 @@ const PHASE: Duration = Duration::from_secs(400);
 /// Before the line with the samples, on L1's console.
 const SAYS: &str = "overhead: ";
 
-/// Seconds, one entry for each turn.
+/// Seconds from a start to the VMM's last answer, to the stream's handshake, and to the agent's first answer; one entry for each turn.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Way {
+    asked: Vec<f64>,
+    stream: Vec<f64>,
+    answered: Vec<f64>,
+}
+
+impl Way {
+    fn push(&mut self, [asked, stream, answered]: [f64; 3]) {
+        self.asked.push(asked);
+        self.stream.push(stream);
+        self.answered.push(answered);
+    }
+}
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Series {
-    /// By hand: to the API's last answer, and to the agent's first.
-    asked: Vec<f64>,
-    by_hand: Vec<f64>,
+    by_hand: Way,
     /// The same in Firecracker's jailer.
-    jail_asked: Vec<f64>,
-    by_hand_jailed: Vec<f64>,
-    /// `run-vm`: from the process' start to its first event, to a VMM that does what it was asked, and to the agent's first answer.
+    jailed: Way,
+    ours: Way,
+    /// Of ours, to `run-vm`'s first event.
     runner: Vec<f64>,
-    vmm: Vec<f64>,
-    ours: Vec<f64>,
 }
 
 /// What L1 says.
@@ -73,28 +84,31 @@ pub async fn run() -> Result<Report> {
     let said = said.with_context(|| format!("L1 said no samples: {}", ran.console))?;
     let samples: Samples = serde_json::from_str(said).context("understand the samples")?;
     for (what, series) in [("start", &samples.start), ("load", &samples.load)] {
-        let mut line = |to: &str, samples| report.median(format!("{what}: {to}"), "s", samples);
-        line("by hand, to the API's last answer", &series.asked);
-        line("by hand, to the agent's first answer", &series.by_hand);
-        line(
-            "by hand in its jailer, to the API's last answer",
-            &series.jail_asked,
+        report.median(
+            format!("{what}: run-vm, to its first event"),
+            "s",
+            &series.runner,
         );
-        line(
-            "by hand in its jailer, to the agent's first answer",
-            &series.by_hand_jailed,
-        );
-        line("run-vm, to its first event", &series.runner);
-        line("run-vm, to a VMM that was asked", &series.vmm);
-        line("run-vm, to the agent's first answer", &series.ours);
-        let jailed = median(&series.ours) / median(&series.by_hand_jailed);
+        for (how, way) in [
+            ("by hand", &series.by_hand),
+            ("by hand in its jailer", &series.jailed),
+            ("run-vm", &series.ours),
+        ] {
+            let mut line =
+                |to: &str, samples| report.median(format!("{what}: {how}, {to}"), "s", samples);
+            line("to the VMM's last answer", &way.asked);
+            line("to the stream's handshake", &way.stream);
+            line("to the agent's first answer", &way.answered);
+        }
+        let ours = median(&series.ours.answered);
+        let jailed = ours / median(&series.jailed.answered);
         report.figure(
             format!("{what}: run-vm ÷ by hand in its jailer"),
             "x",
             jailed,
             &[],
         );
-        let ratio = median(&series.ours) / median(&series.by_hand);
+        let ratio = ours / median(&series.by_hand.answered);
         report.figure(format!("{what}: run-vm ÷ by hand"), "x", ratio, &[]);
         report.require(Required::AtMost(1.1));
     }
@@ -122,12 +136,9 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
             (Some(&snapshot), &mut samples.load),
         ] {
             let dir = snapshot.map(|snapshot| snapshot.dir.as_str());
-            let (asked, answered) = by_hand(&setup.image, dir, &[]).await?;
-            series.asked.push(asked);
-            series.by_hand.push(answered);
-            let (asked, answered) = by_hand(&setup.image, dir, &["--jailer"]).await?;
-            series.jail_asked.push(asked);
-            series.by_hand_jailed.push(answered);
+            series.by_hand.push(by_hand(&setup.image, dir, &[]).await?);
+            let jailed = by_hand(&setup.image, dir, &["--jailer"]).await?;
+            series.jailed.push(jailed);
             ours(&setup, snapshot, series).await?;
         }
         println!("turn {turn}: {}", serde_json::to_string(&samples)?);
@@ -143,8 +154,8 @@ async fn saved(setup: &Setup) -> Result<RestoreSpec> {
     Ok(saving.save(running).await?.0)
 }
 
-/// Seconds to the API's last answer, and to the agent's first.
-async fn by_hand(image: &Utf8Path, snapshot: Option<&str>, how: &[&str]) -> Result<(f64, f64)> {
+/// Seconds to each point of a [`Way`].
+async fn by_hand(image: &Utf8Path, snapshot: Option<&str>, how: &[&str]) -> Result<[f64; 3]> {
     let output = Command::new(binary()?.with_file_name("firecracker-by-hand"))
         .args(how)
         .arg(image)
@@ -155,10 +166,9 @@ async fn by_hand(image: &Utf8Path, snapshot: Option<&str>, how: &[&str]) -> Resu
         .context("start firecracker-by-hand")?;
     let said = String::from_utf8_lossy(&output.stdout);
     let seconds: Vec<f64> = said.split_whitespace().flat_map(str::parse).collect();
-    let [asked, answered] = seconds.as_slice() else {
-        anyhow::bail!("by hand: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    Ok((*asked, *answered))
+    seconds
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("by hand: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series) -> Result<()> {
@@ -178,7 +188,7 @@ async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series
         (over || up).then_some(up)
     });
     let up = tokio::time::timeout(PHASE, answered).await??;
-    series.ours.push(begun.elapsed().as_secs_f64());
+    let answered = begun.elapsed().as_secs_f64();
     ensure!(up, "the VM failed");
     running.stop().await?;
     running.ended().await?;
@@ -193,9 +203,12 @@ async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series
     } else {
         Phase::VmmStarted
     };
+    let phase = |wanted| move |event: &RunnerEventKind| matches!(event, RunnerEventKind::Phase { phase } if *phase == wanted);
     series.runner.push(after(&|_| true)?);
-    series.vmm.push(after(
-        &|event| matches!(event, RunnerEventKind::Phase { phase } if *phase == asked),
-    )?);
+    series.ours.push([
+        after(&phase(asked))?,
+        after(&phase(Phase::StreamUp))?,
+        answered,
+    ]);
     Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use camino::Utf8PathBuf;
 use hyper::Method;
 use std::{io::Write as _, time::Duration};
+use tokio::sync::mpsc;
 use vestibule_api::control::LoginCodeReply;
 use vestibule_testkit::{
     ca::TestCa,
@@ -19,7 +20,8 @@ const USAGE: &str = "vestibule-testkit ca --ca DIR
 vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
                          [--config FILE]       grants by itself; FILE is what `image verify --sign-in` takes
 vestibule-testkit idp
-vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp
+vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp; each line
+                                               of standard input kills it, and the next one is there when one line more is out
 vestibule-testkit conformance --driver DRIVER --image DIR --home DIR   what a VM is, by `vestibule` ($VESTIBULE_BIN)
 vestibule-testkit overhead --image DIR --home DIR   what `bench overhead` runs in the nested machine
 vestibule-testkit residue --home DIR --except PID
@@ -70,7 +72,7 @@ async fn main() -> Result<()> {
         "stage" => {
             let idp = Idp::start().await?;
             let image = option("image").context("`--image ALIAS` is missing")?;
-            let stage = Stage::start(&Setting::image(&image).idp(&idp)).await?;
+            let mut stage = Stage::start(&Setting::image(&image).idp(&idp)).await?;
             let login: LoginCodeReply = stage
                 .api()
                 .call(Method::POST, "/api/login-codes", None::<&()>)
@@ -78,10 +80,23 @@ async fn main() -> Result<()> {
             say(&serde_json::json!({
                 "link": login.link, "home": stage.home(), "pid": stage.pid(), "program": binary()?,
                 "issuer": idp.issuer(), "control": idp.control_url(), "client": idp::CLIENT,
-                "login": idp::LOGIN, "password": idp::PASSWORD,
+                "login": idp::LOGIN, "password": idp.password(),
             }))?;
-            ended().await?;
-            stage.end().await
+            let mut lines = lines();
+            let over = ended();
+            tokio::pin!(over);
+            loop {
+                tokio::select! {
+                    ended = &mut over => {
+                        ended?;
+                        return stage.end().await;
+                    }
+                    Some(_) = lines.recv() => {
+                        stage = stage.crash_and_return().await?;
+                        say(&serde_json::json!({ "pid": stage.pid() }))?;
+                    }
+                }
+            }
         }
         "runner" => {
             if let Some(crowd) = option("crowd") {
@@ -159,6 +174,20 @@ fn say(value: &serde_json::Value) -> Result<()> {
     writeln!(out, "{value}")
         .and_then(|()| out.flush())
         .context("print where it listens")
+}
+
+/// Lines of standard input, read by a thread that nobody waits for at the end.
+fn lines() -> mpsc::UnboundedReceiver<String> {
+    let (send, lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            // Nobody listens at the end.
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
 }
 
 async fn ended() -> Result<()> {

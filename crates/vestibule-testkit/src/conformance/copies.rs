@@ -29,6 +29,8 @@ use vestibule_api::{
 
 const SAVING: Duration = Duration::from_secs(400);
 const COPIES: usize = 2;
+/// With watchdogs none would outlast an hour, which is too long for a test: that there are none is looked at as well.
+const PAUSE: Duration = Duration::from_secs(20);
 /// Ways in which a snapshot may not fit.
 const REFUSALS: usize = 10;
 /// A copy's clock may be off by so much, as far as asking it allows to tell.
@@ -101,6 +103,7 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
         let apart = jail::apart(one, two);
         suite.case("jail: apart from host and others", apart).await;
         suite.case("jail: limits", jail::limits(vm, one)).await;
+        suite.case("jail: no core dumps", jail::dumps(one)).await;
         let inside = jail::inside(one, two, &home);
         suite
             .case("jail: nothing is reached from inside", inside)
@@ -113,6 +116,9 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
             .await;
     }
     if let Some((vm, running)) = copies.pop() {
+        suite
+            .case("a pause that outlasts the watchdogs", long_pause(&running))
+            .await;
         suite
             .case("pause, resume, claim", pause_and_claim(&running))
             .await;
@@ -264,6 +270,37 @@ async fn clocks(copies: &[(Result<Vm>, Running)]) -> Result<String> {
     }
     ensure!(worst < CLOCK_MS, "{worst} ms");
     Ok(format!("off by {worst:.0} ms or more"))
+}
+
+/// In the pool a VM is paused for an hour. Timers that are due when it goes on must do no harm: a service whose watchdog was not
+/// fed meanwhile would be killed by systemd.
+async fn long_pause(running: &Running) -> Result<String> {
+    let script = "cut -d' ' -f1 /proc/uptime; systemctl --failed --plain --no-legend --no-pager; \
+                  systemctl show -p Id -p MainPID -p NRestarts -p WatchdogUSec vm-browser-agent systemd-journald systemd-udevd";
+    let (uptime, services) = lines_of(running, script).await?;
+    let _: MachineView = running.post("/pause").await?;
+    tokio::time::sleep(PAUSE).await;
+    let _: MachineView = running.post("/resume").await?;
+    // What is due runs first, and what it kills is started again.
+    let (later, after) = lines_of(running, &format!("sleep 3; {script}")).await?;
+    ensure!(
+        services == after,
+        "services before and after: {services}\n{after}"
+    );
+    let watched = after.lines().find(|line| {
+        line.strip_prefix("WatchdogUSec=")
+            .is_some_and(|time| !["0", "infinity"].contains(&time))
+    });
+    ensure!(watched.is_none(), "a longer pause would end one: {after}");
+    let guest = later - uptime;
+    Ok(format!("{guest:.0} s passed in the guest"))
+}
+
+/// The number on the first line, and the other lines.
+async fn lines_of(running: &Running, script: &str) -> Result<(f64, String)> {
+    let reply = running.exec(script).await?;
+    let (first, rest) = reply.stdout.split_once('\n').context("no line")?;
+    Ok((first.parse()?, rest.to_owned()))
 }
 
 async fn pause_and_claim(running: &Running) -> Result<()> {

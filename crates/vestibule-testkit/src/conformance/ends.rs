@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::fs::symlink;
 use vestibule_api::{
     cause::Cause,
-    machine::{DriverChoice, MachineState, RestoreSpec},
+    machine::{DriverChoice, MachineState, PROCESSES_MARK, ProcessesMark, RestoreSpec},
 };
 
 pub(super) fn kill(pid: u32, signal: Signal) -> Result<()> {
@@ -44,11 +44,14 @@ pub(super) async fn killed_while_booting(suite: &mut Suite) {
     let vm = suite.vm();
     suite
         .case("the runner of one that boots is killed", async {
-            let mut running = vm?.start().await?;
+            let vm = vm?;
+            let mut running = vm.start().await?;
             running.reaches(MachineState::Booting).await?;
             let vmm = running.vmm().await?;
+            let runner = running.process.id().context("it runs")?;
             running.process.kill().await?;
-            gone(vmm).await
+            gone(vmm).await?;
+            named(&vm, runner, vmm)
         })
         .await;
     let vm = suite.vm();
@@ -87,6 +90,15 @@ pub(super) async fn killed_while_booting(suite: &mut Suite) {
             Ok(format!("{}", finding.cause))
         })
         .await;
+}
+
+/// What a killed runner leaves names it and its VMM's group, in which a jailed VMM is the second.
+fn named(vm: &Vm, runner: u32, vmm: u32) -> Result<String> {
+    let path = Utf8Path::new(&vm.spec.vm_dir).join(PROCESSES_MARK);
+    let mark: ProcessesMark = serde_json::from_slice(&std::fs::read(path)?)?;
+    let first = mark.vmm.context("no VMM is named")?.pid;
+    ensure!(mark.runner.pid == runner && first <= vmm, "{mark:?}");
+    Ok(format!("runner {runner}, group {first}"))
 }
 
 /// An image like the suite's, but for `name`, which is missing or what is given.

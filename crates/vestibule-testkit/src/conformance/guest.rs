@@ -2,6 +2,7 @@
 use super::{
     Suite,
     copies::Saving,
+    jail,
     vm::{CONSOLE_KEEP, Running, Vm, soon},
 };
 use anyhow::{Context, Result, ensure};
@@ -50,6 +51,7 @@ pub(super) async fn whole_life(suite: &mut Suite) -> Option<RestoreSpec> {
         )
         .await;
     suite.case("report", report(&running)).await;
+    suite.case("no core dumps", jail::dumps(&running)).await;
     suite
         .case("screen", screen(&running, has_display(suite)))
         .await;

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 use tokio::process::Command;
+use vestibule_api::machine::DriverChoice;
 
 /// Static, with the programs that the probe needs; the nested machine has it.
 const BUSYBOX: &str = "/bin/busybox";
@@ -85,6 +86,45 @@ pub(super) async fn apart(one: &Running, two: &Running) -> Result<String> {
     }
 }
 
+/// Neither the runner nor the VMM is dumped when it crashes; of QEMU, guest memory is besides left out of any dump.
+pub(super) async fn dumps(running: &Running) -> Result<String> {
+    let vmm = running.vmm().await?;
+    let runner = running.process.id().context("it runs")?;
+    for pid in [runner, vmm] {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+        let line = limits.lines().find(|line| line.starts_with("Max core"));
+        let words: Vec<_> = line.context("a limit")?.split_whitespace().collect();
+        let none = |limit: &&str| ["0", "1"].contains(limit);
+        ensure!(words.iter().skip(4).take(2).all(none), "{pid}: {words:?}");
+    }
+    let largest = largest_mapping(vmm)?;
+    if !running.view().await?.driver.starts_with("qemu") {
+        return Ok(String::from("the limit alone"));
+    }
+    ensure!(
+        largest.contains(" dd"),
+        "guest memory would be dumped: {largest}"
+    );
+    Ok(largest)
+}
+
+/// `VmFlags` (proc_pid_smaps(5)) of the largest mapping that nothing can be executed in: the guest's memory.
+fn largest_mapping(pid: u32) -> Result<String> {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let (mut size, mut largest) = (0, (0, ""));
+    for line in smaps.lines() {
+        if let Some(kib) = line.strip_prefix("Size:") {
+            size = kib.trim().trim_end_matches(" kB").parse()?;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && size > largest.0
+            && !flags.split(' ').any(|flag| flag == "ex")
+        {
+            largest = (size, flags);
+        }
+    }
+    Ok(format!("{} MiB:{}", largest.0 >> 10, largest.1))
+}
+
 /// Debian's `nobody`.
 const NOBODY: u32 = 65534;
 
@@ -95,16 +135,20 @@ pub(super) async fn without_root(vm: Result<Vm>) -> Result<String> {
         return Ok(String::from("the whole suite runs without root"));
     }
     let root = Utf8Path::new(&vm.spec.image_dir).join("root.ext4");
+    let mut needs = vec!["-r", root.as_str(), "-a", "-x", vm.program()];
+    if vm.spec.driver == DriverChoice::Firecracker {
+        needs.extend(["-a", "-w", "/dev/kvm"]);
+    }
     let can = Command::new("test")
-        .args(["-r", root.as_str(), "-a", "-x", vm.program()])
+        .args(&needs)
         .uid(NOBODY)
         .gid(NOBODY)
         .status()
         .await?;
     if !can.success() {
         return Ok(format!(
-            "skipped: the user {NOBODY} cannot read `{root}`, or not run `{}`",
-            vm.program()
+            "skipped: for the user {NOBODY}, `test {}` fails",
+            needs.join(" ")
         ));
     }
     let home = camino_tempfile::tempdir()?;

@@ -113,7 +113,7 @@ impl Crowd {
     /// # Errors
     /// When there is none, or its evidence can't be written.
     pub fn end(&self, session: SessionId) -> Result<()> {
-        self.runner(session)?.stop()
+        self.runner(session)?.stop().map(drop)
     }
 
     /// The person of this session finishes to sign in.

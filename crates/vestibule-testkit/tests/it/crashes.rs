@@ -1,22 +1,28 @@
 //! Controllers, runners and VMMs that die at once, at named points and at random ones: what a sign-in becomes, and that
 //! nothing is left.
+mod lives;
+mod person;
+mod rows;
+
 use anyhow::{Context, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use camino::Utf8Path;
 use camino_tempfile::Utf8TempDir;
 use hyper::Method;
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use std::time::{Duration, Instant};
+use lives::Lives;
+use person::Person;
+use std::time::Duration;
 use vestibule_api::{
     control::{ContentReply, ContentRequest, VmView},
     crash,
     ids::SessionId,
+    machine::{Disposal, Disposer, MachineState},
     session::{CredentialView, SessionState, SessionView},
 };
 use vestibule_testkit::{
-    process::{signal, workspace},
-    runner::{secret, store_image},
-    stage::{Setting, Stage},
+    process::workspace,
+    runner::{store_image, store_snapshot},
+    stage::{Listing, Setting, Stage},
     wait,
 };
 
@@ -24,16 +30,21 @@ use vestibule_testkit::{
 const TERMINAL: Duration = Duration::from_secs(10);
 /// What follows without a crash, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// From a session's start to its tool's question: a boot under software emulation, where the snapshot's VM was killed.
+const START: Duration = Duration::from_secs(180);
 /// Lives of an ordinary run with runners without VMs.
 const LIVES: u32 = 10;
+/// And with VMs.
+const VMS: u32 = 3;
 
 const PACK: &str = "[providers.oidc]\nallow_http = true\n\
                     parameters = { issuer = \"http://idp.test\", client_id = \"vestibule\" }\n";
 
-/// A home whose only image is one that nothing boots.
+/// A home whose only image is one that nothing boots, with a snapshot that nothing restores.
 fn images() -> Result<Utf8TempDir> {
     let home = camino_tempfile::tempdir()?;
-    store_image(home.path(), "none", &["agent"])?;
+    let image = store_image(home.path(), "none", &["agent"])?;
+    store_snapshot(home.path(), &image)?;
     Ok(home)
 }
 
@@ -56,14 +67,25 @@ fn without_vms(images: &Utf8Path, pace: [&str; 3]) -> Setting {
         .with(PACK)
 }
 
-/// Waits until the session has ended and nothing of any VM is left on the host or in a row.
-async fn over(stage: &Stage, id: SessionId, limit: Duration) -> Result<SessionView> {
+/// Waits until the session has ended and nothing of any VM is left on the host or in a row, and no file that was not there
+/// before it.
+async fn over(
+    stage: &Stage,
+    id: SessionId,
+    limit: Duration,
+    before: &Listing,
+) -> Result<SessionView> {
     let view = stage
         .api()
         .wait_session(id, "its end", limit, |view| view.state.is_terminal())
         .await?;
     wait::until("nothing left", PATIENCE, || async {
         let mut left = stage.residue();
+        left.extend(Listing::of(stage.home()).since(before));
+        match rows::unfinished(stage.home()).await {
+            Ok(rows) => left.extend(rows),
+            Err(err) => left.push(format!("{err:#}")),
+        }
         match stage.api().get::<Vec<VmView>>("/api/vms").await {
             Ok(vms) => left.extend(vms.iter().map(|vm| format!("row {vm:?}"))),
             Err(err) => left.push(format!("{err:#}")),
@@ -82,7 +104,7 @@ async fn sealed_by(stage: &Stage, id: SessionId) -> Result<Vec<CredentialView>> 
 }
 
 /// The credential is there exactly where the session completed, and is what the tool wrote.
-async fn check_credential(stage: &Stage, view: &SessionView) -> Result<()> {
+async fn check_credential(stage: &Stage, view: &SessionView, person: Person) -> Result<()> {
     if view.state != SessionState::Completed {
         // To discard it is an effect of its own, which may be carried out after the VM is gone.
         let what = format!("nothing sealed by a session that is {}", view.state.id());
@@ -104,8 +126,7 @@ async fn check_credential(stage: &Stage, view: &SessionView) -> Result<()> {
         .api()
         .call(Method::POST, &path, Some(&request))
         .await?;
-    let machine = view.machine_id.context("it had a VM")?;
-    let wrote = BASE64.encode(secret(machine));
+    let wrote = BASE64.encode(person.credential(view)?);
     ensure!(reply.files[0].content == wrote, "what the tool wrote");
     Ok(())
 }
@@ -121,27 +142,43 @@ async fn check_vault(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+fn number(name: &str) -> Option<u32> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_every_named_point() -> Result<()> {
     let images = images()?;
     for point in crash::POINTS {
-        if *point == "claim:done" {
-            // Only a VM of the pool is claimed by its own effect; the simulation comes by there.
-            continue;
-        }
-        killed_at(images.path(), point)
+        // What a cancelled session had sealed is discarded: it has to be cancelled while the credential is on its way.
+        let pace = ["20", "20", if is_of_discard(point) { "1500" } else { "0" }];
+        killed_at(&without_vms(images.path(), pace), point, Person::Absent)
             .await
             .with_context(|| format!("killed at {point}"))?;
     }
     Ok(())
 }
 
-async fn killed_at(images: &Utf8Path, point: &'static str) -> Result<()> {
-    // What a cancelled session had sealed is discarded: it has to be cancelled while the credential is on its way.
-    let cancelled = point.starts_with("discard") || point == "vault:removed";
-    let pace = ["20", "20", if cancelled { "1500" } else { "0" }];
-    let stage = Stage::start(&without_vms(images, pace).crash_at(point)).await?;
-    let id = stage.api().start("oidc", None).await?;
+/// Passed only where a credential was sealed for a session that is cancelled.
+fn is_of_discard(point: &str) -> bool {
+    point.starts_with("discard") || point == "vault:removed"
+}
+
+/// One sign-in whose controller dies at the point, and what the next controller makes of it.
+async fn killed_at(setting: &Setting, point: &'static str, person: Person) -> Result<()> {
+    let cancelled = is_of_discard(point);
+    let mut setting = setting.clone().crash_at(point);
+    if point == "claim:done" {
+        // Only a VM of the pool is claimed by an effect of its own.
+        setting = setting.pool(1);
+    }
+    let stage = Stage::start(&setting).await?;
+    let before = Listing::of(stage.home());
+    if point == "claim:done" {
+        stocked(&stage).await?;
+        stage.configure(&setting.clone().pool(0))?;
+    }
+    let id = stage.api().start(person.provider(), None).await?;
     if cancelled {
         stage
             .api()
@@ -151,8 +188,15 @@ async fn killed_at(images: &Utf8Path, point: &'static str) -> Result<()> {
             .await?;
         stage.api().cancel(id).await?;
     }
-    let stage = stage.restart_after_death(PATIENCE).await?;
-    let view = over(&stage, id, TERMINAL).await?;
+    // Where the controller dies before anybody can sign in, this fails.
+    let signing_in = stage.api().clone();
+    let signing_in = tokio::spawn(async move { person.sign_in(&signing_in, id).await });
+    let stage = stage.restart_after_death(START + PATIENCE).await?;
+    signing_in.abort();
+    if !cancelled {
+        person.go_on(&stage, id).await?;
+    }
+    let view = over(&stage, id, TERMINAL, &before).await?;
     let expected = if cancelled {
         SessionState::Cancelled
     } else {
@@ -164,26 +208,118 @@ async fn killed_at(images: &Utf8Path, point: &'static str) -> Result<()> {
         view.state.id(),
         view.failure
     );
-    check_credential(&stage, &view).await?;
+    check_credential(&stage, &view, person).await?;
+    check_receipt(&stage, &view)?;
     check_vault(&stage).await?;
     stage.end().await
 }
 
-fn number(name: &str) -> Option<u32> {
-    std::env::var(name).ok()?.parse().ok()
+/// A receipt says of a session's VM what there was, and that all of it is gone, whoever was killed. There is none where there was
+/// no VM yet: nothing but the controller's own words is left then.
+fn check_receipt(stage: &Stage, view: &SessionView) -> Result<Option<Disposal>> {
+    let Some(machine) = view.machine_id else {
+        return Ok(None);
+    };
+    let dir = stage.home().join("evidence").join(machine.to_string());
+    let mut files: Vec<_> = dir
+        .read_dir_utf8()?
+        .map(|entry| Ok(entry?.file_name().to_owned()))
+        .collect::<Result<_>>()?;
+    files.retain(|name| !["session.json", "verdict.json"].contains(&name.as_str()));
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(dir.join("disposal.json"))
+        .with_context(|| format!("no receipt beside {files:?}"))?;
+    let receipt: Disposal = serde_json::from_slice(&bytes)?;
+    let names_it = receipt.items.iter().any(|item| item.kind == "directory");
+    ensure!(receipt.complete && names_it, "{receipt:?}");
+    Ok(Some(receipt))
+}
+
+/// Waits for the VM of the pool.
+async fn stocked(stage: &Stage) -> Result<()> {
+    wait::until("a VM in the pool", START, || async {
+        let vms = stage.api().get::<Vec<VmView>>("/api/vms").await;
+        match vms.map_err(|err| format!("{err:#}"))?.as_slice() {
+            [vm] if vm.pooled && vm.state == MachineState::Paused => Ok(()),
+            vms => Err(format!("{vms:?}")),
+        }
+    })
+    .await
+}
+
+/// Real VMs of the image tiny: the controller dies after the claim of one of the pool, and runners at each point of theirs.
+/// With `VESTIBULE_CRASH_POINTS=all`, the controller at all of its points that an uncancelled sign-in passes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the image tiny; script/test crashes"]
+async fn vms_killed_at_named_points() -> Result<()> {
+    let setting = Setting::image("tiny").pack(person::PROVIDER, person::PACK);
+    let all = std::env::var("VESTIBULE_CRASH_POINTS").is_ok_and(|which| which == "all");
+    for point in crash::POINTS {
+        if *point == "claim:done" || (all && !is_of_discard(point)) {
+            killed_at(&setting, point, Person::AtTheTerminal)
+                .await
+                .with_context(|| format!("killed at {point}"))?;
+        }
+    }
+    for point in crash::RUNNER_POINTS {
+        runners_killed_at(&setting, point)
+            .await
+            .with_context(|| format!("runners killed at {point}"))?;
+    }
+    Ok(())
+}
+
+/// Every runner of one sign-in dies at the point: before its VM is up, the session fails and says so; at the VM's end, the
+/// credential is in the vault, the evidence was taken, and the controller ends what the runner did not.
+async fn runners_killed_at(setting: &Setting, point: &'static str) -> Result<()> {
+    let stage = Stage::start(&setting.clone().crash_at(point)).await?;
+    let before = Listing::of(stage.home());
+    let person = Person::AtTheTerminal;
+    let id = stage.api().start(person.provider(), None).await?;
+    let at_its_start = matches!(point, "runner:begin" | "runner:launched");
+    if !at_its_start {
+        person.sign_in(stage.api(), id).await?;
+    }
+    let view = over(&stage, id, PATIENCE, &before).await?;
+    let evidence = |name: &str| -> Result<bool> {
+        let machine = view.machine_id.context("it had a VM")?.to_string();
+        Ok(stage
+            .home()
+            .join("evidence")
+            .join(machine)
+            .join(name)
+            .exists())
+    };
+    if at_its_start {
+        ensure!(view.state == SessionState::Failed, "{view:?}");
+        ensure!(view.failure.is_some(), "it says why: {view:?}");
+    } else {
+        ensure!(view.state == SessionState::Completed, "{view:?}");
+        ensure!(evidence("machine.json")?, "the evidence was taken");
+    }
+    // A runner that lived on would have written its own.
+    let receipt = check_receipt(&stage, &view)?;
+    ensure!(
+        receipt.is_none_or(|receipt| receipt.by == Disposer::Controller),
+        "the runner passed the point"
+    );
+    check_credential(&stage, &view, person).await?;
+    check_vault(&stage).await?;
+    stage.end().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random() -> Result<()> {
     let images = images()?;
-    let setting = without_vms(images.path(), ["60", "60", "60"]);
-    let lives = number("VESTIBULE_CRASH_LIVES").unwrap_or(LIVES);
-    random_lives(
-        &setting,
-        lives,
-        Duration::from_millis(350),
-        &["controller", "runner"],
-    )
+    Lives {
+        setting: without_vms(images.path(), ["60", "60", "60"]),
+        person: Person::Absent,
+        longest: Duration::from_millis(350),
+        victims: &["controller", "runner"],
+    }
+    .run(number("VESTIBULE_CRASH_LIVES").unwrap_or(LIVES))
     .await
 }
 
@@ -191,72 +327,12 @@ async fn killed_at_random() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the image tiny; script/test crashes"]
 async fn vms_killed_at_random() -> Result<()> {
-    let lives = number("VESTIBULE_CRASH_VMS").unwrap_or(3);
-    let setting = Setting::image("tiny").with(PACK);
-    let victims = ["controller", "runner", "vmm"];
-    random_lives(&setting, lives, Duration::from_secs(9), &victims).await
-}
-
-#[expect(
-    clippy::print_stdout,
-    reason = "what a run did is what its reader wants"
-)]
-async fn random_lives(
-    setting: &Setting,
-    lives: u32,
-    longest: Duration,
-    victims: &[&str],
-) -> Result<()> {
-    let seed = number("VESTIBULE_CRASH_SEED").unwrap_or_else(|| rand::rng().random());
-    println!("VESTIBULE_CRASH_SEED={seed}");
-    let mut rng = StdRng::seed_from_u64(seed.into());
-    let mut stage = Stage::start(setting).await?;
-    let (mut ends, mut slowest) = (std::collections::BTreeMap::new(), Duration::ZERO);
-    for life in 0..lives {
-        let victim = victims[rng.random_range(0..victims.len())];
-        let id = stage.api().start("oidc", None).await?;
-        tokio::time::sleep(longest.mul_f64(rng.random())).await;
-        stage = kill(stage, victim).await?;
-        let begun = Instant::now();
-        if victim == "controller" && longest > Duration::from_secs(1) {
-            // Its sign-in goes on with the next controller; here its person has had enough.
-            stage.api().cancel(id).await?;
-        }
-        let what = || format!("life {life}, {victim} killed");
-        let limit = if victim == "controller" {
-            TERMINAL
-        } else {
-            PATIENCE
-        };
-        let view = over(&stage, id, limit).await.with_context(what)?;
-        slowest = slowest.max(begun.elapsed());
-        if setting.toml().contains("vestibule-testkit") {
-            check_credential(&stage, &view).await.with_context(what)?;
-        }
-        *ends
-            .entry(format!("{victim}: {}", view.state.id()))
-            .or_insert(0) += 1;
+    Lives {
+        setting: Setting::image("tiny").pack(person::PROVIDER, person::PACK),
+        person: Person::AtTheTerminal,
+        longest: Duration::from_secs(6),
+        victims: &["controller", "runner", "vmm"],
     }
-    check_vault(&stage).await?;
-    println!("{lives} lives: {ends:?}; over after at most {slowest:.1?}");
-    stage.end().await
-}
-
-/// Kills one of the stage's processes, as far as there is one, and starts the controller again where it was that.
-async fn kill(stage: Stage, victim: &str) -> Result<Stage> {
-    if victim == "controller" {
-        return stage.crash_and_restart().await;
-    }
-    for line in stage.residue() {
-        let mut words = line.split_whitespace();
-        let (Some("process"), Some(pid)) = (words.next(), words.next()) else {
-            continue;
-        };
-        let is_vmm = line.contains("qemu") || line.contains("firecracker");
-        if is_vmm == (victim == "vmm") {
-            signal(pid.parse().ok(), rustix::process::Signal::KILL);
-            break;
-        }
-    }
-    Ok(stage)
+    .run(number("VESTIBULE_CRASH_VMS").unwrap_or(VMS))
+    .await
 }

@@ -18,9 +18,10 @@ const MEMORY_MIB: u32 = 5120;
 const SPARE_MIB: u64 = 1024;
 /// How much slower than one emulation the two are.
 const PATIENCE: &str = "4";
-/// A boot and a sign-in. What is known of one that failed is said.
+/// A boot and a sign-in. What is known of one that failed is said, and what the nested machine was busy with.
 const STEPS: &str = "cd /data && mkdir -p tmp workspace/crates/vestibule-controller && \
     it nested::inside_after_a_boot --ignored --exact --nocapture && exit 0; \
+    ps -o pid,time,comm | sort -k 2 | tail -n 15; \
     find workspace/target/evidence -type f | while read -r file; do echo \"== $file\"; tail -n 60 \"$file\"; done; \
     find workspace/target/e2e -type f | while read -r file; do echo \"== $file (base64)\"; base64 \"$file\"; done; exit 1";
 
@@ -54,9 +55,6 @@ async fn sign_in_on_firecracker() -> Result<()> {
                 ("firecracker", target.join("tools/firecracker").as_path()),
                 (&format!("images/{digest}"), image.as_path()),
                 ("workspace/target/test-ca", target.join("test-ca").as_path()),
-                // A debug build reads them where they were when it was built.
-                ("workspace/providers", here.join("providers").as_path()),
-                ("workspace/web/dist", here.join("web/dist").as_path()),
             ],
             links: &[("aliases/browser-test", &format!("../images/{digest}"))],
             command: &["sh", "-c", &steps(&here)],
@@ -68,6 +66,8 @@ async fn sign_in_on_firecracker() -> Result<()> {
                 ("VESTIBULE_FIRECRACKER", "/data/firecracker/firecracker"),
                 ("VESTIBULE_TEST_DRIVER", "firecracker"),
                 ("VESTIBULE_TEST_HOME", "/data"),
+                // On the one processor that the nested machine has, two would wait for each other.
+                ("VESTIBULE_TEST_VCPUS", "1"),
                 ("VESTIBULE_TEST_PATIENCE", PATIENCE),
             ],
             console: Some(&console),

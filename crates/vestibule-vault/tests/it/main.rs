@@ -1,5 +1,7 @@
 //! The vault from outside: what it gives back, and everything that it must refuse.
 #![expect(clippy::unwrap_used, reason = "a test's helpers end the test")]
+mod no_sync;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use vestibule_api::{
@@ -457,6 +459,50 @@ fn on_a_full_disk() {
         SECRET
     );
     assert_eq!(vault.audit_check().unwrap().released, left + 1);
+}
+
+/// A kernel that takes what is written and says that it can't sync it: the line is not on disk, so nothing leaves. What does not
+/// ask the kernel to sync would not hear of it.
+#[test]
+fn a_line_that_is_not_synced_lets_nothing_out() {
+    let room = Room::new();
+    let id = room.put("ada");
+    let before = std::fs::read(room.log()).unwrap();
+    let refused = no_sync::during(|| {
+        let probe = room.home.path().join("probe");
+        std::fs::write(&probe, "written").unwrap();
+        let sync = std::fs::File::open(&probe).unwrap().sync_all();
+        assert_eq!(
+            sync.unwrap_err().raw_os_error(),
+            Some(no_sync::ERRNO),
+            "the kernel refuses"
+        );
+        std::fs::remove_file(probe).unwrap();
+        let got = room.vault.get(id, &access()).unwrap_err();
+        let put = room.vault.put(&credential("eve", SECRET), &access());
+        (
+            got,
+            put.unwrap_err(),
+            room.vault.remove(id, &access()).unwrap_err(),
+        )
+    });
+    let (got, put, removed) = refused;
+    let said = vestibule_api::error::Chain(&got).to_string();
+    assert!(
+        matches!(got, ReadError::Audit { .. }) && said.contains("Input/output error"),
+        "{said}"
+    );
+    assert!(matches!(put, PutError::File { .. }), "{put}");
+    assert!(matches!(removed, RemoveError::Audit { .. }), "{removed}");
+    assert_eq!(
+        std::fs::read(room.log()).unwrap(),
+        before,
+        "no line of what did not happen"
+    );
+    assert_eq!(every_file(&room.home.path().join("records")).len(), 1);
+    let content = room.vault.get(id, &access()).unwrap();
+    assert_eq!(content.files[0].bytes.expose(), SECRET);
+    assert_eq!(room.vault.audit_check().unwrap().released, 1);
 }
 
 #[test]

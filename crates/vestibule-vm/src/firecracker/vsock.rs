@@ -25,20 +25,29 @@ const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 /// One call of [`dial`] goes on for so long. A guest that boots is told apart from one that never will by who calls again.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
-const BACKOFF_LAST: Duration = Duration::from_millis(500);
+/// The guest says when it begins to listen; this is for one whose word was lost. Each attempt is work for a guest that boots.
+const BACKOFF_LAST: Duration = Duration::from_secs(2);
+
+/// A process that has no descriptor left cannot accept.
+const AFTER_AN_ERROR: Duration = Duration::from_millis(500);
 
 /// Connects to the guest's port, and tries again until it listens. After a restore a connection may be accepted and end
-/// before a byte has come (Firecracker fact 11): that shows in the handshake, and whoever dialled dials again.
+/// before a byte has come (Firecracker fact 11): that shows in the handshake, and whoever dialled dials again. A guest that
+/// `boots` is asked when it has said that it listens.
 ///
 /// # Errors
 /// The last attempt's, when nothing listened for [`DIAL_LIMIT`].
 pub(super) async fn dial(
     directory: &Utf8Path,
     mut listens: watch::Receiver<u64>,
+    boots: bool,
 ) -> io::Result<UnixStream> {
     let socket = directory.join(VSOCK);
     let deadline = tokio::time::Instant::now() + DIAL_LIMIT;
     let mut backoff = BACKOFF_FIRST;
+    if boots && *listens.borrow() == 0 {
+        told(&mut listens, BACKOFF_LAST).await;
+    }
     loop {
         listens.mark_unchanged();
         let attempt = tokio::time::timeout(ATTEMPT_LIMIT, connect(&socket, VSOCK_PORT));
@@ -54,12 +63,17 @@ pub(super) async fn dial(
         if tokio::time::Instant::now() >= deadline {
             return Err(err);
         }
-        // The guest says when it begins to listen; one that could not say so is found by asking again.
-        let told = tokio::time::timeout(backoff, listens.changed()).await;
-        if matches!(told, Ok(Err(_))) {
-            tokio::time::sleep(backoff).await;
-        }
+        told(&mut listens, backoff).await;
         backoff = (backoff * 2).min(BACKOFF_LAST);
+    }
+}
+
+/// Waits until the guest says that it listens, or for so long.
+async fn told(listens: &mut watch::Receiver<u64>, limit: Duration) {
+    let told = tokio::time::timeout(limit, listens.changed()).await;
+    if matches!(told, Ok(Err(_))) {
+        // Nobody hears it any more.
+        tokio::time::sleep(limit).await;
     }
 }
 
@@ -144,7 +158,7 @@ pub(super) fn hear(directory: &Utf8Path, owner: Option<u32>) -> io::Result<watch
                 Ok(_) => told.send_modify(|count| *count += 1),
                 Err(err) => {
                     tracing::debug!(error = %err, "the guest's word that it listens was lost");
-                    tokio::time::sleep(BACKOFF_LAST).await;
+                    tokio::time::sleep(AFTER_AN_ERROR).await;
                 }
             }
         }
@@ -191,7 +205,7 @@ mod tests {
         // Firecracker fact 8: an end without a word, twice; then the guest listens, and speaks at once.
         let dir = vmm(&[Peer::Ends, Peer::Ends, Peer::Says(b"OK 1073741824\nhello")]);
         let listens = hear(dir.path(), None).unwrap();
-        let mut stream = dial(dir.path(), listens).await.unwrap();
+        let mut stream = dial(dir.path(), listens, false).await.unwrap();
         let mut hello = [0; 5];
         stream.read_exact(&mut hello).await.unwrap();
         assert_eq!(&hello, b"hello");
@@ -208,9 +222,31 @@ mod tests {
             UnixStream::connect(path).await.unwrap()
         };
         let begun = std::time::Instant::now();
-        let (dialled, _) = tokio::join!(dial(dir.path(), listens), says);
+        let (dialled, _) = tokio::join!(dial(dir.path(), listens, false), says);
         dialled.unwrap();
         assert!(begun.elapsed() < ATTEMPT_LIMIT / 2, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_boots_is_not_asked_before_it_listens() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let socket = UnixListener::bind(dir.path().join(VSOCK)).unwrap();
+        let listens = hear(dir.path(), None).unwrap();
+        let dialled = dial(dir.path(), listens, true);
+        let guest = async {
+            let early = tokio::time::timeout(BACKOFF_LAST / 4, socket.accept()).await;
+            assert!(early.is_err(), "it was asked");
+            drop(
+                UnixStream::connect(dir.path().join("stream.sock_1025"))
+                    .await
+                    .unwrap(),
+            );
+            let (mut stream, _) = socket.accept().await.unwrap();
+            stream.write_all(b"OK 1073741824\n").await.unwrap();
+            stream
+        };
+        let (dialled, _stream) = tokio::join!(dialled, guest);
+        dialled.unwrap();
     }
 
     #[tokio::test]

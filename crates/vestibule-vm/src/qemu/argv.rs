@@ -139,6 +139,8 @@ pub(super) fn argv(capabilities: &Capabilities, launch: &Launch, fds: &Descripto
                 capabilities.machine
             ),
         )
+        // Guest memory is then none of what a dump would hold (madvise(2), `MADV_DONTDUMP`), whoever raises the limit again.
+        .unseen("-machine", "dump-guest-core=off")
         .own(
             "-accel",
             if accel == Accel::Kvm {
@@ -199,7 +201,7 @@ pub(super) fn argv(capabilities: &Capabilities, launch: &Launch, fds: &Descripto
         args.own("-object", memory.to_string());
     }
     if matches!(launch.memory, Memory::Restored(_)) {
-        args.0.extend(["-incoming".into(), "defer".into()]);
+        args.unseen("-incoming", "defer");
     }
     Argv {
         args: args.0,
@@ -231,9 +233,95 @@ impl Args {
         self
     }
 
+    /// An option that is none of the guest's: what it says makes no other machine.
+    fn unseen(&mut self, option: &str, value: &str) -> &mut Self {
+        self.0.extend([option, value].map(str::to_owned));
+        self
+    }
+
     fn words(&mut self, words: &str) -> &mut Self {
         self.1.update(words);
         self.0.extend(words.split(' ').map(str::to_owned));
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config_drive, log::BoundedLog};
+    use camino::Utf8Path;
+    use vestibule_api::{ids::MachineId, mux::StreamKey};
+
+    /// Of a new VM that keeps everything in `dir`.
+    fn of(dir: &Utf8Path, vcpus: u32, memory: Memory) -> Argv {
+        let machine_id = MachineId::generate();
+        let log = |name: &str| BoundedLog::create(&dir.join(name), 1024).unwrap();
+        let descriptor = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let capabilities = Capabilities {
+            driver: Accel::Tcg.name().to_owned(),
+            version: "7.2.22".to_owned(),
+            because: String::new(),
+            machine: "pc-q35-7.2".to_owned(),
+            pause: true,
+            snapshot: true,
+            read_only_memory: false,
+        };
+        let launch = Launch {
+            machine_id,
+            memory_mib: 256,
+            vcpus,
+            vm_dir: dir.to_owned(),
+            root: dir.join("root.ext4"),
+            kernel: dir.join("vmlinuz"),
+            vmlinux: None,
+            initrd: dir.join("initrd"),
+            cmdline: "quiet".to_owned(),
+            config: config_drive::make(machine_id, 1, &StreamKey::generate()).unwrap(),
+            image_digest: "a".repeat(64).parse().unwrap(),
+            agent_build: "b".repeat(64),
+            memory,
+            jail: None,
+            console: log("console"),
+            vmm_log: log("vmm"),
+        };
+        let fds = Descriptors {
+            qmp: descriptor(),
+            stream: descriptor(),
+            serial: descriptor(),
+            config: descriptor(),
+        };
+        argv(&capabilities, &launch, &fds)
+    }
+
+    #[test]
+    fn guest_memory_is_left_out_of_dumps_and_a_machine_is_told_by_its_shape() {
+        let (one, two) = (
+            camino_tempfile::tempdir().unwrap(),
+            camino_tempfile::tempdir().unwrap(),
+        );
+        let first = of(one.path(), 1, Memory::Own);
+        let mut pairs = first.args.iter().zip(first.args.iter().skip(1));
+        assert!(
+            pairs.any(|(option, value)| option == "-machine" && value == "dump-guest-core=off")
+        );
+        assert_eq!(first.shape, of(two.path(), 1, Memory::Own).shape);
+        assert_ne!(first.shape, of(two.path(), 2, Memory::Own).shape);
+    }
+
+    #[test]
+    fn what_is_none_of_the_guests_makes_no_other_machine() {
+        let shape = |args: Args| args.1.finalize();
+        let (mut with, mut without, mut other) = <(Args, Args, Args)>::default();
+        with.pair("-smp", "1")
+            .unseen("-machine", "dump-guest-core=off");
+        without.pair("-smp", "1");
+        other
+            .pair("-smp", "1")
+            .pair("-machine", "dump-guest-core=off");
+        assert_eq!(with.0, other.0);
+        let same = shape(without);
+        assert_eq!(shape(with), same);
+        assert_ne!(shape(other), same);
     }
 }

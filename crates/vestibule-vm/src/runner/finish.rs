@@ -10,8 +10,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, test_kill_process_group};
 use std::{os::unix::fs::FileTypeExt as _, sync::Arc, time::Duration};
 use vestibule_api::{
+    crash,
     error::Chain,
-    machine::{Disposal, DisposedItem, Exit, MachineState, RunnerEventKind},
+    machine::{Disposal, DisposedItem, Disposer, Exit, MachineState, RunnerEventKind},
     time::Timestamp,
 };
 
@@ -37,10 +38,12 @@ pub(super) async fn finish(mut life: Life, end: End) -> Exit {
     tracing::info!(machine.id = %shared.spec.machine_id, reason, "the VM ends");
     life.enter(MachineState::Stopping);
     let mut bundle = take(&life, &reason).await;
+    crash::point("runner:evidence");
     let pid = life.machine.as_ref().map(|machine| machine.group());
     if let Some(machine) = life.machine.take() {
         (exit, bundle) = machine.stop(bundle).await;
     }
+    crash::point("runner:ended");
     exit.asked = asked;
     shared.over.cancel();
     shared.tasks.close();
@@ -76,6 +79,7 @@ struct MachineRecord<'a> {
     capabilities: Option<&'a crate::driver::Capabilities>,
     jail: Option<crate::jail::JailRecord>,
     command_line: &'a [String],
+    kernel_cmdline: Option<&'a str>,
     /// What the image's manifest declares; none where it was never read.
     agent_build: Option<&'a str>,
     required_units: &'a [String],
@@ -95,6 +99,7 @@ async fn take(life: &Life, reason: &str) -> Bundle {
         capabilities: life.capabilities.as_ref(),
         jail: life.jail.as_ref().map(|jail| jail.record()),
         command_line: &life.command_line,
+        kernel_cmdline: life.kernel_cmdline.as_deref(),
         agent_build: manifest.map(|manifest| manifest.agent_build.as_str()),
         required_units: manifest.map_or(&[], |manifest| &manifest.required_units),
         reason,
@@ -150,22 +155,18 @@ async fn dispose(
         write_logs(shared, &mut bundle);
         bundle.write_json("exit.json", exit);
         let sockets = sockets(&directory);
+        let mut before = items(pid, &sockets, &directory);
+        let group = life.jail.as_ref().and_then(|jail| jail.record().cgroup);
+        before.extend(group.map(|path| item("cgroup", path, false)));
+        bundle.write_json("disposal.json", &receipt(shared, before));
         if let Err(err) = std::fs::remove_dir_all(&directory) {
             bundle.missing("disposal", &err.to_string());
         }
+        crash::point("runner:removed");
         let mut items = items(pid, &sockets, &directory);
         items.extend(life.jail.iter().flat_map(|jail| jail.remove()));
-        items.extend(unsaved.map(|path| DisposedItem {
-            kind: String::from("directory"),
-            name: path.to_string(),
-            gone: !path.exists(),
-        }));
-        let disposal = Disposal {
-            machine_id: shared.spec.machine_id,
-            at: Timestamp::now(),
-            complete: items.iter().all(|item| item.gone),
-            items,
-        };
+        items.extend(unsaved.map(|path| item("directory", path.to_string(), !path.exists())));
+        let disposal = receipt(shared, items);
         bundle.write_json("disposal.json", &disposal);
         life.enter(MachineState::Gone);
         life.publish(RunnerEventKind::Ended { exit: exit.clone() });
@@ -176,6 +177,24 @@ async fn dispose(
         }
         disposal
     })
+}
+
+fn receipt(shared: &Shared, items: Vec<DisposedItem>) -> Disposal {
+    Disposal {
+        machine_id: shared.spec.machine_id,
+        at: Timestamp::now(),
+        complete: items.iter().all(|item| item.gone),
+        items,
+        by: Disposer::Runner,
+    }
+}
+
+fn item(kind: &str, name: String, gone: bool) -> DisposedItem {
+    DisposedItem {
+        kind: kind.to_owned(),
+        name,
+        gone,
+    }
 }
 
 /// Every socket below the VM's directory.
@@ -195,11 +214,6 @@ fn sockets(directory: &Utf8Path) -> Vec<Utf8PathBuf> {
 }
 
 fn items(pid: Option<u32>, sockets: &[Utf8PathBuf], directory: &Utf8Path) -> Vec<DisposedItem> {
-    let item = |kind: &str, name: String, gone: bool| DisposedItem {
-        kind: kind.to_owned(),
-        name,
-        gone,
-    };
     let process = pid.map(|pid| {
         item(
             "process",

@@ -73,6 +73,8 @@ pub(super) struct Life {
     pub capabilities: Option<Capabilities>,
     /// The VMM's command line, also of one that died at once.
     pub command_line: Vec<String>,
+    /// The guest kernel's; none of one that never ran.
+    pub kernel_cmdline: Option<String>,
     /// Callers of `POST /stop`, answered when nothing is left.
     pub stops: Vec<oneshot::Sender<Disposal>>,
     pub image: Option<Image>,
@@ -98,6 +100,7 @@ impl Life {
             machine: None,
             capabilities: None,
             command_line: Vec::new(),
+            kernel_cmdline: None,
             stops: Vec::new(),
             unfinished: None,
             snapshot: None,
@@ -156,7 +159,12 @@ impl Life {
             view.driver.clone_from(&capabilities.driver);
             view.vmm_pid = Some(machine.pid());
         });
+        super::name_processes(
+            self.shared.spec.vm_dir.as_str().into(),
+            Some(machine.group()),
+        );
         self.command_line = machine.command_line().to_vec();
+        self.kernel_cmdline = Some(machine.kernel_cmdline().to_owned());
         self.unfinished = unfinished;
         self.snapshot = snapshot;
         let agent_build = image.manifest.agent_build.clone();

@@ -133,14 +133,19 @@ impl Link {
 
     /// Checks the agent, then passes its events on; returns why it stopped.
     async fn converse(&mut self, mux: &Mux) -> String {
-        // First of all: what the guest does from now on, it does at the right time.
-        match tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux, CLOCK_ENOUGH_MICROS)).await {
+        // Both at once: on an emulated processor each costs its whole way there and back.
+        let (set, health) = tokio::join!(
+            tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux, CLOCK_ENOUGH_MICROS)),
+            tokio::time::timeout(HEALTH_TIMEOUT, health(mux)),
+        );
+        // Before the agent is told anything: what the guest does from now on, it does at the right time.
+        match set {
             Ok(Ok(())) => {}
             Ok(Err(err)) => return Chain(&err).to_string(),
             Err(_) => return format!("`POST /clock` was not answered within {CLOCK_TIMEOUT:?}"),
         }
         self.tell(Input::Identity).await;
-        let health = match tokio::time::timeout(HEALTH_TIMEOUT, health(mux)).await {
+        let health = match health {
             Ok(Ok(health)) => health,
             Ok(Err(err)) => return Chain(&err).to_string(),
             Err(_) => return format!("`GET /health` was not answered within {HEALTH_TIMEOUT:?}"),

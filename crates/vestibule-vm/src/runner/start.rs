@@ -12,6 +12,7 @@ use crate::{
 use camino::Utf8Path;
 use std::{sync::Arc, time::Duration};
 use vestibule_api::{
+    crash,
     finding::Finding,
     machine::{DriverChoice, Exit, VmSpec},
     mux::StreamKey,
@@ -142,6 +143,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         console: Arc::clone(&shared.console),
         vmm_log: Arc::clone(&shared.vmm_log),
     };
+    crash::point("runner:begin");
     let launched = tokio::time::timeout(LAUNCH_TIMEOUT, driver.launch(&capabilities, launch)).await;
     let machine = match launched {
         Ok(Ok(machine)) => machine,
@@ -151,6 +153,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
             return Err(findings::host(&hangs).into());
         }
     };
+    crash::point("runner:launched");
     Ok(Started {
         image,
         machine,

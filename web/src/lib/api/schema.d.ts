@@ -1202,6 +1202,29 @@ export interface components {
          * @enum {string}
          */
         PrincipalKind: "local" | "user" | "token";
+        /** @description One process, by proc(5). Never its command line: that of a browser holds the page's URL, and a URL a code. */
+        ProcessReport: {
+            /** @description The thread that has used most, and how much. */
+            busiestThread?: string | null;
+            /** Format: int64 */
+            busiestThreadMs?: number;
+            /**
+             * Format: int64
+             * @description Processor time since it began, its threads' and its own.
+             */
+            cpuMs: number;
+            /** Format: int64 */
+            memoryKib: number;
+            name: string;
+            /** Format: int32 */
+            pid: number;
+            /** @description What Chromium started it for: `renderer`, `gpu-process`, `utility`, … */
+            role?: string | null;
+            /** @description `R` runs, `S` sleeps, `D` waits for a disk, `Z` has ended. */
+            state: string;
+            /** Format: int32 */
+            threads: number;
+        };
         /** @description The id of a provider pack: `codex`, `gh`. Lower-case letters, digits, `-` and `_`, at most 64. */
         ProviderId: string;
         /** @description A provider, as the dashboard shows it. */
@@ -1300,6 +1323,11 @@ export interface components {
              * @default []
              */
             missing: string[];
+            /**
+             * @description Those that have used the processors most, the busiest first.
+             * @default []
+             */
+            processes: components["schemas"]["ProcessReport"][];
             /**
              * @description Systemd's `SystemState`: `running`, `degraded`, `starting`, …
              * @default

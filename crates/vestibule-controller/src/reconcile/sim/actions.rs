@@ -105,21 +105,35 @@ impl World {
         let Some(at) = self.some_site() else {
             return;
         };
-        let machines = match self.followed(at).await {
+        let mut machines = match self.followed(at).await {
             Ok(machines) => machines,
             Err(end) => return self.tally.ended(end),
         };
         if machines.is_empty() {
             return;
         }
-        let machine = machines[self.rng.random_range(0..machines.len())];
         if self.rng.random_bool(0.05) {
             // The connection broke; the runner's events come from the first again.
+            let machine = machines[self.rng.random_range(0..machines.len())];
             let (process, _) = self.process(at);
             let before = process.taken.insert(machine, 0).unwrap_or(0);
             self.tally.events_again += before as u64;
         }
-        self.follow(at, machine);
+        machines.retain(|id| self.is_to_be_heard(at, *id));
+        if !machines.is_empty() {
+            let machine = machines[self.rng.random_range(0..machines.len())];
+            self.follow(at, machine);
+        }
+    }
+
+    /// Whether its runner has said something new, or is gone.
+    fn is_to_be_heard(&self, at: usize, id: MachineId) -> bool {
+        let process = self.sites[at].process.as_ref().unwrap();
+        let taken = process.taken.get(&id).copied().unwrap_or(0);
+        let runner = self.sites[at].host.get(id);
+        runner.is_some_and(|runner| {
+            !runner.is_alive() || runner.vm.lock().unwrap().events.len() > taken
+        })
     }
 
     /// As the reconciler `machines` chooses them.

@@ -26,6 +26,9 @@ impl World {
         if !self.sites[0].shared {
             return;
         }
+        if self.calm && self.rng.random_bool(0.6) {
+            return;
+        }
         let at = self.rng.random_range(0..self.sites.len());
         let there = self.sites.iter().filter(|site| !site.lost).count();
         match self.rng.random_range(0..6000) {
@@ -50,6 +53,7 @@ impl World {
         self.tally.killed_mid_action += process.die().await;
         site.come_up().await;
         let words = format!("{}: the controller is killed", site.name);
+        self.people_wait_on();
         self.say(words);
     }
 

@@ -14,6 +14,22 @@ thread_local! {
     static AT: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
+/// As long as it lives, what is polled is driven: also where that panics, no longer.
+struct Driven;
+
+impl Driven {
+    fn begin() -> Self {
+        DRIVEN.set(true);
+        Self
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        DRIVEN.set(false);
+    }
+}
+
 /// How far an action came.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step<T> {
@@ -40,10 +56,11 @@ pub(crate) async fn pass(name: &'static str) {
 /// choices give the same history.
 pub(super) async fn drive<F: Future + ?Sized>(action: &mut Pin<Box<F>>) -> Step<F::Output> {
     poll_fn(|cx| {
-        DRIVEN.set(true);
         AT.set(None);
-        let polled = action.as_mut().poll(cx);
-        DRIVEN.set(false);
+        let polled = {
+            let _driven = Driven::begin();
+            action.as_mut().poll(cx)
+        };
         match (polled, AT.take()) {
             (Poll::Ready(value), _) => Poll::Ready(Step::Done(value)),
             (Poll::Pending, Some(name)) => Poll::Ready(Step::At(name)),

@@ -24,7 +24,9 @@ use vestibule_api::{
     cause::Cause,
     finding::{Finding, Quote},
     ids::{MachineId, SessionId},
-    machine::{Claim, Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec},
+    machine::{
+        Claim, Disposal, Disposer, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec,
+    },
     time::Timestamp,
 };
 
@@ -48,6 +50,10 @@ pub(super) struct Vm {
     pub(super) logins: u32,
     /// What the tool wrote.
     pub(super) secret: Option<Vec<u8>>,
+    /// Whose the agent said that it is.
+    pub(super) account: Option<String>,
+    /// Whose it is when it is fetched: somebody may have signed in anew.
+    pub(super) hands_over: Option<String>,
     /// The sign-in failed in it.
     pub(super) gave_up: bool,
 }
@@ -254,13 +260,32 @@ impl Runner {
         });
     }
 
-    /// The VM's life goes on by one step, as far as it goes by itself or by the person in it.
+    /// Where the VM's life is, and whether somebody signs in in it.
+    fn stage(&self) -> (Option<MachineState>, bool) {
+        let vm = self.vm();
+        let undecided = vm.secret.is_none() && !vm.gave_up;
+        (vm.state, vm.logins > 0 && undecided)
+    }
+
+    /// Whether the VM's life goes on by itself, or by the person in it.
+    pub(super) fn goes_somewhere(&self) -> bool {
+        let (state, signing_in) = self.stage();
+        match state {
+            Some(MachineState::Creating | MachineState::Booting) => true,
+            Some(MachineState::Up) => signing_in,
+            Some(
+                MachineState::Paused
+                | MachineState::Stopping
+                | MachineState::Gone
+                | MachineState::Lost,
+            )
+            | None => false,
+        }
+    }
+
+    /// The VM's life goes on by one step, as far as it does.
     pub(super) fn goes_on(&self, rng: &mut StdRng) {
-        let (state, signing_in) = {
-            let vm = self.vm();
-            let undecided = vm.secret.is_none() && !vm.gave_up;
-            (vm.state, vm.logins > 0 && undecided)
-        };
+        let (state, signing_in) = self.stage();
         match state {
             Some(MachineState::Creating) => self.state(MachineState::Booting),
             Some(MachineState::Booting) => {
@@ -272,9 +297,19 @@ impl Runner {
             Some(MachineState::Up) if signing_in => match rng.random_range(0..10) {
                 0..6 => {
                     let secret = format!("sk-{:032x}", rng.random::<u128>());
-                    self.vm().secret = Some(secret.into_bytes());
+                    let account = rng.random_bool(0.9).then(|| "ada@example.org".to_owned());
+                    let hands_over = match rng.random_range(0..20) {
+                        0 => None,
+                        1..5 => Some("eve@example.org".to_owned()),
+                        _ => account.clone(),
+                    };
+                    {
+                        let mut vm = self.vm();
+                        vm.secret = Some(secret.into_bytes());
+                        (vm.account, vm.hands_over) = (account.clone(), hands_over);
+                    }
                     self.login(LoginEvent::Captured {
-                        account: None,
+                        account,
                         expires_at: None,
                     });
                 }
@@ -306,7 +341,7 @@ impl Runner {
     }
 
     /// Writes the evidence and leaves nothing else.
-    fn end(&self, asked: bool) {
+    fn end(&self, asked: bool) -> Disposal {
         self.state(MachineState::Stopping);
         let lines: String = self
             .vm()
@@ -322,6 +357,16 @@ impl Runner {
         };
         self.say(RunnerEventKind::Ended { exit });
         drop(std::fs::remove_dir_all(&self.spec.vm_dir));
+        let disposal = Disposal {
+            machine_id: self.spec.machine_id,
+            at: Timestamp::now(),
+            items: Vec::new(),
+            complete: true,
+            by: Disposer::Runner,
+        };
+        let path = format!("{}/disposal.json", self.spec.evidence_dir);
+        std::fs::write(path, serde_json::to_vec(&disposal).unwrap()).unwrap();
+        disposal
     }
 
     fn view(&self) -> Value {
@@ -413,13 +458,7 @@ async fn pause(State(runner): State<Arc<Runner>>) -> Response {
 
 async fn stop(State(runner): State<Arc<Runner>>) -> Response {
     let end = || {
-        runner.end(true);
-        let disposal = Disposal {
-            machine_id: runner.spec.machine_id,
-            at: Timestamp::now(),
-            items: Vec::new(),
-            complete: true,
-        };
+        let disposal = runner.end(true);
         runner.die();
         Json(disposal).into_response()
     };
@@ -462,7 +501,7 @@ async fn credential(
         };
         let captured = CapturedCredential {
             files: vec![file],
-            account: None,
+            account: runner.vm().hands_over.clone(),
             expires_at: None,
         };
         let plain = serde_json::to_vec(&captured).unwrap();

@@ -1,4 +1,5 @@
 //! What a world's VMs are made from.
+use camino::Utf8Path;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use vestibule_api::{
@@ -9,10 +10,10 @@ use vestibule_api::{
     time::Timestamp,
 };
 
-/// An image as the store holds one, and a snapshot of it, without anything that boots.
-pub(super) fn publish(home: &camino::Utf8Path, snapshot: bool) {
+/// An image as the store holds one, without anything that boots, or a record of when it was built. Returns its digest.
+pub(super) fn build(home: &Utf8Path, recipe: &str) -> String {
     let manifest = json!({
-        "schema": 1, "recipe": "browser", "recipeDigest": "0".repeat(64), "artifacts": {}, "kernelRelease": "6.1",
+        "schema": 1, "recipe": recipe, "recipeDigest": "0".repeat(64), "artifacts": {}, "kernelRelease": "6.1",
         "cmdline": "quiet", "drivers": [], "minMemoryMib": 512, "defaultMemoryMib": 512, "defaultVcpus": 1,
         "requiredUnits": [], "features": ["agent", "browser"], "agentBuild": "0".repeat(64), "packages": [],
         "tools": [{ "provider": "codex", "package": "codex", "version": "1", "path": "/usr/bin/codex" }], "files": {},
@@ -21,10 +22,16 @@ pub(super) fn publish(home: &camino::Utf8Path, snapshot: bool) {
     let digest = sha256(&bytes);
     let dir = home.join("images").join(&digest);
     std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("manifest.json"), bytes).unwrap();
+    digest
+}
+
+/// An image that sign-ins take, and perhaps a snapshot of it.
+pub(super) fn publish(home: &Utf8Path, snapshot: bool) {
+    let digest = build(home, "browser");
     for dir in ["aliases", "vms", "evidence"] {
         std::fs::create_dir_all(home.join(dir)).unwrap();
     }
-    std::fs::write(dir.join("manifest.json"), bytes).unwrap();
     std::os::unix::fs::symlink(format!("../images/{digest}"), home.join("aliases/browser"))
         .unwrap();
     if !snapshot {

@@ -1,13 +1,18 @@
 //! What must hold of every world, once it has settled.
-use super::{site::Site, world::World};
+use super::{people::TAKEN_EARLY, site::Site, world::World};
 use crate::{
     config::Config,
     state::Effect,
     store::{SessionRow, Store},
 };
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 use vestibule_api::{
     cause::Cause,
+    ids::CredentialId,
+    machine::Disposal,
     session::{SessionEventKind, SessionState},
 };
 use vestibule_vault::{Access, Content, KeySource, Vault};
@@ -59,6 +64,13 @@ impl World {
     pub(super) async fn check(&self) -> Result<(), String> {
         let core = self.core();
         let vaults: Vec<_> = self.sites.iter().map(|site| (site, vault(site))).collect();
+        if let Some(first) = self.broken.first() {
+            return Err(first.clone());
+        }
+        let mut stored = HashSet::new();
+        for site in &self.sites {
+            stored.extend(stored_in(site)?.into_keys());
+        }
         for (number, id) in self.sessions.iter().enumerate() {
             let row = core.store.session(*id).await.unwrap().unwrap();
             let said = |what: &str| Err(format!("s{number}, {}: {what}", row.state.id()));
@@ -91,6 +103,10 @@ impl World {
                 .filter(|machine| machine.session_id == Some(*id))
                 .filter_map(|machine| self.runner(machine.id))
                 .collect();
+            let was_stored = stored.contains(&row.credential_id);
+            if let Err(what) = self.check_confirmed(&row, &states, was_stored) {
+                return said(what);
+            }
             if let Err(what) = self.check_credential(&row, &vaults).await {
                 return said(&what);
             }
@@ -104,7 +120,8 @@ impl World {
             if is_for(&row, Cause::HostLost) && there.any(|site| site.id == last) {
                 return said("its host was there all the time");
             }
-            // Captured, and nobody ended it or killed its VM: nothing else may lose it.
+            // Captured, and nobody ended it or killed its VM: nothing else may lose it, but that it is another account's than was
+            // confirmed, and that its host is lost while nobody has confirmed it.
             let alive_to_the_end = row
                 .machine_id
                 .and_then(|id| self.runner(id))
@@ -114,6 +131,8 @@ impl World {
                 && alive_to_the_end
                 && row.deadline_at.is_none()
                 && !is_for(&row, Cause::Deadline)
+                && !is_for(&row, Cause::CredentialInvalid)
+                && (!is_for(&row, Cause::HostLost) || states.contains(&SessionState::Capturing))
             {
                 return said(&format!(
                     "a captured credential was lost: {:?}",
@@ -147,11 +166,55 @@ impl World {
                 ));
             }
             check_audit(site)?;
+            check_receipts(site)?;
             if site.lost {
                 self.check_forgotten(site).await?;
             }
         }
         Ok(())
+    }
+
+    /// Where an owner has to confirm the account, nothing is taken before that, and no other account's ever. `stored`: a vault
+    /// has or had its credential.
+    fn check_confirmed(
+        &self,
+        row: &SessionRow,
+        states: &[SessionState],
+        stored: bool,
+    ) -> Result<(), &'static str> {
+        let at = |wanted| states.iter().position(|state| *state == wanted);
+        let (asked, taken) = (at(SessionState::Confirming), at(SessionState::Capturing));
+        let person = &self.people[&row.id];
+        let runner = row.machine_id.and_then(|id| self.runner(id));
+        let handed_over = runner.and_then(|runner| runner.vm.lock().unwrap().hands_over.clone());
+        let refused = is_for(row, Cause::CredentialInvalid);
+        if !person.confirms {
+            return match (asked, refused) {
+                (None, false) => Ok(()),
+                (Some(_), _) => Err("nobody had to confirm its account"),
+                (None, true) => Err("its credential was refused"),
+            };
+        }
+        let taken_early = match (asked, taken) {
+            (Some(asked), Some(taken)) => taken < asked || !person.said_yes,
+            (None, Some(_)) => true,
+            (_, None) => stored,
+        };
+        if taken_early {
+            return Err(TAKEN_EARLY);
+        }
+        let confirmed = person.shown.as_ref().map(|shown| &shown.account);
+        match confirmed == Some(&handed_over) {
+            false if stored => Err("another account than its owner confirmed was sealed"),
+            true if refused => Err("the account that its owner confirmed was refused"),
+            true | false => Ok(()),
+        }
+    }
+
+    /// Whether a vault has or had this credential.
+    pub(super) fn was_sealed(&self, id: CredentialId) -> bool {
+        let mut sites = self.sites.iter();
+        sites.any(|site| stored_in(site).is_ok_and(|stored| stored.contains_key(&id)))
     }
 
     /// The credential is in one vault exactly where the session completed, to the byte. A host that never comes back may have
@@ -167,18 +230,25 @@ impl World {
         };
         let completed = row.state == SessionState::Completed;
         let asked = vaults.iter().filter(|(site, _)| completed || !site.lost);
-        let kept = asked.map(|(site, vault)| (site, vault.get(row.credential_id, &access)));
-        let kept: Vec<(_, Content)> = kept
-            .filter_map(|(site, content)| Some((site, content.ok()?)))
+        let kept = asked.map(|(site, vault)| (site, vault, vault.get(row.credential_id, &access)));
+        let kept: Vec<(_, _, Content)> = kept
+            .filter_map(|(site, vault, content)| Some((site, vault, content.ok()?)))
             .collect();
         match kept.as_slice() {
             [] if completed => Err("its credential is lost".to_owned()),
             [] => Ok(()),
             _ if !completed => Err("its credential is kept all the same".to_owned()),
-            [(site, content)] => {
+            [(site, vault, content)] => {
                 let last = row.machine_id.and_then(|id| site.host.get(id));
                 let last = last.ok_or("its credential is on another host")?;
-                let wrote = last.vm.lock().unwrap().secret.clone();
+                let (wrote, whose) = {
+                    let vm = last.vm.lock().unwrap();
+                    (vm.secret.clone(), vm.hands_over.clone())
+                };
+                let sealed = vault.show(row.credential_id);
+                if sealed.map_err(|err| err.to_string())?.account != whose {
+                    return Err("its credential is said to be another account's".to_owned());
+                }
                 if wrote.as_deref() != Some(content.files[0].bytes.expose().as_slice()) {
                     return Err("its credential is not what the tool wrote".to_owned());
                 }
@@ -225,23 +295,47 @@ fn vault(site: &Site) -> Arc<Vault> {
     }
 }
 
-/// Each credential was stored once; the log is whole.
-fn check_audit(site: &Site) -> Result<(), String> {
-    let mut stored = std::collections::HashMap::new();
+/// How often each credential was stored, as the log says.
+fn stored_in(site: &Site) -> Result<HashMap<CredentialId, u32>, String> {
+    let mut stored = HashMap::new();
     let dir = site.home.join("vault");
     let read = Vault::read(&dir, &KeySource::Own, &mut |line, _| {
         if line.action == vestibule_vault::Action::Stored {
-            *stored.entry(line.credential).or_insert(0) += 1;
+            let id = line.credential.expect("what is stored has an id");
+            *stored.entry(id).or_insert(0) += 1;
         }
     });
-    let vault = read.map_err(|err| err.to_string())?;
-    if !vault.missing().is_empty() {
-        return Err("records of the vault are missing".to_owned());
+    match read {
+        Ok(vault) if vault.missing().is_empty() => Ok(stored),
+        Ok(_) => Err("records of the vault are missing".to_owned()),
+        Err(err) => Err(err.to_string()),
     }
-    match stored.values().max() {
+}
+
+/// Each credential was stored once; the log is whole.
+fn check_audit(site: &Site) -> Result<(), String> {
+    match stored_in(site)?.values().max() {
         Some(most) if *most > 1 => Err(format!("a credential was stored {most} times")),
         _ => Ok(()),
     }
+}
+
+/// Of every VM of which evidence is left, a receipt says that it is gone, however its runner ended.
+fn check_receipts(site: &Site) -> Result<(), String> {
+    for runner in site.host.all() {
+        let id = runner.spec.machine_id;
+        let dir = site.home.join("evidence").join(id.to_string());
+        if site.lost || !dir.exists() {
+            continue;
+        }
+        let bytes = std::fs::read(dir.join("disposal.json"));
+        let bytes = bytes.map_err(|err| format!("a VM has no receipt: {err}"))?;
+        let receipt: Disposal = serde_json::from_slice(&bytes).map_err(|err| err.to_string())?;
+        if !receipt.complete || receipt.machine_id != id {
+            return Err(format!("not all of a VM is gone: {receipt:?}"));
+        }
+    }
+    Ok(())
 }
 
 fn is_for(row: &SessionRow, cause: Cause) -> bool {

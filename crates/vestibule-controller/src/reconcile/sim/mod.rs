@@ -3,10 +3,11 @@
 //! from a seed.
 //!
 //! A *world* is one home, or two that share a database, with several sessions. A seed decides at each step which of the
-//! things that can happen now happens: somebody starts or cancels a sign-in, a reconciler begins, an effect that is due begins,
-//! an action that stands at a named point ([`crate::crash::point`]) goes on, a VM goes on or dies, an event arrives (once more,
-//! late, or never), a reply is lost, time passes, or the controller is killed: everything that it has under way stops where it
-//! stands, and another one comes up on the same rows. After that there are no more faults, and the world must settle.
+//! things that can happen now happens: somebody starts or cancels a sign-in or answers what it asks, a reconciler begins, an
+//! effect that is due begins, an action that stands at a named point ([`crate::crash::point`]) goes on, a VM goes on or dies, an
+//! event arrives (once more, late, or never), a reply is lost, time passes, or the controller is killed: everything that it has
+//! under way stops where it stands, and another one comes up on the same rows. After that there are no more faults, and the world
+//! must settle.
 //!
 //! Two homes have a host, a vault and a controller each. Their database is one SQLite file that is told to be shared
 //! (`store/simulated.rs`): leases by the simulation's clock, fencing by generation. There a controller may also stand still
@@ -18,24 +19,35 @@
 //! runner's events (its lines come one by one), PostgreSQL's own concurrency and requests relayed between controllers
 //! (`tests/it/cluster.rs` and the store's tests have both on PostgreSQL).
 //!
+//! Some sessions wait until their owner has confirmed the account. The owner confirms it, once or again, in time or too late, ends
+//! the session, or says nothing; and some guests hand over another account than was shown.
+//!
+//! [`bugs`] are there to be found: each breaks an invariant.
+//!
 //! `VESTIBULE_SIM_LIVES=100000 cargo test --release -p vestibule-controller --lib sim:: -- --nocapture` is the long run.
 //!
 //! | variable | effect |
 //! |---|---|
-//! | `VESTIBULE_SIM_LIVES` | so many lives instead of a thousand |
+//! | `VESTIBULE_SIM_LIVES` | so many lives instead of 400 |
 //! | `VESTIBULE_SIM_FIRST` | the first seed; 1 otherwise |
 //! | `VESTIBULE_SIM_SEED` | this seed alone, with its whole history |
 mod actions;
+mod bugs;
 mod faults;
 pub(crate) mod gate;
 mod host;
 mod image;
 mod invariants;
+mod people;
 mod site;
 mod tally;
 mod world;
 
+use bugs::Bug;
+use futures_util::FutureExt as _;
 use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -52,15 +64,18 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// One world from its seed: what happened, or the invariant that broke and the history until then.
-fn live(seed: u64) -> Result<(Tally, Vec<String>), String> {
+/// One world from its seed: what happened, or the history until an invariant broke, and which.
+fn live(seed: u64, bug: Option<Bug>) -> Result<(Tally, Vec<String>), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let result = runtime.block_on(async {
         let mut world = World::new(seed).await;
-        let lived = world.live().await;
+        world.bug = bug;
+        // Without its history a panic says little.
+        let lived = AssertUnwindSafe(world.live()).catch_unwind().await;
+        let lived = lived.unwrap_or_else(|panic| Err(words_of(panic.as_ref())));
         let history = std::mem::take(&mut world.history);
         let tally = world.tally.clone();
         world.end().await;
@@ -73,19 +88,15 @@ fn live(seed: u64) -> Result<(Tally, Vec<String>), String> {
     result
 }
 
-#[test]
-fn every_life_ends_once_and_leaves_nothing() {
-    if let Some(seed) = number("VESTIBULE_SIM_SEED") {
-        match live(seed) {
-            Ok((tally, history)) => eprintln!("{}\n{tally:?}", history.join("\n")),
-            Err(broken) => panic!("seed {seed}:\n{broken}"),
-        }
-        return;
-    }
-    let lives = number("VESTIBULE_SIM_LIVES").unwrap_or(SOME);
-    let first = number("VESTIBULE_SIM_FIRST").unwrap_or(1);
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("a panic: {}", text.unwrap_or("without words"))
+}
+
+/// Worlds from seed `first` on, with so many lives together: what happened; or what broke first, and how to see it again.
+fn run(first: u64, lives: u64, bug: Option<Bug>) -> Result<Tally, String> {
     let (next, end) = (AtomicU64::new(first), first + lives.div_ceil(LIVES as u64));
-    let begun = Instant::now();
     let (sum, broken) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -96,7 +107,7 @@ fn every_life_ends_once_and_leaves_nothing() {
                     if seed >= end || !broken.lock().unwrap().is_empty() {
                         return;
                     }
-                    match live(seed) {
+                    match live(seed, bug) {
                         Ok((tally, _)) => sum.lock().unwrap().add(&tally),
                         Err(why) => broken.lock().unwrap().push((seed, why)),
                     }
@@ -104,20 +115,38 @@ fn every_life_ends_once_and_leaves_nothing() {
             });
         }
     });
-    let sum = sum.into_inner().unwrap();
+    let Some((seed, why)) = broken.into_inner().unwrap().into_iter().min() else {
+        return Ok(sum.into_inner().unwrap());
+    };
+    let lines: Vec<_> = why.lines().collect();
+    let last = lines[lines.len().saturating_sub(60)..].join("\n");
+    Err(format!(
+        "an invariant broke. At the same commit, with any profile, all of it again: \
+         VESTIBULE_SIM_SEED={seed} cargo test -p vestibule-controller --lib {TEST} -- --nocapture\n{last}"
+    ))
+}
+
+/// The name of the test below.
+const TEST: &str = "reconcile::sim::every_life_ends_once_and_leaves_nothing";
+
+#[test]
+fn every_life_ends_once_and_leaves_nothing() {
+    if let Some(seed) = number("VESTIBULE_SIM_SEED") {
+        match live(seed, None) {
+            Ok((tally, history)) => eprintln!("{}\n{tally:?}", history.join("\n")),
+            Err(broken) => panic!("seed {seed}:\n{broken}"),
+        }
+        return;
+    }
+    let lives = number("VESTIBULE_SIM_LIVES").unwrap_or(SOME);
+    let begun = Instant::now();
+    let first = number("VESTIBULE_SIM_FIRST").unwrap_or(1);
+    let sum = run(first, lives, None).unwrap_or_else(|report| panic!("{report}"));
     eprintln!(
         "simulated {} lives in {:.1} s: {sum:?}",
         sum.lives,
         begun.elapsed().as_secs_f64()
     );
-    if let Some((seed, why)) = broken.into_inner().unwrap().into_iter().min() {
-        let last: Vec<_> = why.lines().rev().take(60).collect();
-        let last: Vec<_> = last.into_iter().rev().collect();
-        panic!(
-            "an invariant broke; VESTIBULE_SIM_SEED={seed} shows all of it again\n{}",
-            last.join("\n")
-        );
-    }
     // A simulation in which nothing goes wrong proves nothing.
     for (what, count) in sum.named() {
         assert!(count > 0 || lives < SOME, "no life had {what}: {sum:?}");
@@ -127,7 +156,7 @@ fn every_life_ends_once_and_leaves_nothing() {
 #[test]
 fn a_seed_gives_the_same_history_again() {
     for seed in [7, 1234] {
-        let (once, again) = (live(seed).unwrap().1, live(seed).unwrap().1);
+        let (once, again) = (live(seed, None).unwrap().1, live(seed, None).unwrap().1);
         assert_eq!(once, again, "seed {seed}");
         assert!(once.len() > 50, "something happened: {}", once.len());
     }
@@ -171,6 +200,67 @@ async fn a_clock_that_jumps_takes_no_time_from_anybody() {
         .await
         .unwrap();
     assert_eq!(deadlines::run(&core).await.unwrap(), 1);
+    drop(core);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_makes_nothing_old() {
+    use crate::{
+        reconcile::{Kind, State, calendar::Look, once},
+        state::Event,
+        store::Facts,
+    };
+    use std::time::Duration;
+    use vestibule_api::ids::MachineId;
+    const HOUR: Duration = Duration::from_hours(1);
+    let mut world = World::alone(1).await;
+    world.ask().await;
+    let (core, id) = (world.core(), world.sessions[0]);
+    let (event, facts) = (Event::Cancelled, Facts::default());
+    let cancelled = core.store.apply(id, event, &facts, core.now()).await;
+    cancelled.unwrap();
+    let bundle = core.evidence_dir(MachineId::generate());
+    std::fs::create_dir(&bundle).unwrap();
+    std::fs::write(bundle.join("serial.log"), "it booted").unwrap();
+    let mut states: [State; 3] = Default::default();
+    let removed = async |[one, two, three]: &mut [State; 3], steady| {
+        let wall = core.now();
+        let look = Look { steady, wall };
+        [
+            once(&core, Kind::Retention, one, look).await.unwrap(),
+            once(&core, Kind::Evidence, two, look).await.unwrap(),
+            once(&core, Kind::Images, three, look).await.unwrap(),
+        ]
+    };
+    let boot = Duration::from_secs(100);
+    assert_eq!(removed(&mut states, boot).await, [0; 3], "all is young");
+    // Without a record of when it was built it is old by any clock that is believed.
+    let image = image::build(&core.config.home, "nobody's");
+    let image = core.config.home.join("images").join(image);
+
+    world.clock.advance_to(core.now().plus(31 * 24 * HOUR));
+    assert_eq!(removed(&mut states, boot + HOUR).await, [0; 3], "it leapt");
+    let mut anew = Default::default();
+    let restarted = removed(&mut anew, boot + HOUR).await;
+    assert_eq!(restarted, [0; 3], "the next controller doubts it, too");
+    assert!(core.store.session(id).await.unwrap().is_some());
+    assert!(bundle.exists() && image.exists());
+
+    world.clock.advance_to(core.now().plus(HOUR));
+    assert_eq!(
+        removed(&mut states, boot + 2 * HOUR).await,
+        [1; 3],
+        "it stood"
+    );
+    assert!(core.store.was_forgotten(id).await.unwrap());
+    assert!(!bundle.exists() && !image.exists());
+    // What one has believed, the next one does.
+    world.clock.advance_to(core.now().plus(HOUR));
+    image::build(&core.config.home, "nobody's");
+    let mut anew = Default::default();
+    let restarted = removed(&mut anew, boot + 3 * HOUR).await;
+    assert_eq!(restarted, [0, 0, 1]);
     drop(core);
     world.end().await;
 }

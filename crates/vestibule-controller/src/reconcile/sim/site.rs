@@ -277,6 +277,7 @@ impl Site {
             limits: Limits::new(config.limits.starts_per_minute),
             images: Images::new(home.clone()),
             packs: self.packs.clone(),
+            metrics: Metrics::new(store.pace.commits()),
             store,
             lease,
             peers: Peers::new(None, Peers::tls(None).unwrap()),
@@ -288,7 +289,6 @@ impl Site {
             stock: Stock::default(),
             places: tokio::sync::Mutex::default(),
             started_at: self.clock.now(),
-            metrics: Metrics::default(),
             stopping,
         };
         self.process = Some(Process {

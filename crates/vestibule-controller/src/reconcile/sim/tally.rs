@@ -31,6 +31,16 @@ pub(super) struct Tally {
     pub(super) forgotten: u64,
     /// Sessions that ended with their host.
     pub(super) hosts_lost: u64,
+    pub(super) confirmed: u64,
+    pub(super) confirmed_again: u64,
+    /// Confirmed after the session had ended.
+    pub(super) confirmed_late: u64,
+    /// Shown, and then the controller was killed.
+    pub(super) confirmed_after_crash: u64,
+    pub(super) refused: u64,
+    pub(super) unconfirmed: u64,
+    /// Guests that handed over another account than the confirmed one.
+    pub(super) other_accounts: u64,
 }
 
 impl Tally {
@@ -57,6 +67,13 @@ impl Tally {
         self.hosts_gone += other.hosts_gone;
         self.forgotten += other.forgotten;
         self.hosts_lost += other.hosts_lost;
+        self.confirmed += other.confirmed;
+        self.confirmed_again += other.confirmed_again;
+        self.confirmed_late += other.confirmed_late;
+        self.confirmed_after_crash += other.confirmed_after_crash;
+        self.refused += other.refused;
+        self.unconfirmed += other.unconfirmed;
+        self.other_accounts += other.other_accounts;
     }
 
     /// An action is over.
@@ -65,7 +82,7 @@ impl Tally {
         self.cut_off += u64::from(end == End::CutOff);
     }
 
-    pub(super) fn named(&self) -> [(&'static str, u64); 21] {
+    pub(super) fn named(&self) -> [(&'static str, u64); 28] {
         [
             ("a completed end", self.completed),
             ("a failed end", self.failed),
@@ -88,6 +105,25 @@ impl Tally {
             ("a host that never came back", self.hosts_gone),
             ("a host that was forgotten", self.forgotten),
             ("a session that ended with its host", self.hosts_lost),
+            ("an account that its owner confirmed", self.confirmed),
+            (
+                "an account that was confirmed once more",
+                self.confirmed_again,
+            ),
+            (
+                "an account that was confirmed too late",
+                self.confirmed_late,
+            ),
+            (
+                "an account that was confirmed after a crash",
+                self.confirmed_after_crash,
+            ),
+            ("an account that its owner refused", self.refused),
+            ("an account that nobody confirmed in time", self.unconfirmed),
+            (
+                "a guest that handed over another account",
+                self.other_accounts,
+            ),
         ]
     }
 }

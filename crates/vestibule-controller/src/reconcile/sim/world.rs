@@ -1,7 +1,9 @@
 //! One or two homes, their sessions, and the seed that decides.
 use super::{
+    bugs::Bug,
     gate::Step,
     host::{Dice, Runner},
+    people::Person,
     site::{End, Process, Site},
     tally::Tally,
 };
@@ -15,7 +17,7 @@ use crate::{
 use camino::Utf8Path;
 use camino_tempfile::Utf8TempDir;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use vestibule_api::{
     cause::Cause,
     ids::{MachineId, SessionId},
@@ -31,14 +33,16 @@ const ROUNDS: usize = 400;
 
 pub(super) struct World {
     pub(super) rng: StdRng,
-    /// Nothing is slow, and few requests are lost.
-    calm: bool,
+    /// Nothing is slow, and few things go wrong: more sessions come to their late states.
+    pub(super) calm: bool,
     dice: Arc<Dice>,
     pub(super) clock: Clock,
     /// The homes, and the database that they share.
     _dir: Utf8TempDir,
     pub(super) sites: Vec<Site>,
     pub(super) sessions: Vec<SessionId>,
+    /// Whose they are.
+    pub(super) people: HashMap<SessionId, Person>,
     /// Sessions that somebody ended.
     pub(super) cancelled: Vec<SessionId>,
     /// Sessions that somebody asked for and heard nothing.
@@ -49,6 +53,10 @@ pub(super) struct World {
     names: Vec<MachineId>,
     pub(super) history: Vec<String>,
     pub(super) tally: Tally,
+    /// What was seen on the way that must never be.
+    pub(super) broken: Vec<String>,
+    /// What goes wrong in it once, to see that an invariant breaks.
+    pub(super) bug: Option<Bug>,
 }
 
 impl World {
@@ -99,12 +107,15 @@ impl World {
             _dir: dir,
             sites,
             sessions: Vec::new(),
+            people: HashMap::new(),
             cancelled: Vec::new(),
             doubtful: Vec::new(),
             perhaps_cancelled: Vec::new(),
             names: Vec::new(),
             history: Vec::new(),
             tally: Tally::default(),
+            broken: Vec::new(),
+            bug: None,
         }
     }
 
@@ -147,6 +158,7 @@ impl World {
     pub(super) async fn live(&mut self) -> Result<(), String> {
         for _ in 0..STEPS {
             self.step().await;
+            self.go_wrong().await;
         }
         self.say("no more faults".to_owned());
         self.dice.rest();
@@ -176,7 +188,8 @@ impl World {
         self.tick().await;
         match self.rng.random_range(0..100) {
             0..4 => self.ask().await,
-            4..40 => self.resume().await,
+            4..37 => self.resume().await,
+            37..40 => self.answer().await,
             40..45 => self.begin_at_some(Self::begin_place),
             45..59 => self.begin_effect().await,
             59..61 => self.begin_at_some(Self::begin_deadlines),
@@ -187,7 +200,7 @@ impl World {
             92..97 => self.time_passes().await,
             97 if self.rng.random_bool(0.2) => self.cancel().await,
             98 if !self.calm && self.rng.random_bool(0.15) => self.vm_dies(),
-            99 => {
+            99 if !self.calm || self.rng.random_bool(0.4) => {
                 let at = self.rng.random_range(0..self.sites.len());
                 self.crash(at).await;
             }
@@ -226,11 +239,13 @@ impl World {
             },
             owner: Owner::local(),
             quota: Quota::default(),
-            confirm_account: false,
+            confirm_account: self.rng.random_bool(0.5),
         };
+        let person = Person::new(new.confirm_account, self.rng.random_bool(0.2));
         let Some(at) = self.some_site() else {
             return;
         };
+        self.people.insert(new.id, person);
         let now = self.clock.now();
         let core = self.sites[at].core();
         match core.store.create_session(&new, now).await {
@@ -253,6 +268,11 @@ impl World {
             return;
         };
         let id = self.sessions[self.rng.random_range(0..self.sessions.len())];
+        self.cancel_one(at, id).await;
+    }
+
+    /// Whether its person heard that it ended by this.
+    pub(super) async fn cancel_one(&mut self, at: usize, id: SessionId) -> bool {
         let (core, now) = (self.sites[at].core(), self.clock.now());
         let applied = core
             .store
@@ -262,12 +282,14 @@ impl World {
             Ok(Applied::Moved(_)) => {
                 self.cancelled.push(id);
                 self.say(format!("{} is cancelled", self.session_name(id)));
+                true
             }
-            Ok(Applied::Ignored(_) | Applied::Missing) => {}
+            Ok(Applied::Ignored(_) | Applied::Missing) => false,
             Err(err) => {
                 assert_eq!(End::of(&err), End::CutOff);
                 self.perhaps_cancelled.push(id);
                 self.say(format!("{} is perhaps cancelled", self.session_name(id)));
+                false
             }
         }
     }
@@ -327,18 +349,17 @@ impl World {
         }
     }
 
+    /// One of those that can do so.
     fn vm_goes_on(&mut self) {
-        let alive = self.alive();
-        if alive.is_empty() {
+        let mut all = self.alive();
+        all.retain(|runner| runner.goes_somewhere());
+        if all.is_empty() {
             return;
         }
-        let runner = &alive[self.rng.random_range(0..alive.len())];
-        let before = runner.vm.lock().unwrap().events.len();
+        let runner = &all[self.rng.random_range(0..all.len())];
         runner.goes_on(&mut self.rng);
-        if runner.vm.lock().unwrap().events.len() > before {
-            let name = self.name(runner.spec.machine_id);
-            self.say(format!("{name} goes on"));
-        }
+        let name = self.name(runner.spec.machine_id);
+        self.say(format!("{name} goes on"));
     }
 
     fn alive(&self) -> Vec<Arc<Runner>> {
@@ -378,7 +399,15 @@ impl World {
 
     /// Without faults, everything that can be done is done, until nothing is left to do.
     async fn settle(&mut self) -> Result<(), String> {
+        // Or they stay as they are, and their sessions end by their deadlines.
+        let vms_go_on = self.rng.random_bool(0.5);
         for round in 0..ROUNDS {
+            for _ in 0..LIVES {
+                if vms_go_on {
+                    self.vm_goes_on();
+                }
+            }
+            self.answer_all().await;
             let now = self.clock.now();
             let mut soon = now.plus(Duration::from_secs(30));
             for at in 0..self.sites.len() {
@@ -419,10 +448,13 @@ impl World {
                 | SessionState::Capturing => {}
             }
             let finding = row.failure.and_then(|verdict| verdict.finding);
-            let lost = finding.is_some_and(|finding| finding.cause == Cause::HostLost);
-            self.tally.hosts_lost += u64::from(lost);
+            let cause = finding.map(|finding| finding.cause);
+            self.tally.hosts_lost += u64::from(cause == Some(Cause::HostLost));
+            self.tally.other_accounts += u64::from(cause == Some(Cause::CredentialInvalid));
             let events = core.store.events(id, 0, 10_000).await.unwrap();
             let text = serde_json::to_string(&events).unwrap();
+            let confirming = text.contains(SessionState::Confirming.id());
+            self.tally.unconfirmed += u64::from(confirming && row.state == SessionState::Expired);
             self.tally.fell_back += u64::from(text.contains("fell-back"));
             self.tally.from_pool += u64::from(text.contains("\"start\":\"pool\""));
         }

@@ -374,9 +374,12 @@ async fn a_runner_is_a_job_of_nomad() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runner_is_a_pod_of_kubernetes() {
     let pod = a_life(EngineKind::Kubernetes, "kubernetes: pod Failed: OOMKilled").await;
+    let required =
+        &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    let field = &required["nodeSelectorTerms"][0]["matchFields"][0];
     assert_eq!(
-        pod["spec"]["nodeSelector"]["kubernetes.io/hostname"],
-        "node-1"
+        (&field["key"], &field["values"]),
+        (&json!("metadata.name"), &json!(["node-1"]))
     );
     assert_eq!(pod["spec"]["restartPolicy"], "Never");
     let memory = format!("{}Mi", 2048 + OVERHEAD_MIB);

@@ -4,6 +4,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use sqlx::{Connection as _, Executor as _};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, task::JoinHandle};
 use vestibule_api::{
@@ -98,6 +99,19 @@ impl Home {
         };
         assert!(!stored.is_empty());
         stored.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    /// Changes rows behind the controller's back.
+    pub(crate) async fn sql(&self, sql: &'static str) {
+        sqlx::any::install_default_drivers();
+        let url = if self.database == "sqlite" {
+            format!("sqlite://{}", self.path().join("vestibule.db"))
+        } else {
+            self.database.clone()
+        };
+        let mut rows = sqlx::AnyConnection::connect(&url).await.unwrap();
+        rows.execute(sql).await.unwrap();
+        rows.close().await.unwrap();
     }
 
     pub(crate) fn path(&self) -> &Utf8Path {

@@ -34,7 +34,9 @@ use vestibule_api::{
     },
     cause::Cause,
     finding::{Finding, Quote},
-    machine::{Claim, Disposal, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec},
+    machine::{
+        Claim, Disposal, Disposer, Exit, MachineState, Phase, RunnerEvent, RunnerEventKind, VmSpec,
+    },
     time::Timestamp,
     view,
 };
@@ -48,6 +50,8 @@ pub(crate) struct Runner {
     pub(crate) logins: Mutex<Vec<LoginRequest>>,
     pub(crate) claims: Mutex<Vec<Claim>>,
     credential: Mutex<Option<(String, Vec<u8>)>>,
+    /// Whose the credential is that is handed over, whatever was said when it was captured.
+    pub(crate) account: Mutex<Option<String>>,
     pub(crate) stops: Mutex<Vec<String>>,
     /// A runner from before connections were handed over.
     pub(crate) old: AtomicBool,
@@ -95,6 +99,7 @@ impl Runner {
             logins: Mutex::default(),
             claims: Mutex::default(),
             credential: Mutex::default(),
+            account: Mutex::new(Some("ada@example.org".to_owned())),
             stops: Mutex::default(),
             old: AtomicBool::new(false),
             rfb: Mutex::default(),
@@ -364,6 +369,7 @@ async fn stop(State(runner): State<Arc<Runner>>, Json(request): Json<Value>) -> 
         at: Timestamp::now(),
         items: Vec::new(),
         complete: true,
+        by: Disposer::Runner,
     })
 }
 
@@ -457,7 +463,7 @@ async fn credential(
     };
     let captured = CapturedCredential {
         files: vec![file],
-        account: Some("ada@example.org".to_owned()),
+        account: runner.account.lock().unwrap().clone(),
         expires_at: None,
     };
     let sealed = request

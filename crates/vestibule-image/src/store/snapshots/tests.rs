@@ -1,6 +1,9 @@
 //! Snapshots as directories and locks: what is in a memory is nothing to the store.
 use super::*;
-use crate::store::tests::{add, alias, store, verified};
+use crate::{
+    KEEP_UNPUBLISHED,
+    store::tests::{add, alias, store, verified},
+};
 use vestibule_api::{
     machine::DriverChoice,
     snapshot::{Binding, SavedFile},
@@ -120,7 +123,7 @@ fn what_is_not_whole_is_not_offered() {
         damaged.push(new);
     }
     assert_eq!(ids(&store.snapshots().unwrap()), [old]);
-    let mut gone = store.gc(false).unwrap().snapshots;
+    let mut gone = store.gc(KEEP_UNPUBLISHED).unwrap().snapshots;
     gone.sort();
     damaged.sort();
     // The image went as well, being old and nobody's, and its snapshot with it.
@@ -174,7 +177,7 @@ fn one_in_use_is_not_removed() {
         Err(StoreError::SnapshotInUse { .. })
     ));
     assert_eq!(
-        store.gc(false).unwrap().in_use,
+        store.gc(KEEP_UNPUBLISHED).unwrap().in_use,
         std::slice::from_ref(&image)
     );
     assert!(
@@ -209,7 +212,7 @@ fn gc_keeps_the_newest_of_each_size_and_what_is_used() {
         9,
     );
     let held = hold(&store, &used);
-    let gone = store.gc(false).unwrap();
+    let gone = store.gc(KEEP_UNPUBLISHED).unwrap();
     let mut removed = gone.snapshots.clone();
     removed.sort();
     let mut expected = vec![old, nobodys];
@@ -222,6 +225,6 @@ fn gc_keeps_the_newest_of_each_size_and_what_is_used() {
         [new.clone(), used.clone(), large.clone()]
     );
     drop(held);
-    assert_eq!(store.gc(false).unwrap().snapshots, [used]);
+    assert_eq!(store.gc(KEEP_UNPUBLISHED).unwrap().snapshots, [used]);
     assert_eq!(ids(&store.snapshots().unwrap()), [new, large]);
 }

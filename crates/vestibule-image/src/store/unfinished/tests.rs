@@ -1,6 +1,9 @@
 //! Leftovers, and the locks that tell them from work.
 use super::*;
-use crate::store::tests::{add, store};
+use crate::{
+    KEEP_UNPUBLISHED,
+    store::tests::{add, store},
+};
 
 fn begin(store: &Store) -> Unfinished {
     let begun = store.begin_snapshot(MachineId::generate()).unwrap();
@@ -34,7 +37,7 @@ fn what_is_being_taken_stays_and_what_was_left_goes() {
         std::fs::create_dir_all(of_machine(part)).unwrap();
     }
     std::fs::write(of_machine("vms").join("serial.log"), "last words").unwrap();
-    let gone = store.gc(false).unwrap();
+    let gone = store.gc(KEEP_UNPUBLISHED).unwrap();
     assert!(!of_machine("vms").exists() && store.home().join("vms").exists());
     assert!(of_machine("evidence").join("serial.log").exists());
     assert_eq!(gone.unfinished_snapshots, 4);

@@ -23,7 +23,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use vestibule_api::{
     machine::{
-        Disposal, EgressCounters, Exit, MachineState, MachineView, Phase, RunnerEvent,
+        Disposal, Disposer, EgressCounters, Exit, MachineState, MachineView, Phase, RunnerEvent,
         RunnerEventKind, VmSpec,
     },
     time::Timestamp,
@@ -252,6 +252,7 @@ async fn stop(State(pourer): State<Arc<Pourer>>) -> Json<Disposal> {
         at: Timestamp::now(),
         items: Vec::new(),
         complete,
+        by: Disposer::Runner,
     })
 }
 

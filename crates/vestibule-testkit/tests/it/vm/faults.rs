@@ -155,6 +155,46 @@ async fn a_broken_image_that_was_booted_names_its_cause() -> Result<()> {
     Ok(())
 }
 
+/// A recipe whose agent could not start: there is no image of it, and what the build says is the diagnosis.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the layers of the image tiny; script/test faults"]
+async fn a_broken_image_is_not_built() -> Result<()> {
+    let workspace = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let recipes = camino_tempfile::tempdir()?;
+    let copied = Command::new("cp")
+        .args(["-r", "--"])
+        .args([
+            workspace.join("images/tiny").as_str(),
+            recipes.path().as_str(),
+        ])
+        .status()
+        .context("start cp")?;
+    ensure!(copied.success(), "cp: {copied}");
+    let recipe = recipes.path().join("broken");
+    let dropins = recipe.join("overlay/etc/systemd/system/vm-browser-agent.service.d");
+    fs::create_dir_all(&dropins)?;
+    fs::write(
+        recipe.join("recipe.toml"),
+        "schema = 1\nname = \"broken\"\nbase = \"tiny\"\n",
+    )?;
+    fs::write(
+        dropins.join("user.conf"),
+        "[Service]\nUser=nobody-has-this-name\n",
+    )?;
+    let agent = workspace.join("target/agent/vestibule-agent");
+    let out = tokio::process::Command::new(binary()?)
+        .args(["--home", image_home().as_str(), "image", "build"])
+        .args(["--agent", agent.as_str(), recipe.as_str()])
+        .output()
+        .await?;
+    let said = String::from_utf8_lossy(&out.stderr);
+    ensure!(!out.status.success() && out.stdout.is_empty(), "{said}");
+    for word in ["user-missing", "user.conf:2", "nobody-has-this-name"] {
+        ensure!(said.contains(word), "no `{word}`: {said}");
+    }
+    Ok(())
+}
+
 /// Breaks a copy of the image, boots it until its runner gives up, and asks what was wrong.
 async fn outcome(image: &Utf8Path, dir: &Utf8Path, fault: &Fault) -> Result<()> {
     let broken = dir.join(image.file_name().context("the image has a digest")?);
