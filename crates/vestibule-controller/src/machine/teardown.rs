@@ -50,15 +50,6 @@ pub(crate) async fn teardown(
     }
     if over {
         core.live.forget(session.id);
-        // Read again: the evidence may have told a better founded cause.
-        let failure = core
-            .store
-            .session(session.id)
-            .await?
-            .and_then(|row| row.failure);
-        if let Some(verdict) = failure {
-            core.metrics.failed(&verdict);
-        }
     }
     Ok(())
 }

@@ -5,14 +5,14 @@ use crate::{
     crash::point,
     machine::{EffectError, collect, launch, login, teardown},
     state::Effect,
-    store::DueEffect,
+    store::{DueEffect, StoreError},
 };
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use vestibule_api::error::Chain;
+use vestibule_api::{error::Chain, time::Timestamp};
 
 /// Effects at a time. More wait for the next run.
 const AT_ONCE: usize = 32;
@@ -25,14 +25,16 @@ pub(super) type UnderWay = Arc<Mutex<HashSet<String>>>;
 
 pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, ReconcileError> {
     let mut begun = 0;
+    // As of before the question: an effect that is done while the answer comes still stands in it as due.
+    let before = lock(&state.effects).clone();
     for effect in core.store.due_effects(core.now()).await? {
         let under_way = Arc::clone(&state.effects);
         {
-            let mut ids = under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ids = lock(&under_way);
             if ids.len() >= AT_ONCE {
                 break;
             }
-            if !ids.insert(effect.id.clone()) {
+            if before.contains(&effect.id) || !ids.insert(effect.id.clone()) {
                 continue;
             }
         }
@@ -40,14 +42,15 @@ pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, Reconci
         let core = core.clone();
         state.tasks.spawn(async move {
             carry_out(&core, &effect).await;
-            under_way
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&effect.id);
+            lock(&under_way).remove(&effect.id);
             core.store.signals.wake();
         });
     }
     Ok(begun)
+}
+
+fn lock(ids: &UnderWay) -> MutexGuard<'_, HashSet<String>> {
+    ids.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) async fn carry_out(core: &Shared, effect: &DueEffect) {
@@ -58,7 +61,7 @@ pub(super) async fn carry_out(core: &Shared, effect: &DueEffect) {
     point("effect:carried-out").await;
     let now = core.now();
     let written = match &result {
-        Ok(()) => core.store.effect_done(&effect.id, now).await,
+        Ok(()) => done(core, effect, now).await,
         Err(err) => {
             let error = Chain(err).to_string();
             let delay = Duration::from_millis(100)
@@ -74,6 +77,25 @@ pub(super) async fn carry_out(core: &Shared, effect: &DueEffect) {
     if let Err(err) = written {
         tracing::error!(session.id = %effect.session, error = %Chain(&err), "can't write down what came of an effect");
     }
+}
+
+async fn done(core: &Shared, effect: &DueEffect, now: Timestamp) -> Result<(), StoreError> {
+    let first = core.store.effect_done(&effect.id, now).await?;
+    if !first || effect.kind != Effect::Teardown {
+        return Ok(());
+    }
+    // One that gave up an earlier VM may be done beside the last: whichever is done last counts, with the evidence's own cause.
+    if core.store.is_open(effect.session, Effect::Teardown).await? {
+        return Ok(());
+    }
+    let row = core.store.session(effect.session).await?;
+    if let Some(verdict) = row
+        .filter(|row| row.state.is_terminal())
+        .and_then(|row| row.failure)
+    {
+        core.metrics.failed(&verdict);
+    }
+    Ok(())
 }
 
 async fn act(core: &Shared, effect: &DueEffect) -> Result<(), EffectError> {

@@ -90,16 +90,17 @@ impl Store {
         row::maybe_time(&found, "at")
     }
 
-    /// The effect is done. Doing it again would change nothing.
-    pub(crate) async fn effect_done(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
-        sqlx::query("UPDATE effect SET done_at = $2 WHERE id = $1 AND done_at IS NULL")
+    /// The effect is done. Doing it again would change nothing. Returns whether it was not done before.
+    pub(crate) async fn effect_done(&self, id: &str, now: Timestamp) -> Result<bool, StoreError> {
+        let done = sqlx::query("UPDATE effect SET done_at = $2 WHERE id = $1 AND done_at IS NULL")
             .bind(id)
             .bind(now.as_micros())
             .execute(self.writer())
             .await
-            .map_err(StoreError::query("finish an effect"))?;
+            .map_err(StoreError::query("finish an effect"))?
+            .rows_affected();
         self.signals.wake();
-        Ok(())
+        Ok(done > 0)
     }
 
     /// Whether this effect of a session has still to be carried out.

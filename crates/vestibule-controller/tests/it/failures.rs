@@ -153,11 +153,23 @@ async fn a_runner_that_dies_at_each_step() {
         "{vms}"
     );
     let stage = Cause::RunnerLost.stage().id();
-    let line = format!("vestibule_failures_total{{stage=\"{stage}\",cause=\"runner-lost\"}} 3");
-    wait_for(&line, || async {
-        metrics(api).await.contains(&line).then_some(())
-    })
-    .await;
+    let line = format!("vestibule_failures_total{{stage=\"{stage}\",cause=\"runner-lost\"}} ");
+    let counted = || async {
+        let all = metrics(api).await;
+        let mut counts = all
+            .lines()
+            .filter(|l| l.starts_with("vestibule_failures_total{"));
+        let sum = counts
+            .clone()
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum::<u64>();
+        (sum >= 3).then(|| counts.next().map(str::to_owned))
+    };
+    assert_eq!(
+        wait_for("three failures", counted).await,
+        Some(format!("{line}3")),
+        "each once"
+    );
     controller.stop().await;
 }
 
