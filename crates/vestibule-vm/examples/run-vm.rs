@@ -1,6 +1,7 @@
 //! The role `run-vm` and nothing else: a runner for this crate's own tests, as a process of its own.
 use std::process::ExitCode;
 use vestibule_api::error::Chain;
+use vestibule_vm::memory;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -8,6 +9,9 @@ async fn main() -> ExitCode {
         Ok(spec) => spec,
         Err(err) => return fail(&err),
     };
+    if let Err(err) = memory::limit(memory::RUNNER_BYTES) {
+        return fail(&err);
+    }
     match vestibule_vm::run(spec).await {
         Ok(_) => ExitCode::SUCCESS,
         Err(err) => fail(&err),

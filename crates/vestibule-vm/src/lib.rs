@@ -27,6 +27,7 @@ pub mod jail;
 mod kept;
 pub mod kvm;
 pub mod log;
+pub mod memory;
 pub mod process;
 mod processes;
 pub mod qemu;

@@ -150,6 +150,7 @@ fn prepare(runner: &OwnedFd, inherit: &[OwnedFd]) -> io::Result<()> {
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     crate::core_dump::forbid()?;
+    crate::memory::lift()?;
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC only sets flags of this process' descriptors.
     #[expect(unsafe_code, reason = "neither std nor rustix has close_range")]
     let marked = unsafe {

@@ -20,6 +20,7 @@ use vestibule_api::{
     ids::MachineId,
     machine::{Disposal, MachineView, StopRequest, VmSpec},
 };
+use vestibule_vm::memory::RUNNER_BYTES;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunVmArgs {
@@ -75,6 +76,7 @@ pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
         take_lock(Utf8Path::new(&spec.vm_dir))?;
     }
     crate::serve::init_logging();
+    vestibule_vm::memory::limit(RUNNER_BYTES).context("limit the runner's memory")?;
     vestibule_vm::run(spec).await?;
     Ok(ExitCode::SUCCESS)
 }
