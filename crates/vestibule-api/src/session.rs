@@ -123,6 +123,41 @@ impl StartKind {
     }
 }
 
+/// Why a session's VM did not come out of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotPooled {
+    /// Whoever asked for the sign-in wants a boot.
+    Asked,
+    /// The VM before this one could not be had; the event before says why.
+    FellBack,
+    /// There is no snapshot of the image for VMs of this size.
+    NoSnapshot,
+    /// The snapshot was refused not long ago.
+    SnapshotRefused,
+    /// The snapshot could not be restored not long ago.
+    SnapshotFailed,
+    /// The configuration keeps no VMs of this image in stock.
+    NoPool,
+    /// No VM was in stock.
+    PoolEmpty,
+}
+
+impl NotPooled {
+    /// For people, after "because".
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Asked => "a boot was asked for",
+            Self::FellBack => "the one before could not be had",
+            Self::NoSnapshot => "the image has no snapshot for VMs of this size",
+            Self::SnapshotRefused => "the snapshot was refused not long ago",
+            Self::SnapshotFailed => "the snapshot could not be restored not long ago",
+            Self::NoPool => "none of this image are kept in stock",
+            Self::PoolEmpty => "none was in stock",
+        }
+    }
+}
+
 /// `POST /api/auth/start`.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -214,9 +249,12 @@ pub struct SessionEvent {
 pub enum Milestone {
     /// It has its VM.
     Claimed,
-    /// The rest up to *painted* are those of [`Phase`].
+    /// The rest up to *painted* are those of [`Phase`]; a VM that boots is not restored, and one of the pool was started
+    /// before it was asked for.
+    VmmStarted,
     Restored,
     Resumed,
+    KernelOutput,
     StreamUp,
     Identity,
     AgentUp,
@@ -232,10 +270,12 @@ pub enum Milestone {
 
 impl Milestone {
     /// Each, in their order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Claimed,
+        Self::VmmStarted,
         Self::Restored,
         Self::Resumed,
+        Self::KernelOutput,
         Self::StreamUp,
         Self::Identity,
         Self::AgentUp,
@@ -250,8 +290,10 @@ impl Milestone {
     pub const fn id(self) -> &'static str {
         match self {
             Self::Claimed => "claimed",
+            Self::VmmStarted => "vmm-started",
             Self::Restored => "restored",
             Self::Resumed => "resumed",
+            Self::KernelOutput => "kernel-output",
             Self::StreamUp => "stream-up",
             Self::Identity => "identity",
             Self::AgentUp => "agent-up",
@@ -286,14 +328,16 @@ impl Milestone {
             SessionEventKind::Claimed { .. } => Some(Self::Claimed),
             SessionEventKind::State { state } => Self::of_state(*state),
             SessionEventKind::Phase { phase } => match phase {
+                Phase::VmmStarted => Some(Self::VmmStarted),
                 Phase::Restored => Some(Self::Restored),
                 Phase::Resumed => Some(Self::Resumed),
+                Phase::KernelOutput => Some(Self::KernelOutput),
                 Phase::StreamUp => Some(Self::StreamUp),
                 Phase::Identity => Some(Self::Identity),
                 Phase::AgentUp => Some(Self::AgentUp),
                 Phase::Painted => Some(Self::Painted),
                 // The session's own state says the last.
-                Phase::VmmStarted | Phase::KernelOutput | Phase::Ready => None,
+                Phase::Ready => None,
             },
             SessionEventKind::BrowserNavigated => Some(Self::BrowserNavigated),
             SessionEventKind::FirstFrame => Some(Self::FirstFrame),
@@ -340,6 +384,9 @@ pub enum SessionEventKind {
         start: StartKind,
         #[schema(rename = "snapshotId")]
         snapshot_id: Option<SnapshotId>,
+        /// Why it is none of the pool; none: it is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<NotPooled>,
     },
     /// The VM was not ready yet when it failed for this reason; the session gets another one.
     FellBack {

@@ -216,10 +216,18 @@ fn describe(event: &SessionEvent) -> String {
         SessionEventKind::Waiting { waiting_for } => {
             format!("  waits for {}", waiting_for.join(", "))
         }
-        SessionEventKind::Claimed { start, snapshot_id } => match snapshot_id {
-            Some(id) => format!("  got a VM: {} of snapshot {}", start.id(), id.short()),
-            None => format!("  got a VM: {}", start.id()),
-        },
+        SessionEventKind::Claimed {
+            start,
+            snapshot_id,
+            why,
+        } => {
+            let of = snapshot_id
+                .as_ref()
+                .map(|id| format!(" of snapshot {}", id.short()));
+            let because = why.map(|why| format!(", because {}", why.words()));
+            let words = [of, because].map(Option::unwrap_or_default).concat();
+            format!("  got a VM: {}{words}", start.id())
+        }
         SessionEventKind::FellBack { from, to, finding } => format!(
             "  the VM could not be had ({}); another one: {}\n{}",
             from.id(),

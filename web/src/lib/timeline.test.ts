@@ -96,7 +96,7 @@ describe("timeline", () => {
     const list = events(
       state("requested"),
       state("placing"),
-      { type: "claimed", start: "restore", snapshotId: "5" },
+      { type: "claimed", start: "restore", snapshotId: "5", why: "pool-empty" },
       state("starting"),
       {
         type: "fell-back",
@@ -110,6 +110,10 @@ describe("timeline", () => {
     expect(timeline(list).steps[1]!.items[0]).toMatchObject({
       tone: "warn",
       detail: "it does not fit: CPU: the snapshot has a, here it is b",
+    });
+    expect(timeline(list).steps[0]!.items[0]).toMatchObject({
+      text: "A private computer is made from a saved state",
+      detail: "None was ready at the moment",
     });
     list.push({ seq: 7, at: at(7), event: state("starting") });
     expect(statuses(list)).toEqual(["done", "active", "pending", "pending", "pending"]);

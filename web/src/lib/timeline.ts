@@ -4,7 +4,7 @@
  */
 import type { Finding, SessionEvent, SessionEventKind, SessionState } from "./api/types";
 import { headline } from "./words/causes";
-import { EGRESS, FALLBACKS, PHASES, STARTS } from "./words/states";
+import { EGRESS, FALLBACKS, NOT_POOLED, PHASES, STARTS } from "./words/states";
 
 export type StepId = "preparing" | "starting" | "ready" | "authenticating" | "completed";
 export type StepStatus = "pending" | "active" | "done" | "failed" | "skipped";
@@ -116,7 +116,13 @@ function apply(t: Timeline, at: string, event: SessionEventKind): void {
       t.waitingFor = event.waitingFor;
       return;
     case "claimed":
-      return note(t, at, "claimed", STARTS[event.start] ?? event.start);
+      return note(
+        t,
+        at,
+        "claimed",
+        STARTS[event.start] ?? event.start,
+        event.why ? { detail: NOT_POOLED[event.why] ?? event.why } : {},
+      );
     case "fell-back":
       return note(t, at, `fell-back ${event.from}`, FALLBACKS[event.to] ?? "Another VM is used", {
         detail: [event.finding.why, event.finding.evidence[0]?.text].filter(Boolean).join(": "),

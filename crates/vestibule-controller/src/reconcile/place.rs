@@ -6,7 +6,7 @@ use crate::{
     crash::point,
     images,
     state::Event,
-    store::{Facts, MachineRow, SessionRow},
+    store::{Facts, MachineRow, SessionRow, StoreError},
     warm::{self, Plan, PlanError},
 };
 use std::cmp::Reverse;
@@ -14,7 +14,7 @@ use vestibule_api::{
     cause::Cause,
     finding::{Finding, Quote},
     machine::MachineState,
-    session::{SessionEventKind, SessionState, StartKind},
+    session::{NotPooled, SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
@@ -145,9 +145,10 @@ impl Host {
         }
         let mut machine = plan.machine(session.start_at_most);
         machine.session_id = Some(session.id);
+        let why = not_pooled(core, session, &plan).await?;
         point("place:planned").await;
         let now = core.now();
-        if !core.store.place(&machine, now).await? {
+        if !core.store.place(&machine, why, now).await? {
             return Ok(Served::Over);
         }
         self.places -= 1;
@@ -183,9 +184,38 @@ fn readiness(state: MachineState) -> u8 {
     }
 }
 
+/// Why a session gets a VM of its own; it was looked for one in stock.
+async fn not_pooled(
+    core: &Shared,
+    session: &SessionRow,
+    plan: &Plan,
+) -> Result<NotPooled, StoreError> {
+    if session.start_at_most != StartKind::Pool {
+        // Both who asks and a failed start lower what the row allows.
+        return Ok(if core.store.had_a_vm(session.id).await? {
+            NotPooled::FellBack
+        } else {
+            NotPooled::Asked
+        });
+    }
+    let aside = plan.aside.as_ref().map(|aside| aside.finding.cause);
+    Ok(match (&plan.snapshot, aside) {
+        (None, _) => NotPooled::NoSnapshot,
+        (Some(_), Some(Cause::SnapshotRefused)) => NotPooled::SnapshotRefused,
+        (Some(_), Some(_)) => NotPooled::SnapshotFailed,
+        (Some(_), None) if keeps(core, plan) => NotPooled::PoolEmpty,
+        (Some(_), None) => NotPooled::NoPool,
+    })
+}
+
+/// Whether the configuration wants VMs of this alias in stock.
+fn keeps(core: &Shared, plan: &Plan) -> bool {
+    core.config.pool().get(&plan.alias).copied().unwrap_or(0) > 0
+}
+
 fn given(core: &Shared, session: &SessionRow, plan: &Plan, start: StartKind, now: Timestamp) {
-    let kept = core.config.pool().get(&plan.alias).copied().unwrap_or(0) > 0;
-    let pool = kept && session.start_at_most == StartKind::Pool && plan.usable().is_some();
+    let pool =
+        keeps(core, plan) && session.start_at_most == StartKind::Pool && plan.usable().is_some();
     core.metrics.given(start, pool, session.created_at, now);
 }
 

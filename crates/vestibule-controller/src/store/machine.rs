@@ -10,7 +10,7 @@ use vestibule_api::{
     finding::Finding,
     ids::{HostId, ImageDigest, MachineId, SessionId, SnapshotId},
     machine::{MachineState, MachineView},
-    session::{SessionEventKind, SessionState, StartKind},
+    session::{NotPooled, SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
@@ -200,10 +200,12 @@ pub(super) fn is_snapshots(cause: Cause) -> bool {
 }
 
 impl Store {
-    /// Gives a waiting session its machine: row, state and effect in one transaction. `false`: it does not wait any more.
+    /// Gives a waiting session its machine, which is none of the pool for the reason `why`: row, state and effect in one
+    /// transaction. `false`: it does not wait any more.
     pub(crate) async fn place(
         &self,
         machine: &MachineRow,
+        why: NotPooled,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let Some(id) = machine.session_id else {
@@ -214,7 +216,10 @@ impl Store {
         let Some(mut session) = session::lock(&mut tx, id).await? else {
             return Ok(false);
         };
-        if !self.give(&mut tx, &mut session, machine, now).await? {
+        if !self
+            .give(&mut tx, &mut session, machine, Some(why), now)
+            .await?
+        {
             return Ok(false);
         }
         insert(&mut tx, machine, self.host).await?;
@@ -228,6 +233,7 @@ impl Store {
         tx: &mut Transaction<'static, Any>,
         session: &mut SessionRow,
         machine: &MachineRow,
+        why: Option<NotPooled>,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
         let facts = Facts {
@@ -236,6 +242,7 @@ impl Store {
                 image: machine.image_digest.clone(),
                 start: machine.start(),
                 snapshot: machine.snapshot_id.clone(),
+                why,
             }),
             ..Facts::default()
         };

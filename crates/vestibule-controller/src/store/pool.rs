@@ -31,7 +31,7 @@ impl Store {
         let Some(mut row) = session::lock(&mut tx, session).await? else {
             return Ok(false);
         };
-        if !machine.is_stock() || !self.give(&mut tx, &mut row, &machine, now).await? {
+        if !machine.is_stock() || !self.give(&mut tx, &mut row, &machine, None, now).await? {
             return Ok(false);
         }
         sqlx::query("UPDATE machine SET session_id = $2 WHERE id = $1")
@@ -42,6 +42,16 @@ impl Store {
             .map_err(StoreError::query("take a machine out of the pool"))?;
         self.commit(tx, Some(session)).await?;
         Ok(true)
+    }
+
+    /// Whether a session had a VM before, which is then not its any more.
+    pub(crate) async fn had_a_vm(&self, session: SessionId) -> Result<bool, StoreError> {
+        sqlx::query("SELECT id FROM machine WHERE session_id = $1 LIMIT 1")
+            .bind(session.to_string())
+            .fetch_optional(self.pool())
+            .await
+            .map(|row| row.is_some())
+            .map_err(StoreError::query("look for a session's first machine"))
     }
 
     /// Writes down a machine that is about to be made for the pool, or that somebody else started.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use vestibule_api::{
     finding::{Finding, Verdict},
     ids::{CredentialId, ImageDigest, MachineId, ProviderId, SessionId, SnapshotId},
-    session::{SessionEventKind, SessionState, StartKind},
+    session::{NotPooled, SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
@@ -71,6 +71,7 @@ pub(crate) struct Given {
     pub(crate) image: ImageDigest,
     pub(crate) start: StartKind,
     pub(crate) snapshot: Option<SnapshotId>,
+    pub(crate) why: Option<NotPooled>,
 }
 
 /// A start that failed, and what is left.
@@ -489,6 +490,7 @@ impl Store {
             kinds.push(SessionEventKind::Claimed {
                 start: given.start,
                 snapshot_id: given.snapshot.clone(),
+                why: given.why,
             });
         }
         if let Some(finding) = facts.finding.clone() {

@@ -10,7 +10,7 @@ use vestibule_api::{
     finding::{Finding, Quote},
     ids::{ImageDigest, ProviderId},
     machine::MachineState,
-    session::{SessionEventKind, SessionState, StartKind},
+    session::{NotPooled, SessionEventKind, SessionState, StartKind},
     time::Timestamp,
 };
 
@@ -128,7 +128,12 @@ async fn placed(store: &Store) -> (SessionId, MachineRow) {
     let id = session(store).await;
     apply(store, id, Event::Accepted).await;
     let machine = given_to(id);
-    assert!(store.place(&machine, Timestamp::now()).await.unwrap());
+    assert!(
+        store
+            .place(&machine, NotPooled::NoSnapshot, Timestamp::now())
+            .await
+            .unwrap()
+    );
     (id, machine)
 }
 
@@ -208,7 +213,8 @@ mod bodies {
             events[2].event,
             SessionEventKind::Claimed {
                 start: StartKind::Cold,
-                snapshot_id: None
+                snapshot_id: None,
+                why: Some(NotPooled::NoSnapshot)
             }
         );
         let numbers: Vec<_> = events.iter().map(|e| e.seq).collect();
@@ -343,7 +349,12 @@ mod bodies {
     pub(super) async fn a_place_is_given_once(store: &Store) {
         let (id, _) = placed(store).await;
         let second = given_to(id);
-        assert!(!store.place(&second, Timestamp::now()).await.unwrap());
+        assert!(
+            !store
+                .place(&second, NotPooled::NoSnapshot, Timestamp::now())
+                .await
+                .unwrap()
+        );
         assert!(store.machine(second.id).await.unwrap().is_none());
         assert_eq!(store.machines().await.unwrap().len(), 1);
     }
@@ -467,7 +478,10 @@ mod bodies {
             MachineState::Up
         );
         assert!(
-            !store.place(&machine, Timestamp::now()).await.unwrap(),
+            !store
+                .place(&machine, NotPooled::NoSnapshot, Timestamp::now())
+                .await
+                .unwrap(),
             "it is for no session"
         );
     }

@@ -16,7 +16,7 @@ use vestibule_api::{
     egress::EgressPolicy,
     ids::SessionId,
     machine::MachineState,
-    session::{SessionEvent, SessionEventKind, SessionState, StartKind, StartReply},
+    session::{NotPooled, SessionEvent, SessionEventKind, SessionState, StartKind, StartReply},
 };
 
 /// A home whose image has a snapshot.
@@ -65,13 +65,27 @@ pub(crate) async fn so_far(api: &Api, id: SessionId) -> Vec<SessionEvent> {
 
 pub(crate) fn starts(events: &[SessionEvent]) -> Vec<StartKind> {
     let starts = events.iter().filter_map(|event| match &event.event {
-        SessionEventKind::Claimed { start, snapshot_id } => {
+        SessionEventKind::Claimed {
+            start,
+            snapshot_id,
+            why,
+        } => {
             assert_eq!(snapshot_id.is_some(), *start != StartKind::Cold);
+            assert_eq!(why.is_none(), *start == StartKind::Pool);
             Some(*start)
         }
         _ => None,
     });
     starts.collect()
+}
+
+/// Why the VMs that a session was given were none of the pool.
+pub(crate) fn reasons(events: &[SessionEvent]) -> Vec<NotPooled> {
+    let reasons = events.iter().filter_map(|event| match &event.event {
+        SessionEventKind::Claimed { why, .. } => *why,
+        _ => None,
+    });
+    reasons.collect()
 }
 
 pub(crate) fn fallbacks(events: &[SessionEvent]) -> Vec<(StartKind, StartKind, Cause)> {
@@ -166,15 +180,18 @@ async fn no_vm_is_given_to_two_sessions() {
     stocked(&home, api, 2).await;
     let ids = futures_util::future::join_all((0..5).map(|_| api.start("codex"))).await;
     let mut all = Vec::new();
-    let mut machines = HashSet::new();
+    let (mut machines, mut why) = (HashSet::new(), Vec::new());
     for id in &ids {
-        all.extend(starts(&so_far(api, *id).await));
+        let events = so_far(api, *id).await;
+        all.extend(starts(&events));
+        why.extend(reasons(&events));
         machines.insert(api.machine(*id).await);
     }
     assert_eq!(machines.len(), ids.len());
     all.sort();
     let (restore, pool) = (StartKind::Restore, StartKind::Pool);
     assert_eq!(all, [restore, restore, restore, pool, pool]);
+    assert_eq!(why, [NotPooled::PoolEmpty; 3]);
     assert!(metrics(api).await.contains("result=\"miss\"} 3"));
     for id in ids {
         let runner = home.runner(api.machine(id).await).await;

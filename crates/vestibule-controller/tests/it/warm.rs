@@ -1,6 +1,8 @@
 //! Warm starts: each way in which a session's VM begins, what it gets when that fails, and how all of it is told.
 use crate::{
-    pool::{fallbacks, metrics, so_far, start_cold, starts, states, stocked, warm, warm_start},
+    pool::{
+        fallbacks, metrics, reasons, so_far, start_cold, starts, states, stocked, warm, warm_start,
+    },
     support::{
         api::{Api, bytes},
         home::Home,
@@ -13,8 +15,8 @@ use vestibule_api::{
     agent::LoginEvent,
     cause::Cause,
     ids::{MachineId, SessionId},
-    machine::RunnerEventKind,
-    session::{Right, SessionEventKind, SessionState, StartKind},
+    machine::{Phase, RunnerEventKind},
+    session::{NotPooled, Right, SessionEventKind, SessionState, StartKind},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,6 +27,7 @@ async fn what_a_viewer_sees_first_is_an_event() {
     let id = api.start("codex").await;
     let events = so_far(api, id).await;
     assert_eq!(starts(&events), [StartKind::Restore]);
+    assert_eq!(reasons(&events), [NotPooled::NoPool]);
     let runner = home.runner(api.machine(id).await).await;
     assert_eq!(runner.spec.session_id, Some(id));
     assert_eq!(runner.spec.boot_deadline_s, 120);
@@ -68,7 +71,44 @@ async fn a_session_may_ask_for_a_boot() {
     let runner = home.runner(api.machine(id).await).await;
     assert!(runner.spec.restore.is_none() && pooled.claims.lock().unwrap().is_empty());
     runner.up();
-    assert_eq!(starts(&so_far(api, id).await), [StartKind::Cold]);
+    let events = so_far(api, id).await;
+    assert_eq!(starts(&events), [StartKind::Cold]);
+    assert_eq!(reasons(&events), [NotPooled::Asked]);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_boot_for_want_of_a_snapshot_is_told_phase_by_phase() {
+    let home = Home::with("");
+    home.publish("6.1");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let id = api.start("codex").await;
+    let runner = home.runner(api.machine(id).await).await;
+    let boot = [
+        Phase::VmmStarted,
+        Phase::KernelOutput,
+        Phase::StreamUp,
+        Phase::AgentUp,
+    ];
+    for phase in boot {
+        runner.say(RunnerEventKind::Phase { phase });
+    }
+    runner.up();
+    let events = so_far(api, id).await;
+    assert_eq!(starts(&events), [StartKind::Cold]);
+    assert_eq!(reasons(&events), [NotPooled::NoSnapshot]);
+    let told = events.iter().filter_map(|event| match event.event {
+        SessionEventKind::Phase { phase } => Some(phase),
+        _ => None,
+    });
+    let all = [&boot[..], &[Phase::Painted, Phase::Ready]].concat();
+    assert_eq!(told.collect::<Vec<_>>(), all);
+    let text = metrics(api).await;
+    for phase in "claimed vmm-started kernel-output stream-up agent-up painted ready".split(' ') {
+        let line = format!("vestibule_phase_seconds_count{{phase=\"{phase}\",start=\"cold\"}} 1");
+        assert!(text.contains(&line), "{line} in {text}");
+    }
     controller.stop().await;
 }
 
@@ -84,6 +124,8 @@ async fn a_snapshot_that_can_not_be_restored_is_booted_around() {
         home.runner(second).await.up();
         let events = so_far(api, id).await;
         assert_eq!(starts(&events), [StartKind::Restore, StartKind::Cold]);
+        let why = [NotPooled::NoPool, NotPooled::FellBack];
+        assert_eq!(reasons(&events), why);
         let back = (StartKind::Restore, StartKind::Cold, cause);
         assert_eq!(fallbacks(&events), [back]);
         let text = format!("{events:?}");
@@ -116,7 +158,14 @@ async fn a_snapshot_that_can_not_be_restored_is_booted_around() {
         let runner = home.runner(api.machine(next).await).await;
         assert!(runner.spec.restore.is_none());
         runner.up();
-        assert_eq!(starts(&so_far(api, next).await), [StartKind::Cold]);
+        let events = so_far(api, next).await;
+        assert_eq!(starts(&events), [StartKind::Cold]);
+        let why = if cause == Cause::SnapshotRefused {
+            NotPooled::SnapshotRefused
+        } else {
+            NotPooled::SnapshotFailed
+        };
+        assert_eq!(reasons(&events), [why]);
         controller.kill().await;
 
         // The host may have changed: the next controller tries it again.
@@ -162,6 +211,7 @@ async fn a_session_whose_vm_of_the_pool_can_not_be_had_gets_another() {
         let id = api.start("codex").await;
         let events = so_far(api, id).await;
         assert_eq!(starts(&events), [StartKind::Pool, StartKind::Restore]);
+        assert_eq!(reasons(&events), [NotPooled::FellBack]);
         let back = (StartKind::Pool, StartKind::Restore, cause);
         assert_eq!(fallbacks(&events), [back], "{fate:?}");
         assert!(api.session(id).await.failure.is_none());

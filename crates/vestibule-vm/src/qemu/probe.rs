@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     io::Write as _,
+    os::unix::process::CommandExt as _,
     process::{Command, Stdio},
 };
 
@@ -28,40 +29,45 @@ pub(super) struct Probed {
 /// In the directory for such things.
 const KEPT: &str = "qemu.json";
 
+/// It ran and did not answer, or not what is understood. Memory that was short is such a reason: so it is not kept.
+struct NoAnswer;
+
 /// What `program` can do: what it said before and is kept in `cache_dir`, or else says now. Blocks, for about 50 ms where the
 /// program is started.
 pub(super) fn probe(
     program: &Utf8Path,
     cache_dir: Option<&Utf8Path>,
 ) -> Result<Probed, ProbeError> {
-    kept::find(cache_dir, KEPT, kept::identity(program).as_ref(), || {
-        probe_now(program)
-    })
-}
-
-/// Starts `program`.
-fn probe_now(program: &Utf8Path) -> Result<Probed, ProbeError> {
-    match ask(program).and_then(|said| understand(&said)) {
-        Some(probed) => Ok(probed),
+    let answered = kept::find(cache_dir, KEPT, kept::identity(program).as_ref(), || {
+        let said = ask(program).ok_or(NoAnswer)?;
+        understand(&said).ok_or(NoAnswer)
+    });
+    answered.or_else(|NoAnswer| {
         // What it says of its version is then all that is known, or why it does not run.
-        None => Ok(Probed {
+        Ok(Probed {
             version: crate::doctor::program_version(program)?,
             machine: FAMILY.to_owned(),
             snapshot: false,
             read_only_memory: false,
-        }),
-    }
+        })
+    })
 }
 
 fn ask(program: &Utf8Path) -> Option<String> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args("-S -M none -nodefaults -no-user-config -display none -qmp stdio".split(' '))
         .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
+        .stderr(Stdio::null());
+    // Without a guest, too, QEMU takes a buffer of 1 GiB for translated code, more than a runner may have.
+    // SAFETY: the closure makes two system calls and allocates nothing.
+    #[expect(unsafe_code, reason = "only pre_exec runs code in the child")]
+    unsafe {
+        command.pre_exec(|| Ok(crate::memory::lift()?));
+    }
+    let mut child = command.spawn().ok()?;
     let questions = [
         json!({ "execute": "qmp_capabilities" }),
         json!({ "execute": "query-machines", "id": "machines" }),
@@ -114,13 +120,17 @@ mod tests {
 
     /// A program that says what a QEMU of version `10.0.<micro>` says, and counts its starts.
     fn install(at: &Utf8Path, micro: u32) {
-        use std::os::unix::fs::PermissionsExt as _;
         let starts = at.with_extension("starts");
         let text = format!(
             "#!/bin/sh\necho start >> {starts}\ncat <<'END'\n{}\nEND\n",
             SAID.replace("\"micro\": 2", &format!("\"micro\": {micro}"))
         );
-        // A new file, as a package manager installs one.
+        put(at, &text);
+    }
+
+    /// A new file, as a package manager installs one.
+    fn put(at: &Utf8Path, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
         let new = at.with_extension("new");
         std::fs::write(&new, text).unwrap();
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -147,6 +157,20 @@ mod tests {
         version("10.0.3", 3);
         let left: Vec<_> = std::fs::read_dir(&cache).unwrap().flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
+    }
+
+    #[test]
+    fn what_did_not_answer_is_asked_again() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let (program, said) = (dir.path().join("qemu"), dir.path().join("said"));
+        let text = format!(
+            "#!/bin/sh\n[ $1 = --version ] && echo QEMU emulator version 7.2.22 || cat {said}\n"
+        );
+        put(&program, &text);
+        let snapshot = || probe(&program, Some(dir.path())).unwrap().snapshot;
+        assert!(!snapshot() && !snapshot());
+        std::fs::write(&said, SAID).unwrap();
+        assert!(snapshot());
     }
 
     #[test]

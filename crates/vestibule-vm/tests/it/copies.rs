@@ -3,6 +3,7 @@
 //! in `VESTIBULE_TEST_CA`.
 use crate::{
     guest::{manifest_of, run_in},
+    inherited,
     snapshot::{clock_error_ms, digest, golden_within, identity, restored},
     support::{Place, Running},
 };
@@ -39,8 +40,11 @@ const AT_ONCE_WITH_BROWSER: usize = 3;
 const OPEN_S: u32 = 400;
 const PAGE: Duration = Duration::from_secs(600);
 
+/// Says what it finds before it leaves anything, and is followed by a cookie (see [`answer`]).
 const SCRIPT: &str = "<!doctype html><title>copies</title><script>
-fetch(location.pathname, {method: 'POST', body: JSON.stringify({
+const left = [document.cookie, localStorage.planted, sessionStorage.planted].filter(Boolean);
+localStorage.planted = sessionStorage.planted = 'here';
+fetch(location.pathname, {method: 'POST', body: JSON.stringify({ left,
   bytes: Array.from(crypto.getRandomValues(new Uint8Array(32))),
   uuid: crypto.randomUUID(), math: [Math.random(), Math.random(), Math.random(), Math.random()]})})
 </script>";
@@ -51,12 +55,19 @@ struct Drawn {
     bytes: Vec<u8>,
     uuid: String,
     math: Vec<f64>,
+    /// What the page found of an earlier one: cookies that it may read, and its storage.
+    left: Vec<String>,
+    /// The browser's cookies that came with it.
+    #[serde(skip)]
+    cookies: Option<String>,
 }
 
 /// A site over TLS that was set up a minute ago: what its pages drew, and what its clients said first.
 struct Site {
     address: SocketAddr,
     drawn: Arc<Mutex<BTreeMap<String, Drawn>>>,
+    /// Requests for pages by browsers that had cookies.
+    early: Arc<Mutex<Vec<String>>>,
     /// `ClientHello.random` of each connection (RFC 8446, section 4.1.2).
     randoms: Arc<Mutex<Vec<[u8; 32]>>>,
 }
@@ -73,12 +84,15 @@ impl Site {
         let site = Self {
             address: listener.local_addr().unwrap(),
             drawn: Arc::default(),
+            early: Arc::default(),
             randoms: Arc::default(),
         };
         let (drawn, randoms) = (Arc::clone(&site.drawn), Arc::clone(&site.randoms));
+        let early = Arc::clone(&site.early);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (drawn, randoms) = (Arc::clone(&drawn), Arc::clone(&randoms));
+                let early = Arc::clone(&early);
                 let acceptor = TlsAcceptor::from(Arc::clone(&server));
                 tokio::spawn(async move {
                     if let Some(random) = client_random(&stream).await {
@@ -87,7 +101,9 @@ impl Site {
                     let Ok(stream) = acceptor.accept(stream).await else {
                         return;
                     };
-                    let answer = service_fn(move |request| answer(request, Arc::clone(&drawn)));
+                    let answer = service_fn(move |request| {
+                        answer(request, Arc::clone(&drawn), Arc::clone(&early))
+                    });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), answer)
                         .await;
@@ -149,21 +165,27 @@ async fn client_random(stream: &TcpStream) -> Option<[u8; 32]> {
 async fn answer(
     request: Request<Incoming>,
     drawn: Arc<Mutex<BTreeMap<String, Drawn>>>,
+    early: Arc<Mutex<Vec<String>>>,
 ) -> Result<Response<Full<&'static [u8]>>, Infallible> {
     let name = request.uri().path().trim_start_matches('/').to_owned();
+    let cookies = request.headers().get("cookie");
+    let cookies = cookies.map(|cookies| String::from_utf8_lossy(cookies.as_bytes()).into_owned());
     let mut status = StatusCode::OK;
     if *request.method() == Method::POST {
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        drawn
-            .lock()
-            .unwrap()
-            .insert(name, serde_json::from_slice(&body).unwrap());
+        let mut said: Drawn = serde_json::from_slice(&body).unwrap();
+        said.cookies = cookies;
+        drawn.lock().unwrap().insert(name, said);
     } else if name == "favicon.ico" {
         status = StatusCode::NOT_FOUND;
+    } else if let Some(cookies) = cookies {
+        early.lock().unwrap().push(format!("{name}: {cookies}"));
     }
     let page = Response::builder()
         .status(status)
-        .header("content-type", "text/html");
+        .header("content-type", "text/html")
+        .header("cache-control", "max-age=3600")
+        .header("set-cookie", "planted=here; Max-Age=3600; Secure; HttpOnly");
     Ok(page.body(Full::new(SCRIPT.as_bytes())).unwrap())
 }
 
@@ -216,6 +238,9 @@ impl Copies {
                 .visited_by(&runner, &place.spec.machine_id.to_string())
                 .await;
             assert_eq!((drawn.bytes.len(), drawn.math.len()), (32, 4));
+            assert_eq!(drawn.left, Vec::<String>::new(), "the page found it");
+            assert_eq!(*site.early.lock().unwrap(), Vec::<String>::new());
+            assert_eq!(drawn.cookies.as_deref(), Some("planted=here"));
             let mut seen = self.seen.lock().unwrap();
             seen.add(format!("bytes {:?}", drawn.bytes));
             seen.add(format!("uuid {}", drawn.uuid));
@@ -245,6 +270,14 @@ struct Copied {
 }
 
 impl Copied {
+    /// Ends; `looked_at`: after everything was found in it that the site has left there.
+    async fn end_used(self, looked_at: bool) {
+        if looked_at {
+            inherited::finds_what_was_planted(&self.runner, HOST).await;
+        }
+        self.end().await;
+    }
+
     async fn end(self) {
         self.runner.stop().await;
         self.runner.ended().await;
@@ -286,7 +319,8 @@ async fn many_copies_have_nothing_in_common() {
     let (mut took, mut last) = (Vec::new(), None);
     for _ in 0..alone {
         // While one ends the next begins.
-        let ended = OptionFuture::from(last.take().map(Copied::end));
+        let first = with_browser && took.len() == 1;
+        let ended = OptionFuture::from(last.take().map(|copied: Copied| copied.end_used(first)));
         let ((copied, up), _) = tokio::join!(copies.begin(), ended);
         took.push(up);
         last = Some(copied);

@@ -15,6 +15,7 @@ mod copies;
 mod egress;
 mod firecracker;
 mod guest;
+mod inherited;
 mod memory;
 mod qmp;
 mod runner;

@@ -106,7 +106,10 @@ async fn a_runner_has_the_limit_and_its_vmm_has_not() {
             .find_map(|line| line.strip_prefix("Max data size"));
         line.unwrap().split_whitespace().next().unwrap().to_owned()
     };
-    let place = Place::bare("up\n", Then::Halt);
+    let mut place = Place::bare("up\n", Then::Halt);
+    // The VMM that is asked what it can do has not, either: with the limit it would have no room for translated code, and
+    // snapshots would be refused.
+    place.spec.save_to = Some(place.home.path().join("unfinished").into_string());
     let runner = place.start().await;
     runner.state(MachineState::Booting).await;
     let vmm = runner.view().await.vmm_pid.unwrap();

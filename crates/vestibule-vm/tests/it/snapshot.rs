@@ -1,6 +1,7 @@
 //! Snapshots of a real guest: the image in `VESTIBULE_TEST_IMAGE` boots once, is saved, and everything else is restored.
 use crate::{
     guest::{exec, place},
+    inherited,
     support::{Place, Running, gone, soon, tree},
 };
 use camino::{Utf8Path, Utf8PathBuf};
@@ -22,6 +23,7 @@ use vestibule_api::{
     mux::{Side, StreamKey, host_handshake, start},
     snapshot::{MANIFEST_FILE, MEMORY_FILE},
     stream::Open,
+    time::Timestamp,
 };
 use vestibule_testkit::clock;
 use vestibule_vm::{
@@ -352,8 +354,11 @@ async fn browsers_are_their_copys_own() {
     for _ in 0..2 {
         let mut place = restored(&from);
         place.spec.boot_deadline_s = 600;
+        let since = Timestamp::now();
         let runner = place.start().await;
         runner.state(MachineState::Up).await;
+        let inherited = inherited::found(&runner, since).await;
+        assert_eq!(inherited, Vec::<String>::new());
         let ids = exec(&runner, BROWSER_IDS).await;
         println!("{}", ids.stdout);
         let lines: Vec<_> = ids.stdout.lines().collect();

@@ -30,6 +30,10 @@ const VM_END: Duration = Duration::from_secs(120);
 /// A guest whose view is open has shown its screen within this time.
 const VIEW: Duration = Duration::from_secs(60);
 
+/// The runner's word of the first frame, and the page that the tool opens, come within this after the tool runs; where a flow
+/// opens none, nothing does.
+const PAGE: Duration = Duration::from_secs(30);
+
 /// What is timed here besides a session's milestones: the reply to the request, and what the viewer itself sees.
 const ACCEPTED: &str = "accepted";
 const GREETS: &str = "view-greets";
@@ -171,7 +175,8 @@ async fn turn(controller: &Controller, args: &BenchArgs) -> anyhow::Result<Turn>
     Ok(turn)
 }
 
-/// Follows a session until a person could begin: the tool runs, and the screen is seen.
+/// Follows a session until a person could begin: the tool runs, the screen is seen, and the tool's page was handed to the
+/// browser, if it comes.
 async fn watch(
     controller: &Controller,
     session: SessionId,
@@ -181,19 +186,34 @@ async fn watch(
     let mut events = controller.events(session).await?;
     let mut asked_at = None;
     let mut views = tokio::task::JoinSet::new();
-    let (mut seen, mut started) = (false, false);
-    while !(seen && started) {
+    let (mut seen, mut started) = (None, None);
+    let whole = |turn: &Turn| {
+        [Milestone::FirstFrame, Milestone::BrowserNavigated]
+            .iter()
+            .all(|milestone| turn.phases.contains_key(milestone.id()))
+    };
+    loop {
+        let could_begin = started.zip(seen);
+        let patience = could_begin
+            .map(|(since, limit): (Instant, Duration)| limit.saturating_sub(since.elapsed()));
+        if patience.is_some_and(|left| left.is_zero() || whole(turn)) {
+            return Ok(());
+        }
         let event = tokio::select! {
             event = events.next() => event?.context("the controller ended the event stream")?,
+            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => continue,
             Some(shown) = views.join_next() => {
-                seen = true;
                 // An image without a screen has no view; the sign-in goes on.
                 match shown? {
                     Ok((greets, shows)) => {
                         turn.phases.insert(GREETS, greets);
                         turn.phases.insert(SHOWS, shows);
+                        seen = Some(PAGE);
                     }
-                    Err(err) => output::note(&format!("session {session}: no view: {err:#}")),
+                    Err(err) => {
+                        output::note(&format!("session {session}: no view: {err:#}"));
+                        seen = Some(Duration::ZERO);
+                    }
                 }
                 continue;
             }
@@ -211,7 +231,12 @@ async fn watch(
                 shown.await.context("nothing was shown in a minute")?
             });
         }
-        started |= state == SessionState::AwaitingUser;
+        if state == SessionState::AwaitingUser {
+            started.get_or_insert_with(Instant::now);
+        }
+        if state.is_terminal() && could_begin.is_some() {
+            return Ok(());
+        }
         if state.is_terminal() {
             let view = view(controller, session).await?;
             turn.machine = view.machine_id;
@@ -219,7 +244,6 @@ async fn watch(
             bail!("it ended: {} ({})", state.id(), cause.unwrap_or("no cause"));
         }
     }
-    Ok(())
 }
 
 async fn view(controller: &Controller, session: SessionId) -> anyhow::Result<SessionView> {
@@ -437,6 +461,7 @@ mod tests {
             SessionEventKind::Claimed {
                 start: StartKind::Pool,
                 snapshot_id: None,
+                why: None,
             },
             SessionEventKind::Phase {
                 phase: vestibule_api::machine::Phase::Resumed,

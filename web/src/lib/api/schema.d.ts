@@ -1141,6 +1141,11 @@ export interface components {
             role: components["schemas"]["Role"];
         };
         /**
+         * @description Why a session's VM did not come out of the pool.
+         * @enum {string}
+         */
+        NotPooled: "asked" | "fell-back" | "no-snapshot" | "snapshot-refused" | "snapshot-failed" | "no-pool" | "pool-empty";
+        /**
          * @description Evidence is weak, and why. A note is never the verdict.
          * @enum {string}
          */
@@ -1388,6 +1393,7 @@ export interface components {
             start: components["schemas"]["StartKind"];
             /** @enum {string} */
             type: "claimed";
+            why?: components["schemas"]["NotPooled"] | null;
         } | {
             finding: components["schemas"]["Finding"];
             /** @description How the VM that failed began. */

@@ -30,6 +30,7 @@ export type SessionState = Schemas["SessionState"];
 export type SessionView = Schemas["SessionView"];
 export type Stage = Schemas["Stage"];
 export type StartReply = Schemas["StartReply"];
+export type NotPooled = Schemas["NotPooled"];
 export type StartKind = Schemas["StartKind"];
 export type StartRequest = Schemas["StartRequest"];
 export type TicketReply = Schemas["TicketReply"];

@@ -1,5 +1,12 @@
 /** States, phases and refusals in words for the person who signs in. */
-import type { EgressReason, MachineState, Phase, SessionState, StartKind } from "../api/types";
+import type {
+  EgressReason,
+  MachineState,
+  NotPooled,
+  Phase,
+  SessionState,
+  StartKind,
+} from "../api/types";
 
 export const SESSION_STATES: Record<SessionState, string> = {
   requested: "Preparing",
@@ -42,6 +49,17 @@ export const STARTS: Record<StartKind, string> = {
   pool: "A private computer was ready",
   restore: "A private computer is made from a saved state",
   cold: "A private computer is switched on",
+};
+
+/** Why none was ready. */
+export const NOT_POOLED: Record<NotPooled, string> = {
+  asked: "As was asked for",
+  "fell-back": "Instead of the one before",
+  "no-snapshot": "There is no saved state of this size",
+  "snapshot-refused": "The saved state was refused not long ago",
+  "snapshot-failed": "The saved state could not be used not long ago",
+  "no-pool": "None are kept ready",
+  "pool-empty": "None was ready at the moment",
 };
 
 /** What follows when that failed, by how the next one begins at most. */

@@ -130,7 +130,7 @@ pub(in crate::store::tests) async fn a_lease_is_one_controllers(store: &Store) {
     let waiting = session(store).await;
     apply(store, waiting, Event::Accepted).await;
     let refused = store
-        .place(&given_to(waiting), Timestamp::now())
+        .place(&given_to(waiting), NotPooled::PoolEmpty, Timestamp::now())
         .await
         .unwrap_err();
     assert!(matches!(refused, StoreError::Fenced), "{refused}");
@@ -182,7 +182,11 @@ async fn two_controllers_do_not_stand_in_each_others_way() {
         let mut placed = Vec::new();
         for id in &waiting {
             let machine = given_to(*id);
-            if store.place(&machine, Timestamp::now()).await.unwrap() {
+            if store
+                .place(&machine, NotPooled::PoolEmpty, Timestamp::now())
+                .await
+                .unwrap()
+            {
                 placed.push(machine.id);
             }
         }

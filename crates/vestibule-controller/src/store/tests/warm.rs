@@ -49,6 +49,7 @@ pub(in crate::store::tests) async fn a_warm_start_that_fails_is_tried_another_wa
     let id = session(store).await;
     apply(store, id, Event::Accepted).await;
     let before = Timestamp::now();
+    assert!(!store.had_a_vm(id).await.unwrap());
     for (pooled, cause, next) in [
         (true, Cause::RunnerLost, StartKind::Restore),
         (false, Cause::SnapshotRefused, StartKind::Cold),
@@ -56,7 +57,12 @@ pub(in crate::store::tests) async fn a_warm_start_that_fails_is_tried_another_wa
         let mut machine = given_to(id);
         machine.snapshot_id = Some(snapshot.clone());
         machine.pooled = pooled;
-        assert!(store.place(&machine, Timestamp::now()).await.unwrap());
+        assert!(
+            store
+                .place(&machine, NotPooled::PoolEmpty, Timestamp::now())
+                .await
+                .unwrap()
+        );
         let seen = store.session(id).await.unwrap().unwrap();
         let why = Finding::new(cause, finding().evidence[0].clone(), "why", "fix");
         let failed = || store.machine_failed(machine.id, why.clone(), Timestamp::now());
@@ -68,6 +74,7 @@ pub(in crate::store::tests) async fn a_warm_start_that_fails_is_tried_another_wa
         let row = store.session(id).await.unwrap().unwrap();
         assert_eq!((row.start_at_most, row.machine_id), (next, None));
         assert!(row.failure.is_none(), "it did not fail");
+        assert!(store.had_a_vm(id).await.unwrap());
         // Whoever still looks at the machine that it had says nothing about the session any more.
         for event in [
             Event::MachineFailed,
@@ -96,7 +103,12 @@ pub(in crate::store::tests) async fn a_warm_start_that_fails_is_tried_another_wa
     assert_eq!(effects, [(id, Effect::Launch)], "in order, one at a time");
 
     let machine = given_to(id);
-    assert!(store.place(&machine, Timestamp::now()).await.unwrap());
+    assert!(
+        store
+            .place(&machine, NotPooled::PoolEmpty, Timestamp::now())
+            .await
+            .unwrap()
+    );
     let failed = store.machine_failed(machine.id, finding(), Timestamp::now());
     let told = failed.await.unwrap().unwrap();
     assert_eq!(
