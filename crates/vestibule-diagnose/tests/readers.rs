@@ -159,6 +159,7 @@ fn walk(root: &Root) {
                 root.stat(&path),
                 root.read_at(&path, 0, 1 << 16),
                 root.link(&path),
+                root.xattrs(&path),
             );
             if seen < 2_000 && path.len() < 200 {
                 todo.push(path);
