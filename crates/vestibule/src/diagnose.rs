@@ -193,14 +193,14 @@ pub(crate) fn print(verdict: &Verdict, out: Output) -> anyhow::Result<ExitCode> 
 
 /// Prints why something failed, beside the error that says so: a script reads the verdict's fields, and `error` as always.
 pub(crate) fn print_failure(
-    finding: Finding,
+    finding: &Finding,
     error: &anyhow::Error,
     out: Output,
 ) -> anyhow::Result<ExitCode> {
     output::note(&format!("vestibule: {error:#}"));
     if out.json {
         let message = format!("{error:#}");
-        let mut value = serde_json::to_value(&finding)?;
+        let mut value = serde_json::to_value(finding)?;
         if let Some(object) = value.as_object_mut() {
             object.insert(
                 "verdict".to_owned(),
@@ -213,7 +213,7 @@ pub(crate) fn print_failure(
         }
         output::line(&serde_json::to_string_pretty(&value)?);
     } else {
-        output::note(&output::finding(&finding));
+        output::note(&output::finding(finding));
     }
     Ok(ExitCode::FAILURE)
 }

@@ -129,7 +129,7 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
                 Ok(built) => out.print(&built, |built| built.digest.to_string())?,
                 Err(err) => {
                     let finding = vestibule_image::failed(&store, &options, &err, began);
-                    return crate::diagnose::print_failure(finding, &err.into(), out);
+                    return crate::diagnose::print_failure(&finding, &err.into(), out);
                 }
             }
         }
