@@ -17,7 +17,7 @@ impl From<LoginError> for Refusal {
     fn from(err: LoginError) -> Self {
         let text = Chain(&err).to_string();
         match err {
-            LoginError::UnderWay | LoginError::OtherSession(_) | LoginError::None => {
+            LoginError::Begun | LoginError::OtherSession(_) | LoginError::None => {
                 Self::new(StatusCode::CONFLICT, text)
             }
             LoginError::NoFlow(_) | LoginError::Url(_) | LoginError::Seal(_) => {

@@ -39,8 +39,8 @@ use vestibule_api::{
 /// Why a sign-in does not begin, or a request about it is not met.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoginError {
-    #[error("begin the sign-in: another one is under way")]
-    UnderWay,
+    #[error("begin the sign-in: this VM's was begun before")]
+    Begun,
     #[error("begin the sign-in: the VM belongs to the session {0}")]
     OtherSession(SessionId),
     #[error("begin the sign-in: the pack has no flow `{0}`")]
@@ -69,7 +69,7 @@ pub(crate) enum LoginError {
     Url(String),
 }
 
-/// The agent's sign-ins: one at a time.
+/// The agent's sign-in: one in a VM's life.
 #[derive(Debug)]
 pub(crate) struct Logins {
     current: Mutex<Current>,
@@ -79,7 +79,7 @@ pub(crate) struct Logins {
 
 #[derive(Debug, Default)]
 struct Current {
-    /// The driver of the sign-in under way.
+    /// The driver of the sign-in that was begun.
     driver: Option<mpsc::Sender<Command>>,
     credential: Option<Secret<Vec<u8>>>,
 }
@@ -107,10 +107,11 @@ impl Logins {
         }
     }
 
-    /// Begins a sign-in, which then goes on by itself and reports through events.
+    /// Begins a sign-in, which then goes on by itself and reports through events. A controller that was killed asks a second
+    /// time, maybe when the credential has been captured already: nothing is begun again then, and nothing is lost.
     ///
     /// # Errors
-    /// When one is under way, or the pack and this guest do not fit. A tool that starts and fails is an event instead.
+    /// When one was begun before, or the pack and this guest do not fit. A tool that starts and fails is an event instead.
     pub(crate) fn begin(
         &self,
         agent: &Arc<Agent>,
@@ -121,12 +122,8 @@ impl Logins {
             return Err(LoginError::OtherSession(owner));
         }
         let mut current = self.lock();
-        if current
-            .driver
-            .as_ref()
-            .is_some_and(|driver| !driver.is_closed())
-        {
-            return Err(LoginError::UnderWay);
+        if current.driver.is_some() {
+            return Err(LoginError::Begun);
         }
         let flow = request
             .pack
