@@ -137,6 +137,8 @@ need_nested() {
 packages_build=(build-essential ca-certificates pkg-config)
 packages_image=(mmdebstrap uidmap e2fsprogs fontconfig)
 packages_run=(qemu-system-x86)
+# Oracles of tests: what systemd's own programs read and write.
+packages_test=(systemd systemd-journal-remote)
 
 # build_web: the dashboard, into web/dist; nothing to do when its sources have not changed.
 build_web() {

@@ -176,6 +176,7 @@ kebab_enum! {
         EvidenceOverlayRoot = "evidence-overlay-root",
         EvidenceLogLevel = "evidence-log-level",
         EvidenceClock = "evidence-clock",
+        EvidenceFileSystemErrors = "evidence-file-system-errors",
     }
 }
 

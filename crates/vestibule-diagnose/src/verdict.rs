@@ -5,7 +5,7 @@ use crate::{
 };
 use std::collections::HashSet;
 use vestibule_api::{
-    cause::{Cause, Stage},
+    cause::{Cause, Note, Stage},
     finding::{Finding, Verdict, VerdictKind},
 };
 
@@ -138,7 +138,7 @@ fn looks_healthy(case: &Case<'_>) -> bool {
     // Silence of a run is no proof of health, unless the unit's own settings explain it.
     let explained = rules::notes::all(case)
         .iter()
-        .any(|n| n.note != vestibule_api::cause::Note::EvidenceClock);
+        .any(|n| !matches!(n.note, Note::EvidenceClock | Note::EvidenceFileSystemErrors));
     sound && (!case.has_run() || explained)
 }
 

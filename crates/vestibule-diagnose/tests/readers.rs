@@ -30,6 +30,7 @@ fn fixture(name: &str) -> Vec<u8> {
 static EXPORT: LazyLock<Vec<u8>> = LazyLock::new(|| fixture("small.export"));
 static COMPACT: LazyLock<Vec<u8>> = LazyLock::new(|| fixture("compact-zstd.journal"));
 static REGULAR: LazyLock<Vec<u8>> = LazyLock::new(|| fixture("regular-zstd.journal"));
+static LZ4: LazyLock<Vec<u8>> = LazyLock::new(|| fixture("lz4-compact.journal"));
 static DISK: LazyLock<Vec<u8>> = LazyLock::new(|| fixture("disk.ext4"));
 
 /// No single answer may take longer; the machine is shared and the build is not optimised.
@@ -159,6 +160,7 @@ fn walk(root: &Root) {
                 root.stat(&path),
                 root.read_at(&path, 0, 1 << 16),
                 root.link(&path),
+                root.xattrs(&path),
             );
             if seen < 2_000 && path.len() < 200 {
                 todo.push(path);
@@ -172,9 +174,9 @@ proptest! {
 
     #[test]
     fn journals_survive_damage(
-        at in changes(60), keep in prop::option::of(any::<prop::sample::Index>()), compact in any::<bool>(),
+        at in changes(60), keep in prop::option::of(any::<prop::sample::Index>()), form in 0_usize..3,
     ) {
-        let source = if compact { &*COMPACT } else { &*REGULAR };
+        let source = [&*COMPACT, &*REGULAR, &*LZ4][form];
         let used = source.iter().rposition(|b| *b != 0).unwrap();
         let bytes = damaged(&source[..used], &at, keep);
         let journal = timed(|| Journal::parse(&bytes, "journal"));

@@ -6,7 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use std::{io::Read as _, process::ExitCode};
 use vestibule_api::{
     cause::Cause,
-    finding::{Verdict, VerdictKind},
+    finding::{Finding, Verdict, VerdictKind},
     image::Manifest,
 };
 use vestibule_diagnose::{
@@ -189,6 +189,33 @@ pub(crate) fn print(verdict: &Verdict, out: Output) -> anyhow::Result<ExitCode> 
         VerdictKind::Cause => ExitCode::from(1),
         VerdictKind::Unknown => ExitCode::from(2),
     })
+}
+
+/// Prints why something failed, beside the error that says so: a script reads the verdict's fields, and `error` as always.
+pub(crate) fn print_failure(
+    finding: &Finding,
+    error: &anyhow::Error,
+    out: Output,
+) -> anyhow::Result<ExitCode> {
+    output::note(&format!("vestibule: {error:#}"));
+    if out.json {
+        let message = format!("{error:#}");
+        let mut value = serde_json::to_value(finding)?;
+        if let Some(object) = value.as_object_mut() {
+            object.insert(
+                "verdict".to_owned(),
+                serde_json::to_value(VerdictKind::Cause)?,
+            );
+            object.insert(
+                "error".to_owned(),
+                serde_json::json!({ "message": message }),
+            );
+        }
+        output::line(&serde_json::to_string_pretty(&value)?);
+    } else {
+        output::note(&output::finding(finding));
+    }
+    Ok(ExitCode::FAILURE)
 }
 
 /// The verdict as one flat object: the finding's fields stand beside `verdict`, which is what scripts expect.

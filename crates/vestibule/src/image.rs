@@ -10,7 +10,10 @@ use crate::{
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use progress::Bars;
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
 use vestibule_api::{
     ids::{AliasName, ImageDigest},
     image::ImageView,
@@ -121,8 +124,14 @@ pub(crate) fn run(home: &Home, command: ImageCommand, out: Output) -> anyhow::Re
                 inputs: inputs.into_iter().collect(),
                 refresh,
             };
-            let built = vestibule_image::build(&store, &options, &Bars::new(out))?;
-            out.print(&built, |built| built.digest.to_string())?;
+            let began = SystemTime::now();
+            match vestibule_image::build(&store, &options, &Bars::new(out)) {
+                Ok(built) => out.print(&built, |built| built.digest.to_string())?,
+                Err(err) => {
+                    let finding = vestibule_image::failed(&store, &options, &err, began);
+                    return crate::diagnose::print_failure(&finding, &err.into(), out);
+                }
+            }
         }
         ImageCommand::List => out.print(&store.list()?, |images| list(images))?,
         ImageCommand::Inspect { image } => {

@@ -434,3 +434,35 @@ fn a_controller_or_runner_that_aborts_leaves_no_core_dump() {
     }
     assert_eq!(dir.path().read_dir_utf8().unwrap().count(), 0);
 }
+
+/// A build that fails says so as every failure does: a cause, with the error that proves it.
+#[test]
+fn a_build_that_fails_has_a_verdict() {
+    let home = home();
+    let recipe = home.path().join("none");
+    let words = ["image", "build", recipe.as_str(), "--agent", "/bin/sh"];
+    let output = vestibule(&home, &words);
+    assert_eq!(status(&output), 1);
+    assert!(output.stdout.is_empty());
+    assert!(
+        text(&output.stderr).contains("build-failed"),
+        "{}",
+        text(&output.stderr)
+    );
+    let output = vestibule(&home, &[&["--json"], &words[..]].concat());
+    assert_eq!(status(&output), 1);
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&said["verdict"], &said["cause"], &said["stage"]),
+        (
+            &"cause".into(),
+            &"build-failed".into(),
+            &"image-not-built".into()
+        )
+    );
+    let message = said["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains(recipe.as_str()) && said["evidence"][0]["text"] == message,
+        "{said}"
+    );
+}

@@ -2,7 +2,9 @@
 mod pages;
 
 use super::{
-    Command, LoginError, failure, is_own, prepare_files,
+    Command, LoginError,
+    callback::{self, Callback},
+    failure, is_own, prepare_files,
     screen::{Failure, Reader},
 };
 use crate::{
@@ -79,6 +81,7 @@ struct Timers {
     fallback: Option<Instant>,
     linger: Option<Instant>,
     drain: Option<Instant>,
+    callback: Option<Instant>,
 }
 
 /// One sign-in.
@@ -104,6 +107,8 @@ pub(super) struct Driver {
     /// The preferred source that has given a page so far; a later one is then not used.
     source: Option<UrlSource>,
     refused: Option<String>,
+    /// Where the tool waits for the redirect, by the page that it opened.
+    callback: Option<Callback>,
 }
 
 impl Driver {
@@ -163,6 +168,7 @@ impl Driver {
             lingered: false,
             source: None,
             refused: None,
+            callback: None,
         })
     }
 
@@ -310,13 +316,14 @@ impl Driver {
             fallback,
             linger,
             drain,
+            callback,
         } = self.timers;
         let failure = if self.progress.complete {
             None
         } else {
             self.reader.failure_due()
         };
-        [read, settle, fallback, linger, drain, failure]
+        [read, settle, fallback, linger, drain, callback, failure]
             .into_iter()
             .flatten()
             .fold(self.deadline, Instant::min)
@@ -340,6 +347,9 @@ impl Driver {
         if is_due(&mut self.timers.fallback) {
             self.fall_back();
         }
+        if is_due(&mut self.timers.callback) || now >= self.deadline {
+            self.look_for_callback(now);
+        }
         if let (Some(said), false) = (self.failure(now, drained), self.progress.complete) {
             return Some(failed(failure::said(&said)));
         }
@@ -354,7 +364,17 @@ impl Driver {
             .failure(&text, |log| home.tail(log, LOG_TAIL), now, last)
     }
 
+    fn look_for_callback(&mut self, now: Instant) {
+        if let Some(callback) = &mut self.callback {
+            callback.look();
+            self.timers.callback = Some(now + callback::LOOK_EVERY);
+        }
+    }
+
     fn too_late(&self) -> End {
+        if let Some(gone) = self.callback.as_ref().filter(|c| c.is_out_of_reach()) {
+            return failed(failure::unreached(gone.port, &self.transcript()));
+        }
         let wants_url = self.flow.url.is_some();
         failed(failure::deadline(
             self.deadline_s,

@@ -82,6 +82,14 @@ pub(super) fn ended(
     if let (true, Some(partial)) = (status.success(), &partial) {
         return invalid(partial).and(tail(transcript));
     }
+    if let (false, Some(line)) = (status.success(), wants_terminal(transcript)) {
+        let cause = Cause::ToolNeedsTerminal;
+        let why =
+            format!("the tool ended ({status}) and says that what it was given is no terminal");
+        return Finding::new(cause, quote("terminal", line), why, fix(cause))
+            .and(tail(transcript))
+            .refuted_by("the same line in the terminal of a sign-in that completed");
+    }
     let how = match status.code() {
         Some(0) => "the tool ended as if all were well, and left no credential where the pack says"
             .to_owned(),
@@ -101,6 +109,51 @@ pub(super) fn ended(
         Some(partial) => finding.and(quote("credential", &partial)),
         None => finding,
     }
+}
+
+/// What tools and the C library say where they found no terminal; in lower case.
+const NO_TERMINAL: [&str; 12] = [
+    "inappropriate ioctl for device",
+    "is not a tty",
+    "not a tty",
+    "is not a terminal",
+    "requires a tty",
+    "requires a terminal",
+    "requires an interactive terminal",
+    "needs a terminal",
+    "must be run in a terminal",
+    "no tty present",
+    "not running interactively",
+    "raw mode is not supported",
+];
+
+/// The line among the last ones in which the tool says that it has no terminal.
+fn wants_terminal(transcript: &str) -> Option<&str> {
+    let last = transcript
+        .lines()
+        .rev()
+        .filter(|line| !line.trim().is_empty());
+    last.take(LAST_LINES).find(|line| {
+        let line = line.to_lowercase();
+        NO_TERMINAL.iter().any(|text| line.contains(text))
+    })
+}
+
+/// The redirect leads to a port of this guest on which nobody listens any more, and to which nobody ever connected.
+pub(super) fn unreached(port: u16, transcript: &str) -> Finding {
+    let observed = format!(
+        "nothing listens on port {port}, where the redirect leads, and nobody has connected to it"
+    );
+    let cause = Cause::CallbackNotReached;
+    Finding::new(
+        cause,
+        quote("sockets", &observed),
+        cause.meaning(),
+        fix(cause),
+    )
+    .and(tail(transcript))
+    .refuted_by("a connection to that port in the guest, or a tool that still listens on it")
+    .retryable()
 }
 
 /// A credential file that will not do.
@@ -176,6 +229,12 @@ fn fix(cause: Cause) -> &'static str {
         Cause::EgressRefused => {
             "allow the host in the egress policy, or choose a provider that does not need it"
         }
+        Cause::ToolNeedsTerminal => {
+            "let the pack's `argv` run the tool itself, with nothing between it and its input and output"
+        }
+        Cause::CallbackNotReached => {
+            "look at the terminal for why the tool stopped listening, and sign in again"
+        }
         Cause::BrowserMissing => "use an image with a browser",
         Cause::BrowserNotReady => "try again; the report names the browser's unit and its state",
         _ => "read the terminal's last lines, and try again",
@@ -212,6 +271,30 @@ mod tests {
         assert_eq!(
             ended(ExitStatus::from_raw(0), "", Some(&partial)).cause,
             Cause::CredentialInvalid
+        );
+    }
+
+    #[test]
+    fn a_terminal_that_is_missed_long_before_the_end_is_not_why() {
+        let long_ago = format!(
+            "warning: stdin is not a terminal\n{}failed\n",
+            "more\n".repeat(LAST_LINES)
+        );
+        assert_eq!(
+            ended(ExitStatus::from_raw(0x100), &long_ago, None).cause,
+            Cause::ToolFailed
+        );
+        let said = ended(
+            ExitStatus::from_raw(0x100),
+            "Error: stdin is not a terminal\n",
+            None,
+        );
+        assert_eq!(said.cause, Cause::ToolNeedsTerminal);
+        assert!(!said.retryable);
+        // What went well did not need one.
+        assert_eq!(
+            ended(ExitStatus::from_raw(0), "stdin is not a terminal", None).cause,
+            Cause::CredentialMoved
         );
     }
 

@@ -8,6 +8,7 @@
 //! ```
 //! [`driver`] is the one task that changes a sign-in's state; everything else sends to it. The credential stays in memory
 //! and leaves only sealed to a key that the host names.
+mod callback;
 mod driver;
 mod failure;
 #[cfg(any(test, fuzzing))]

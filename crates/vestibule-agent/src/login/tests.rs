@@ -308,6 +308,68 @@ async fn a_page_outside_the_allow_list_is_refused_and_the_tool_hears_it() {
 
 use vestibule_api::agent::UrlSource;
 
+/// The page is opened by a browser that signs nobody in; what becomes of the port that its `redirect_uri` names is the test's.
+const NOBODY_SIGNS_IN: &str = r#"
+import socket,threading
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers(); self.wfile.write(b"sign in here")
+    def log_message(self,*a): pass
+page=http.server.HTTPServer(("127.0.0.1",0),H)
+threading.Thread(target=page.serve_forever,daemon=True).start()
+back=http.server.HTTPServer(("127.0.0.1",0),H)
+port=back.server_port
+def open_page(): return browser("http://127.0.0.1:%d/authorize?redirect_uri=http%%3A%%2F%%2Flocalhost%%3A%d%%2Fcb"%(page.server_port,port))
+"#;
+
+#[tokio::test]
+async fn a_redirect_that_nobody_waits_for_is_named_and_one_that_is_waited_for_is_not() {
+    let tools = [
+        (
+            "open_page(); back.server_close(); print('Waiting',flush=True); time.sleep(60)",
+            Cause::CallbackNotReached,
+        ),
+        (
+            "open_page(); print('Waiting',flush=True); time.sleep(60)",
+            Cause::Deadline,
+        ),
+        (
+            "open_page(); threading.Thread(target=lambda: subprocess.run(['curl','--noproxy','*','-s','http://127.0.0.1:%d/cb'%port])).start(); back.handle_request(); back.server_close(); print('Exchanging',flush=True); time.sleep(60)",
+            Cause::Deadline,
+        ),
+    ];
+    for (tool, expected) in tools {
+        let room = room();
+        room.begin(&format!("{NOBODY_SIGNS_IN}{tool}\n"), json!({}), 5)
+            .unwrap();
+        let (cause, finding) = room.cause().await;
+        assert_eq!(cause, expected, "{tool}: {finding:?}");
+        if cause == Cause::CallbackNotReached {
+            assert_eq!(finding.evidence[0].source, "sockets");
+            assert!(
+                finding.evidence[0]
+                    .text
+                    .starts_with("nothing listens on port ")
+            );
+            assert!(finding.evidence[1].text.ends_with("Waiting"));
+        }
+    }
+}
+
+/// A pack that puts something between the tool and the terminal; what is quoted is the C library's own word for it.
+#[tokio::test]
+async fn a_tool_without_its_terminal_is_named() {
+    let room = room();
+    let tool = "\nsys.exit(subprocess.run(['stty','size'],stdin=subprocess.DEVNULL).returncode)\n";
+    room.begin(tool, json!({}), 30).unwrap();
+    let (cause, finding) = room.cause().await;
+    assert_eq!(cause, Cause::ToolNeedsTerminal, "{finding:?}");
+    assert!(
+        finding.evidence[0]
+            .text
+            .contains("Inappropriate ioctl for device")
+    );
+}
+
 #[tokio::test]
 async fn prompts_are_answered_and_codes_shown() {
     let room = room();

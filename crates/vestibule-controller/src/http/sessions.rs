@@ -435,20 +435,28 @@ pub(super) async fn confirm(
         let fix = "read the session again, and confirm the account that it shows";
         ApiError::new(ErrorCode::Conflict, message, fix)
     };
-    if row.state != SessionState::Confirming {
-        let state = row.state.id();
-        return Err(conflict(format!(
+    let nothing = |state: SessionState| {
+        let state = state.id();
+        conflict(format!(
             "session {id} is {state}: there is nothing to confirm"
-        )));
+        ))
+    };
+    if row.state != SessionState::Confirming {
+        return Err(nothing(row.state));
     }
     if row.account != request.account {
         return Err(conflict(format!("session {id} is about another account")));
     }
     let facts = Facts::default();
     let confirmed = Event::AccountConfirmed;
-    core.store
+    let applied = core
+        .store
         .apply(id, confirmed, &facts, Timestamp::now())
         .await?;
+    // Somebody may have cancelled it since it was read.
+    if let Applied::Ignored(now) = applied {
+        return Err(nothing(now.state));
+    }
     tracing::info!(session.id = %id, by = caller.principal.actor(), "the account was confirmed");
     Ok(Json(view(&core, find(&core, id).await?, &caller).await?))
 }

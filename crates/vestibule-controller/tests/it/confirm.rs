@@ -100,6 +100,39 @@ async fn nothing_enters_the_vault_before_the_owner_has_confirmed_the_account() {
     controller.stop().await;
 }
 
+/// Two tabs: whoever is told that the account is confirmed finds it so in the timeline, whatever the other one did.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_confirmation_that_comes_after_a_cancel_is_refused() {
+    let home = Home::with(CONFIG);
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let ada = api.user("ada", "signer", None).await;
+    for _ in 0..12 {
+        let (id, runner) = signing_in(&home, api, &ada).await;
+        runner.capture(FILE, SECRET);
+        api.until(id, SessionState::Confirming).await;
+        let right = json!({ "account": "ada@example.org" });
+        let (confirm, cancel) = (
+            format!("/api/auth/session/{id}/confirm"),
+            format!("/api/auth/session/{id}/cancel"),
+        );
+        let none = json!({});
+        let (told, _) = tokio::join!(ada.post(&confirm, &right), ada.post(&cancel, &none));
+        let events = api.events(id, 0, |_| false).await;
+        let confirmed = events.iter().any(|event| {
+            matches!(event.event, SessionEventKind::State { state, .. } if state == SessionState::Capturing)
+        });
+        let expected = if confirmed {
+            StatusCode::OK
+        } else {
+            StatusCode::CONFLICT
+        };
+        assert_eq!(told.status(), expected, "{events:?}");
+    }
+    nothing_left(&home).await;
+    controller.stop().await;
+}
+
 /// What the owner confirmed is what was shown. Between that and the hand-over an agent may turn to another account.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_credential_of_another_account_than_confirmed_is_refused() {

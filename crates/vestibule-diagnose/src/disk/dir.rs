@@ -1,11 +1,15 @@
 //! A directory of this machine as a guest's root: a tree before it is packed, or a test's fixture.
-use super::{Entry, Kind, Meta, Tree};
+use super::{Entry, Kind, Meta, Tree, Xattr};
+use rustix::fs::{lgetxattr, llistxattr};
 use std::{
     fs,
     io::{Read, Seek, SeekFrom},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::PathBuf,
 };
+
+/// No list of names and no value is longer (`xattr(7)`).
+const NAMES_LIMIT: usize = 65_536;
 
 /// A directory. Symbolic links are read, never followed by this machine's kernel, because every path that
 /// [`super::Root`] asks for is already resolved up to its last component.
@@ -81,6 +85,28 @@ impl Tree for DirTree {
                 })
             });
         Some(entries.take(limit).collect())
+    }
+
+    fn xattrs(&self, path: &str) -> Vec<Xattr> {
+        let host = self.host(path);
+        let mut names = vec![0_u8; NAMES_LIMIT];
+        let used = llistxattr(&host, &mut names).unwrap_or(0);
+        let read = |name: &[u8]| {
+            let name = std::str::from_utf8(name).ok().filter(|n| !n.is_empty())?;
+            let mut value = vec![0_u8; NAMES_LIMIT];
+            let len = lgetxattr(&host, name, &mut value).ok()?;
+            value.truncate(len);
+            Some(Xattr {
+                name: name.to_owned(),
+                value,
+            })
+        };
+        names
+            .get(..used)
+            .unwrap_or_default()
+            .split(|b| *b == 0)
+            .filter_map(read)
+            .collect()
     }
 
     fn damage(&self) -> Vec<String> {

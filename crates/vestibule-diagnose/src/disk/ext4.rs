@@ -1,9 +1,12 @@
 //! An ext4 image as a [`Tree`]: `ext4-view` over a byte source, raw or inside a partition table. A journal that was not
 //! replayed is replayed in memory; the image is never written.
 use super::{
-    Entry, Kind, Meta, Superblock, Tree,
+    Entry, Kind, Meta, Superblock, Tree, Xattr,
+    journal::{Replay, Replayed},
     partition::candidates,
+    raw::Raw,
     source::{ByteSource, Window},
+    xattr,
 };
 use crate::text::shorten;
 use ext4_view::{DirEntry, Ext4, Ext4Error, Ext4Read, FileType, Metadata};
@@ -41,6 +44,8 @@ pub enum OpenDiskError {
 pub struct Ext4Tree {
     fs: Ext4,
     superblock: Superblock,
+    /// What `ext4-view` does not read; none where the geometry is one that only it knows.
+    raw: Option<Raw>,
     /// What the directories that were asked about hold; `None` for one that is too large to keep. `ext4-view` begins
     /// every lookup at the root and verifies each block on the way again, which was half of a diagnosis.
     directories: RefCell<HashMap<String, Option<Rc<Directory>>>>,
@@ -64,6 +69,28 @@ impl std::fmt::Debug for Ext4Tree {
     }
 }
 
+/// The file system as a mount would leave it: its journal replayed. `ext4-view` tries by itself where that fails.
+fn replayed(window: Window, before: Superblock) -> (Window, Superblock, Vec<String>) {
+    let laid_over = Raw::open(&window).and_then(|raw| {
+        let replay = Replay::read(&raw, &window)?;
+        let source = Replayed::new(window.clone(), &raw, replay)?;
+        let damage = source.damage().to_vec();
+        let window = Window {
+            start: 0,
+            len: window.len,
+            source: Rc::new(source),
+        };
+        // What the superblock says may be in the journal, too.
+        let mut superblock = Superblock::read(&window)?;
+        superblock.needs_recovery = true;
+        Some((window, superblock, damage))
+    });
+    laid_over.unwrap_or_else(|| {
+        let damage = "replay the journal: it has no superblock that can be read".to_owned();
+        (window, before, vec![damage])
+    })
+}
+
 impl Ext4Tree {
     /// Opens the root file system on `source`: the source itself, or the first partition that looks like a root.
     ///
@@ -78,14 +105,21 @@ impl Ext4Tree {
                 continue;
             };
             let start = window.start;
+            let (window, superblock, damage) = if superblock.needs_recovery {
+                replayed(window, superblock)
+            } else {
+                (window, superblock, Vec::new())
+            };
+            let raw = Raw::open(&window);
             match Ext4::load(Box::new(Cached::new(window))) {
                 Ok(fs) => {
                     let tree = Self {
                         fs,
                         superblock,
+                        raw,
                         directories: RefCell::default(),
                         kept: Cell::new(0),
-                        damage: RefCell::default(),
+                        damage: RefCell::new(damage),
                     };
                     if tree.looks_like_root() {
                         return Ok(tree);
@@ -249,6 +283,25 @@ impl Tree for Ext4Tree {
 
     fn list(&self, path: &str, limit: usize) -> Option<Vec<Entry>> {
         self.ok("list", path, self.try_list(path, limit))
+    }
+
+    fn xattrs(&self, path: &str) -> Vec<Xattr> {
+        let Some((raw, number)) = self
+            .raw
+            .as_ref()
+            .and_then(|raw| Some((raw, raw.find(path)?)))
+        else {
+            return Vec::new();
+        };
+        let (found, wrong) = xattr::read(raw, number);
+        let mut damage = self.damage.borrow_mut();
+        if let Some(wrong) = wrong.filter(|_| damage.len() < DAMAGE_LIMIT) {
+            damage.push(format!(
+                "read the extended attributes of {}: {wrong}",
+                shorten(path, 120)
+            ));
+        }
+        found
     }
 
     fn damage(&self) -> Vec<String> {

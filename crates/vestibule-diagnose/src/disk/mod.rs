@@ -5,9 +5,12 @@
 //! reads, and a cache, so that a thousand lookups cost a thousand hash probes.
 pub mod dir;
 pub mod ext4;
+mod journal;
 pub mod partition;
+mod raw;
 pub mod source;
 pub mod superblock;
+pub mod xattr;
 
 use crate::text;
 use std::{
@@ -17,6 +20,7 @@ use std::{
 };
 
 pub use superblock::Superblock;
+pub use xattr::Xattr;
 
 /// What a directory entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub trait Tree {
     fn link(&self, path: &str) -> Option<String>;
     /// The entries of a directory, without `.` and `..`, at most `limit` of them.
     fn list(&self, path: &str, limit: usize) -> Option<Vec<Entry>>;
+    /// The extended attributes of `path` itself, in no order; bounded. Empty where there are none.
+    fn xattrs(&self, path: &str) -> Vec<Xattr>;
     /// Reads of the file system that failed, in words; bounded.
     fn damage(&self) -> Vec<String>;
     /// The superblock, where the tree is an ext4 file system.
@@ -81,6 +87,8 @@ const PATH_LIMIT: usize = 4096;
 const BLOCK: usize = 16_384;
 /// Bytes of blocks kept; then they are forgotten.
 const BLOCKS_LIMIT: usize = 8 << 20;
+/// Files whose extended attributes are kept; then they are forgotten.
+const XATTRS_LIMIT: usize = 16;
 /// Lookups for one diagnosis. A tree made to be slow ends here rather than in minutes.
 const LOOKUP_BUDGET: u32 = 400_000;
 
@@ -102,6 +110,7 @@ pub struct Root {
     listings: RefCell<HashMap<String, Rc<Vec<Entry>>>>,
     links: RefCell<HashMap<String, Option<Rc<str>>>>,
     blocks: RefCell<Blocks>,
+    xattrs: RefCell<HashMap<String, Rc<[Xattr]>>>,
     budget: Cell<u32>,
 }
 
@@ -127,6 +136,7 @@ impl Root {
             listings: RefCell::default(),
             links: RefCell::default(),
             blocks: RefCell::default(),
+            xattrs: RefCell::default(),
             budget: Cell::new(LOOKUP_BUDGET),
         }
     }
@@ -325,6 +335,32 @@ impl Root {
         blocks.bytes = blocks.bytes.saturating_add(BLOCK);
         blocks.kept.insert(key, read.clone());
         read
+    }
+
+    /// The extended attributes of what `path` leads to.
+    pub fn xattrs(&self, path: &str) -> Rc<[Xattr]> {
+        let Resolved::Found(real, _) = self.resolve(path) else {
+            return Rc::default();
+        };
+        if let Some(known) = self.xattrs.borrow().get(&real) {
+            return Rc::clone(known);
+        }
+        if !self.spend() {
+            return Rc::default();
+        }
+        let read: Rc<[Xattr]> = self.tree.xattrs(&real).into();
+        let mut kept = self.xattrs.borrow_mut();
+        if kept.len() >= XATTRS_LIMIT {
+            kept.clear();
+        }
+        kept.insert(real, Rc::clone(&read));
+        read
+    }
+
+    /// The value of one extended attribute of what `path` leads to.
+    pub fn xattr(&self, path: &str, name: &str) -> Option<Vec<u8>> {
+        let all = self.xattrs(path);
+        all.iter().find(|a| a.name == name).map(|a| a.value.clone())
     }
 
     /// A text file; bytes that are not UTF-8 are replaced.

@@ -94,6 +94,7 @@ impl<R: Read + Seek> ByteSource for SeekSource<R> {
 }
 
 /// A part of a source: one partition.
+#[derive(Clone)]
 pub(crate) struct Window {
     pub source: Rc<dyn ByteSource>,
     pub start: u64,

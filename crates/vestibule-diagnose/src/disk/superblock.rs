@@ -28,12 +28,14 @@ pub struct Superblock {
     pub needs_recovery: bool,
     /// Errors since the last check.
     pub error_count: u32,
-    /// Function of the kernel that met the first error.
-    pub first_error: String,
-    /// Function and block of the last error.
-    pub last_error: String,
+    /// The first of them.
+    pub first_error: Option<Recorded>,
+    /// The last of them.
+    pub last_error: Option<Recorded>,
     /// Seconds since 1970 of the last mount; 0: never mounted.
     pub mounted_at: u64,
+    /// Seconds since 1970 of the last check.
+    pub checked_at: u64,
     /// Mounts since the last check.
     pub mount_count: u16,
     /// Where it was mounted last.
@@ -43,6 +45,87 @@ pub struct Superblock {
     pub label: String,
     /// `errors=` default: 1 continue, 2 remount read-only, 3 panic.
     pub on_error: u16,
+}
+
+/// An error that the kernel met and wrote into the superblock (`__ext4_error`, `save_error_info`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Seconds since 1970 by the clock of who met it; 0 where it had none.
+    pub at: u64,
+    /// Function of the kernel, and its line.
+    pub function: String,
+    pub line: u32,
+    /// The inode it was about; 0: none.
+    pub inode: u32,
+    /// The block it was about; 0: none.
+    pub block: u64,
+    /// `EXT4_ERR_…`, which is not the number of `errno`; 0: not recorded, as before Linux 5.8.
+    pub code: u8,
+}
+
+impl Recorded {
+    /// Reads one, from the places of its time, that time's high byte, inode, block, function, line, and code.
+    fn read(
+        sb: &[u8],
+        [at, at_high, inode, block, function, line, code]: [usize; 7],
+    ) -> Option<Self> {
+        let found = Self {
+            at: time(sb, at, at_high)?,
+            function: text(sb, function, 32),
+            line: le32(sb, line)?,
+            inode: le32(sb, inode)?,
+            block: le64(sb, block)?,
+            code: *sb.get(code)?,
+        };
+        (found != Self::default()).then_some(found)
+    }
+
+    /// What the kernel would have printed of it.
+    pub fn text(&self) -> String {
+        let mut words = Vec::new();
+        if !self.function.is_empty() {
+            words.push(format!("in {}:{}", self.function, self.line));
+        }
+        if self.code != 0 {
+            words.push(code_name(self.code));
+        }
+        if self.inode != 0 {
+            words.push(format!("inode {}", self.inode));
+        }
+        if self.block != 0 {
+            words.push(format!("block {}", self.block));
+        }
+        if self.at != 0 {
+            words.push(format!("at {} s since 1970", self.at));
+        }
+        words.join(", ")
+    }
+}
+
+/// `EXT4_ERR_…` of `fs/ext4/ext4.h`.
+fn code_name(code: u8) -> String {
+    const NAMES: [&str; 16] = [
+        "UNKNOWN",
+        "EIO",
+        "ENOMEM",
+        "EFSBADCRC",
+        "EFSCORRUPTED",
+        "ENOSPC",
+        "ENOKEY",
+        "EROFS",
+        "EFBIG",
+        "EEXIST",
+        "ERANGE",
+        "EOVERFLOW",
+        "EBUSY",
+        "ENOTDIR",
+        "ENOTEMPTY",
+        "ESHUTDOWN",
+    ];
+    let name = usize::from(code)
+        .checked_sub(1)
+        .and_then(|at| NAMES.get(at));
+    name.map_or_else(|| format!("error {code}"), |name| (*name).to_owned())
 }
 
 impl Superblock {
@@ -66,9 +149,10 @@ impl Superblock {
             error_flag: state & 2 != 0,
             needs_recovery: incompat & INCOMPAT_RECOVER != 0,
             error_count: le32(&sb, 0x194)?,
-            first_error: text(&sb, 0x1a8, 32),
-            last_error: text(&sb, 0x1dc, 32),
-            mounted_at: u64::from(le32(&sb, 0x2c)?),
+            first_error: Recorded::read(&sb, [0x198, 0x278, 0x19c, 0x1a0, 0x1a8, 0x1c8, 0x27a]),
+            last_error: Recorded::read(&sb, [0x1cc, 0x279, 0x1d0, 0x1d8, 0x1e0, 0x1d4, 0x27b]),
+            mounted_at: time(&sb, 0x2c, 0x275)?,
+            checked_at: time(&sb, 0x40, 0x277)?,
             mount_count: le16(&sb, 0x34)?,
             last_mounted: text(&sb, 0x88, 64),
             uuid: uuid(sb.get(0x68..0x78)?),
@@ -81,6 +165,28 @@ impl Superblock {
             found.free_inodes = inodes;
         }
         Some(found)
+    }
+
+    /// What it says of errors since the last check, in words; none where there were none.
+    pub fn errors(&self) -> Option<String> {
+        if self.error_count == 0 && !self.error_flag {
+            return None;
+        }
+        let mut words = vec![format!("error_count={}", self.error_count)];
+        if self.error_flag {
+            words.push("state has the error flag".to_owned());
+        }
+        let named = [("first", &self.first_error), ("last", &self.last_error)];
+        for (name, error) in named {
+            words.extend(error.as_ref().map(|e| format!("{name} error {}", e.text())));
+        }
+        Some(words.join("; "))
+    }
+
+    /// Whether the last error came after the last mount: then that mount ended as [`Superblock::on_error`] says.
+    pub fn failed_while_mounted(&self) -> bool {
+        let last = self.last_error.as_ref().map_or(0, |e| e.at);
+        self.error_count > 0 && self.mounted_at > 0 && last >= self.mounted_at
     }
 
     /// Free blocks that any user may take.
@@ -122,6 +228,11 @@ fn group_totals(window: &Window, sb: &[u8], found: &Superblock, wide: bool) -> O
 fn hi_lo(sb: &[u8], low: usize, high: Option<usize>) -> Option<u64> {
     let high = high.map_or(Some(0), |at| le32(sb, at))?;
     Some(u64::from(le32(sb, low)?) | (u64::from(high) << 32))
+}
+
+/// A time of 40 bits, the highest 8 of them elsewhere.
+fn time(sb: &[u8], low: usize, high: usize) -> Option<u64> {
+    Some(u64::from(le32(sb, low)?) | (u64::from(*sb.get(high)?) << 32))
 }
 
 fn text(sb: &[u8], at: usize, len: usize) -> String {

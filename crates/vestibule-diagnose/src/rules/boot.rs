@@ -1,5 +1,5 @@
 //! Rules about the boot itself: kernel, root device, init, mounts, checks, memory, disk space.
-use super::{Candidate, Strength, vm};
+use super::{Candidate, Strength, notes::superblock_errors, vm};
 use crate::{
     case::Case,
     log::{Line, Speaker},
@@ -154,6 +154,11 @@ pub fn panics(case: &Case<'_>) -> Vec<Candidate> {
             "read the lines before it; try the kernel that the image was built with",
         )
         .refuted_by("kernel lines with a later time in the same boot");
+        let errors = superblock_errors(case).filter(|_| text.contains("EXT4-fs"));
+        let f = match errors {
+            Some(errors) => f.and(errors),
+            None => f,
+        };
         Candidate::observed(f)
             .specific(1)
             .explaining(&[Cause::VmmExited])
@@ -292,6 +297,10 @@ pub fn filesystem_check(case: &Case<'_>) -> Vec<Candidate> {
         "File system check of the root filesystem failed",
     ]);
     let fix = "build or clone the image again; never write to a disk that a VM uses";
+    let recorded = |f: Finding| match superblock_errors(case) {
+        Some(errors) => f.and(errors),
+        None => f,
+    };
     if let Some(line) = manual {
         let f = vm(
             Cause::FilesystemCheckFailed,
@@ -300,7 +309,7 @@ pub fn filesystem_check(case: &Case<'_>) -> Vec<Candidate> {
             fix,
         )
         .refuted_by("`Reached target local-fs.target` later in the same boot");
-        return vec![Candidate::observed(f)];
+        return vec![Candidate::observed(recorded(f))];
     }
     let check = log.first(|l| {
         l.text.contains("systemd-fsck-root") && l.text.contains("File System Check on Root")
@@ -319,7 +328,7 @@ pub fn filesystem_check(case: &Case<'_>) -> Vec<Candidate> {
         let f = vm(Cause::FilesystemCheckFailed, check.quote(), why, fix)
             .and(reboot.quote())
             .refuted_by("a reboot that somebody asked for: then sysinit.target was reached before");
-        return vec![Candidate::observed(f).explaining(&[Cause::VmmExited])];
+        return vec![Candidate::observed(recorded(f)).explaining(&[Cause::VmmExited])];
     }
     Vec::new()
 }

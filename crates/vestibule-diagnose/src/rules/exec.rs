@@ -2,8 +2,12 @@
 use super::{Candidate, Strength, about};
 use crate::{
     case::{Case, DiskCase},
+    disk::{
+        Resolved,
+        xattr::{CAPABILITY, Capabilities},
+    },
     units::{
-        Unit, command,
+        Unit, capabilities, command,
         exec::{As, Problem},
         names, programs, quote_assignment, quote_disk,
         runtime_paths::Presence,
@@ -75,6 +79,9 @@ pub fn commands(case: &Case<'_>, name: &str) -> Vec<Candidate> {
                 .and(quote_assignment(&command.assignment))
                 .refuted_by(REFUTES);
             return vec![Candidate::fixed(f).specific(6)];
+        }
+        if let Some(f) = refused_capabilities(disk, &unit, name, &command) {
+            return vec![Candidate::fixed(f.refuted_by(REFUTES)).specific(6)];
         }
         if let Some(found) = script(disk, &service, name, &command, &env) {
             return vec![found];
@@ -172,6 +179,51 @@ fn hidden_program(unit: &Unit, name: &str, program: &str) -> Option<Finding> {
             "ProtectHome= hides the directory of the unit's program from it",
             "install the program outside the home directories",
         )
+    })
+}
+
+/// A program whose file gives it capabilities at once, which the unit's bounding set keeps from it: the kernel refuses to
+/// execute it (`capabilities(7)`, *Safety checking for capability-dumb binaries*).
+fn refused_capabilities(
+    disk: &DiskCase<'_>,
+    unit: &Unit,
+    name: &str,
+    command: &command::Command,
+) -> Option<Finding> {
+    let (set, line) = capabilities::bounding_set(unit).filter(|_| !command.privileged)?;
+    let root = disk.base.root;
+    let path = disk
+        .resolver
+        .locate(&command.program, &As::default())
+        .ok()?;
+    let Resolved::Found(real, _) = root.resolve(&path) else {
+        return None;
+    };
+    // Of a script the interpreter's file counts, and on such a mount no file gives any.
+    let head = root.read_at(&real, 0, 2)?;
+    if head == b"#!"
+        || disk
+            .base
+            .fstab
+            .covering(&real)
+            .is_some_and(|m| m.has("nosuid"))
+    {
+        return None;
+    }
+    let given = Capabilities::parse(&root.xattr(&real, CAPABILITY)?)?;
+    // What is inheritable may come from AmbientCapabilities=.
+    let missing = given.permitted & !set & !given.inheritable;
+    (given.effective && missing != 0).then(|| {
+        let names = capabilities::names(missing);
+        let quote = quote_disk(&path, None, &format!("[{CAPABILITY} {}=ep]", capabilities::names(given.permitted)));
+        about(
+            name,
+            Cause::ExecNotExecutable,
+            quote,
+            format!("the program may not be executed: its file gives it {names}, which the unit's bounding set does not hold"),
+            "add them to CapabilityBoundingSet=, or take them from the file: setcap -r",
+        )
+        .and(quote_assignment(line))
     })
 }
 

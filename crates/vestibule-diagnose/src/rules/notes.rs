@@ -31,6 +31,7 @@ pub fn all(case: &Case<'_>) -> Vec<Weakness> {
     notes.extend(overlay(case));
     notes.extend(clock(case));
     notes.extend(not_flushed(case));
+    notes.extend(file_system_errors(case));
     for name in &case.units {
         notes.extend(unit_output(case, name));
     }
@@ -192,6 +193,31 @@ fn clock(case: &Case<'_>) -> Option<Weakness> {
         line.quote(),
         "the guest's clock was wrong, so its time stamps lie; order lines by boot and monotonic time",
     ))
+}
+
+/// The kernel met errors on the root file system, or it cannot be read in part. A counter stays until somebody checks the
+/// file system, however well it has done since, so that it is no cause by itself.
+fn file_system_errors(case: &Case<'_>) -> Option<Weakness> {
+    let root = case.disk.as_ref()?.base.root;
+    let recorded = superblock_errors(case);
+    let damage = root.damage();
+    let unread = damage
+        .iter()
+        .map(|text| quote_disk("", None, &format!("[{text}]")));
+    let evidence: Vec<Quote> = recorded.into_iter().chain(unread).collect();
+    (!evidence.is_empty()).then(|| Weakness {
+        note: Note::EvidenceFileSystemErrors,
+        evidence,
+        why: "the file system had errors, so that what is read from the disk may not be what the guest wrote or read; \
+              `e2fsck -fn` on a copy says what is wrong now"
+            .to_owned(),
+    })
+}
+
+/// What the superblock says of errors.
+pub(super) fn superblock_errors(case: &Case<'_>) -> Option<Quote> {
+    let superblock = case.disk.as_ref()?.base.root.superblock()?;
+    Some(quote_disk("superblock", None, &superblock.errors()?))
 }
 
 /// The console shows more of the boot than the journal has.

@@ -1,5 +1,5 @@
 //! Rules about room and writability of the root file system.
-use super::{Candidate, Strength, vm};
+use super::{Candidate, Strength, notes::superblock_errors, vm};
 use crate::{case::Case, units::quote_disk};
 use vestibule_api::{cause::Cause, finding::Quote};
 
@@ -127,6 +127,9 @@ pub fn read_only_root(case: &Case<'_>) -> Vec<Candidate> {
         if let Some(m) = fstab {
             f = f.and(m.quote.clone());
         }
+        if let Some(errors) = superblock_errors(case).filter(|_| remounted.is_some()) {
+            f = f.and(errors);
+        }
         return vec![Candidate::observed(f).specific(7)];
     }
     if let Some((seed, utmp)) = writers {
@@ -140,6 +143,43 @@ pub fn read_only_root(case: &Case<'_>) -> Vec<Candidate> {
                 .refuted_by("an overlay over the root");
             vec![Candidate::fixed(f).strength(Strength::Conditional)]
         }
+        Some(_) | None if !overlay => remounted_after_error(case).into_iter().collect(),
         Some(_) | None => Vec::new(),
     }
+}
+
+/// The kernel met an error during the last mount, of a file system that becomes read-only then, and somebody waits for a
+/// unit that was not seen to run. An error of an earlier mount says nothing about the last one.
+fn remounted_after_error(case: &Case<'_>) -> Option<Candidate> {
+    const REMOUNT: u16 = 2;
+    let disk = case.disk.as_ref()?;
+    let superblock = disk.base.root.superblock()?;
+    let option = disk.base.fstab.root().and_then(|m| {
+        ["continue", "remount-ro", "panic"]
+            .into_iter()
+            .find(|v| m.has(&format!("errors={v}")))
+    });
+    let becomes_read_only = option.map_or(superblock.on_error == REMOUNT, |v| v == "remount-ro");
+    let runs = case.units.iter().all(|unit| case.unit_log(unit).runs());
+    if !superblock.failed_while_mounted() || !becomes_read_only || (runs && !case.units.is_empty())
+    {
+        return None;
+    }
+    let why = "the kernel met an error on the root file system while it was mounted last, and made it read-only then, as it is set to";
+    let fix = "build or clone the image again, and never write to a disk that a VM uses; `e2fsck -fn` on a copy says what is wrong";
+    let mut f = vm(Cause::RootReadOnly, superblock_errors(case)?, why, fix).and(quote_disk(
+        "superblock",
+        None,
+        &format!(
+            "mounted last at {} s since 1970, errors behaviour {}",
+            superblock.mounted_at, superblock.on_error
+        ),
+    ));
+    if let Some(root) = disk.base.fstab.root().filter(|_| option.is_some()) {
+        f = f.and(root.quote.clone());
+    }
+    let f = f.refuted_by(
+        "`rw` for / in /proc/mounts of the running guest; a clock that was wrong at the last mount",
+    );
+    Some(Candidate::fixed(f).strength(Strength::Conditional))
 }

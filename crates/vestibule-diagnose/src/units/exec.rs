@@ -2,7 +2,10 @@
 //! The order of the questions is the kernel's (`execve(2)`), then the dynamic linker's (`ld.so(8)`).
 use super::{fstab::Fstab, quote_disk, users::Accounts};
 use crate::{
-    disk::{Kind, Meta, Resolved, Root},
+    disk::{
+        Kind, Meta, Resolved, Root,
+        xattr::{ACCESS_LIST, Acl},
+    },
     elf,
     text::shorten,
 };
@@ -116,7 +119,7 @@ impl<'a> Resolver<'a> {
             }
         };
         if let Some(why) = self.forbidden(&real, meta, who) {
-            let text = format!("[mode {:04o}, owner {}:{}]", meta.mode, meta.uid, meta.gid);
+            let text = format!("[{}]", self.rights(&real, meta));
             return Some(Problem::NotExecutable(quote_disk(path, None, &text), why));
         }
         let head = self.root.read_at(&real, 0, 256).unwrap_or_default();
@@ -161,23 +164,52 @@ impl<'a> Resolver<'a> {
             return Some(format!("{} is mounted noexec by /etc/fstab", mount.target));
         }
         let (uid, gids) = self.accounts.ids(who.user, who.group)?;
-        if !allowed(meta, uid, &gids) {
-            return Some("no execute permission".into());
+        if !self.allowed(real, meta, uid, &gids) {
+            return Some(if allowed(meta, uid, &gids) {
+                format!("its access list keeps uid {uid} from executing it")
+            } else {
+                "no execute permission".into()
+            });
         }
         let mut at = real;
         while let Some((parent, _)) = at.rsplit_once('/').filter(|(p, _)| !p.is_empty()) {
             if let Some(dir) = self.root.lstat_real(parent)
                 && uid != 0
-                && !allowed(dir, uid, &gids)
+                && !self.allowed(parent, dir, uid, &gids)
             {
-                return Some(format!(
-                    "its user may not enter {parent} (mode {:04o})",
-                    dir.mode
-                ));
+                let rights = self.rights(parent, dir);
+                return Some(format!("its user may not enter {parent} ({rights})"));
             }
             at = parent;
         }
         None
+    }
+
+    /// Whether `uid` may execute or enter what is at the real path `path`.
+    fn allowed(&self, path: &str, meta: Meta, uid: u32, gids: &[u32]) -> bool {
+        let by_mode = allowed(meta, uid, gids);
+        let by_list = self
+            .access_list(path, meta)
+            .filter(|_| uid != 0)
+            .and_then(|list| list.executes(uid, gids, meta.uid, meta.gid));
+        by_list.unwrap_or(by_mode)
+    }
+
+    /// The access list of a file; as in the kernel it is not asked where the mode gives its group nothing.
+    fn access_list(&self, path: &str, meta: Meta) -> Option<Acl> {
+        let value = self.root.xattr(path, ACCESS_LIST);
+        value
+            .filter(|_| meta.mode & 0o070 != 0)
+            .and_then(|value| Acl::parse(&value))
+    }
+
+    /// Mode, owner and access list in words.
+    fn rights(&self, path: &str, meta: Meta) -> String {
+        let mode = format!("mode {:04o}, owner {}:{}", meta.mode, meta.uid, meta.gid);
+        match self.access_list(path, meta) {
+            Some(list) => format!("{mode}, access list {}", list.text()),
+            None => mode,
+        }
     }
 
     fn check_script(&self, path: &str, head: &[u8], who: &As<'_>, depth: u32) -> Option<Problem> {

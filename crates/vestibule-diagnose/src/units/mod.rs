@@ -4,6 +4,7 @@
 //! search path, masks, aliases, templates, drop-ins, `.wants` links (`reference/systemd.md` has what was measured of 252).
 //! [`boot`] builds the start transaction on top, [`exec`] resolves what a service would run.
 pub mod boot;
+pub mod capabilities;
 pub mod command;
 pub mod condition;
 pub mod envfile;

@@ -1,10 +1,13 @@
 //! A browser image judged from its disk alone, beside what an engineer would do by hand: mount it, `systemd-analyze verify`,
-//! `journalctl`. Both with a warm page cache. Needs root and a loop device for the latter.
+//! `journalctl`. And a VM of that image that failed, explained from its evidence and its disk. All with a warm page cache.
+//! Needs root and a loop device for what is done by hand.
 use super::{Report, report::Required, stats::median, usage};
 use crate::stage;
 use anyhow::{Context, Result, bail, ensure};
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
 use std::{
+    fmt::Write as _,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -12,6 +15,8 @@ use tokio::process::Command;
 
 const IMAGE: &str = "browser";
 const TURNS: usize = 10;
+/// `consoleKeepBytes`, as the controller sets it.
+const CONSOLE_BYTES: usize = 4 << 20;
 /// Between two looks at a process's peak.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -29,11 +34,15 @@ pub async fn run() -> Result<Report> {
     let root = image.join("root.ext4");
     let home = camino_tempfile::tempdir()?;
     let (mut ours, mut by_hand, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut explained = Vec::new();
+    let evidence = failed_vm(&image, home.path())?;
     // The first turn warms the page cache.
     for turn in 0..=TURNS {
         let (took, peak) = diagnose(&root).await?;
         let hand = mount_and_verify(&root, home.path()).await?;
+        let why = explain(&evidence, &root).await?;
         if turn > 0 {
+            explained.push(why);
             ours.push(took);
             by_hand.push(hand);
             peaks.push(peak);
@@ -53,8 +62,18 @@ pub async fn run() -> Result<Report> {
         &[],
     );
     report.require(Required::AtLeast(20.0));
+    report.median(
+        "a failed VM, from the end of its evidence to the verdict",
+        "ms",
+        &explained,
+    );
+    report.require(Required::AtMost(2000.0));
     report.median("vestibule diagnose: peak memory", "MiB", &peaks);
     report.require(Required::AtMost(100.0));
+    report.note(format!(
+        "the failed VM: {} MiB of console, which is what a runner keeps, its last lines a crash of the agent; the image's disk",
+        CONSOLE_BYTES >> 20
+    ));
     report.note(format!(
         "image `{IMAGE}`, {TURNS} turns, the required units of its manifest, the program's own start included in both"
     ));
@@ -81,6 +100,65 @@ async fn diagnose(root: &Utf8Path) -> Result<(f64, f64)> {
     };
     ensure!(status.success(), "the image is not healthy: {status}");
     Ok((begun.elapsed().as_secs_f64() * 1e3, peak))
+}
+
+/// The evidence that a runner leaves of a VM of `image` whose agent crashed after a long life, as large as it gets.
+fn failed_vm(image: &Utf8Path, home: &Utf8Path) -> Result<Utf8PathBuf> {
+    let directory = home.join("evidence");
+    std::fs::create_dir_all(&directory)?;
+    let manifest = std::fs::read(image.join("manifest.json"))?;
+    let manifest: vestibule_api::image::Manifest = serde_json::from_slice(&manifest)?;
+    let machine = json!({
+        "spec": {"imageDigest": image.file_name(), "imageDir": image},
+        "requiredUnits": manifest.required_units,
+        "kernelCmdline": "console=ttyS0 root=/dev/vda ro",
+    });
+    std::fs::write(directory.join("machine.json"), machine.to_string())?;
+    std::fs::write(
+        directory.join("exit.json"),
+        r#"{"code":0,"signal":null,"asked":true}"#,
+    )?;
+    let end = "[ 4000.000001] systemd[1]: vm-browser-agent.service: Main process exited, code=dumped, status=11/SEGV\n\
+               [ 4000.000002] systemd[1]: vm-browser-agent.service: Failed with result 'core-dump'.\n\
+               [FAILED] Failed to start vm-browser-agent.service - Browser VM agent.\n";
+    let mut console = String::with_capacity(CONSOLE_BYTES);
+    let mut number = 0_u32;
+    while console.len() + end.len() + 160 < CONSOLE_BYTES {
+        let _ = writeln!(
+            console,
+            "[ {:4}.{number:06}] systemd[1]: Started unit-{number}.service - What a long life prints, line {number}.",
+            number / 20
+        );
+        number += 1;
+    }
+    console.push_str(end);
+    std::fs::write(directory.join("serial.log"), console)?;
+    Ok(directory)
+}
+
+/// Milliseconds until the verdict on a failed VM is printed; it has to be the right one.
+async fn explain(evidence: &Utf8Path, root: &Utf8Path) -> Result<f64> {
+    let begun = Instant::now();
+    let output = Command::new(stage::binary()?)
+        .args([
+            "diagnose",
+            "--json",
+            "--evidence",
+            evidence.as_str(),
+            "--disk",
+            root.as_str(),
+        ])
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("start vestibule")?;
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    let verdict: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(
+        verdict["cause"] == "crashed" && verdict["unit"] == "vm-browser-agent.service",
+        "another verdict than the crash: {verdict}"
+    );
+    Ok(took)
 }
 
 async fn mount_and_verify(root: &Utf8Path, home: &Utf8Path) -> Result<f64> {

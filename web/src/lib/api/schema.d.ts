@@ -1149,7 +1149,7 @@ export interface components {
          * @description Evidence is weak, and why. A note is never the verdict.
          * @enum {string}
          */
-        Note: "evidence-console-disabled" | "evidence-journal-volatile" | "evidence-journal-other-machine" | "evidence-journal-not-flushed" | "evidence-journal-namespace" | "evidence-journald-masked" | "evidence-output-elsewhere" | "evidence-overlay-root" | "evidence-log-level" | "evidence-clock";
+        Note: "evidence-console-disabled" | "evidence-journal-volatile" | "evidence-journal-other-machine" | "evidence-journal-not-flushed" | "evidence-journal-namespace" | "evidence-journald-masked" | "evidence-output-elsewhere" | "evidence-overlay-root" | "evidence-log-level" | "evidence-clock" | "evidence-file-system-errors";
         /** @description An identity provider, for people. */
         OidcMethod: {
             /** @description *Sign in with …* */

@@ -3,6 +3,7 @@ use super::{Driver, End, PAGES, failed};
 use crate::{
     browser::{self, BrowserError},
     login::{
+        callback::{Callback, LOOK_EVERY},
         failure::observed,
         screen,
         url::{self, UrlError},
@@ -10,7 +11,7 @@ use crate::{
     shim::OpenRequest,
 };
 use ::url::Url;
-use tokio::task::JoinError;
+use tokio::{task::JoinError, time::Instant};
 use vestibule_api::{
     agent::{LoginEvent, UrlSource},
     cause::Cause,
@@ -65,6 +66,12 @@ impl Driver {
         let (host, path) = (url::host_of(&url), url.path().to_owned());
         self.source = Some(source);
         self.timers.fallback = None;
+        // The agent's own client has its callback here.
+        if self.tool.is_some() {
+            self.callback = Callback::of(&url);
+            let look = self.callback.is_some();
+            self.timers.callback = look.then(|| Instant::now() + LOOK_EVERY);
+        }
         self.agent
             .events
             .login(LoginEvent::UrlCaptured { source, host, path });

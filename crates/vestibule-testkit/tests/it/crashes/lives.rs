@@ -44,6 +44,8 @@ struct Killed {
     /// The session just before.
     before: SessionView,
     at: Instant,
+    /// Its number and command line.
+    victim: String,
 }
 
 #[derive(Default)]
@@ -181,7 +183,8 @@ impl Lives {
             }
             Err(view.state.id().to_owned())
         })
-        .await?;
+        .await
+        .with_context(|| format!("killed {}", killed.victim))?;
         if !seen.state.is_terminal() {
             self.person.go_on(stage, id).await?;
             return Ok("another VM");
@@ -204,9 +207,11 @@ async fn kill(stage: &Stage, victim: &str, id: SessionId) -> Result<Option<Kille
         let before = stage.api().session(id).await;
         let before = before.map_err(|err| format!("{err:#}"))?;
         let ended = before.state.is_terminal();
-        if find(stage, victim).is_some_and(|pid| signal(Some(pid), rustix::process::Signal::KILL)) {
-            let at = Instant::now();
-            return Ok(Some(Killed { before, at }));
+        if let Some((pid, line)) = find(stage, victim)
+            && signal(Some(pid), rustix::process::Signal::KILL)
+        {
+            let (at, victim) = (Instant::now(), format!("{pid}: {line}"));
+            return Ok(Some(Killed { before, at, victim }));
         }
         if ended {
             Ok(None)
@@ -217,13 +222,29 @@ async fn kill(stage: &Stage, victim: &str, id: SessionId) -> Result<Option<Kille
     .await
 }
 
-fn find(stage: &Stage, victim: &str) -> Option<u32> {
-    stage.residue().iter().find_map(|line| {
-        let mut words = line.split_whitespace();
-        let (Some("process"), Some(pid)) = (words.next(), words.next()) else {
-            return None;
-        };
+/// A process is for a moment what it was forked from: a runner that is none yet is still the controller, and a VMM its runner.
+/// Whoever started them starts another one then, and nothing was lost.
+fn find(stage: &Stage, victim: &str) -> Option<(u32, String)> {
+    stage.residue().iter().find_map(|found| {
+        let (pid, line) = found.strip_prefix("process ")?.split_once(' ')?;
+        let pid = pid.parse().ok()?;
         let is_vmm = line.contains("qemu") || line.contains("firecracker");
-        pid.parse().ok().filter(|_| is_vmm == (victim == "vmm"))
+        let is_runner = !is_vmm && runs_vm(pid) && !parent(pid).is_some_and(runs_vm);
+        let is_victim = if victim == "vmm" { is_vmm } else { is_runner };
+        is_victim.then(|| (pid, line.to_owned()))
     })
+}
+
+/// A runner, or one of the testkit's without a VM.
+fn runs_vm(pid: u32) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0);
+    words.any(|word| word == b"run-vm" || word == b"runner")
+}
+
+/// The second field after the name, which may hold anything (proc_pid_stat(5)).
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok()
 }
