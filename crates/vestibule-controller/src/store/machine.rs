@@ -200,8 +200,7 @@ pub(super) fn is_snapshots(cause: Cause) -> bool {
 }
 
 impl Store {
-    /// Gives a waiting session its machine, which is none of the pool for the reason `why`: row, state and effect in one
-    /// transaction. `false`: it does not wait any more.
+    /// Gives a waiting session a machine, `why` none of the pool, with state and effect at once. `false`: it waits no more.
     pub(crate) async fn place(
         &self,
         machine: &MachineRow,

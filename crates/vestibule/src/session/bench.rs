@@ -185,7 +185,9 @@ async fn watch(
 ) -> anyhow::Result<()> {
     let mut events = controller.events(session).await?;
     let mut asked_at = None;
-    let mut views = tokio::task::JoinSet::new();
+    let mut views = tokio::task::JoinSet::<anyhow::Result<(f64, f64, View)>>::new();
+    // Aborted when this returns. Until then the frame has to be taken: it counts as shown when all of it has gone.
+    let mut watching = tokio::task::JoinSet::new();
     let (mut seen, mut started) = (None, None);
     let whole = |turn: &Turn| {
         [Milestone::FirstFrame, Milestone::BrowserNavigated]
@@ -205,7 +207,8 @@ async fn watch(
             Some(shown) = views.join_next() => {
                 // An image without a screen has no view; the sign-in goes on.
                 match shown? {
-                    Ok((greets, shows)) => {
+                    Ok((greets, shows, mut view)) => {
+                        watching.spawn(async move { while let Some(Ok(_)) = view.socket.next().await {} });
                         turn.phases.insert(GREETS, greets);
                         turn.phases.insert(SHOWS, shows);
                         seen = Some(PAGE);
@@ -268,12 +271,12 @@ fn take(turn: &mut Turn, event: &SessionEvent, asked_at: Timestamp) {
 }
 
 /// Opens the view as a person's browser does: a ticket, a WebSocket, and RFB (RFC 6143 section 7) up to the first frame.
-/// Milliseconds to the server's greeting and to the frame.
+/// Milliseconds to the server's greeting and to the frame, and the view, whose frame is still coming.
 async fn view_of(
     controller: &Controller,
     session: SessionId,
     begun: Instant,
-) -> anyhow::Result<(f64, f64)> {
+) -> anyhow::Result<(f64, f64, View)> {
     let request = TicketRequest {
         right: Right::View,
         who: None,
@@ -315,7 +318,7 @@ async fn view_of(
         view.read(1).await? == [0],
         "the first message is not a frame"
     );
-    Ok((greets, ms(begun.elapsed())))
+    Ok((greets, ms(begun.elapsed()), view))
 }
 
 /// A view's bytes, whatever frames they came in.
