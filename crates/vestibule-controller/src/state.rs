@@ -11,7 +11,7 @@
 //! An event that does not fit is [`Illegal`] and changes nothing: late and repeated reports are harmless. From `capturing`
 //! on, the VM's fate no longer decides: only the collector says whether the credential was sealed.
 use std::time::Duration;
-use vestibule_api::{session::SessionState, time::Timestamp};
+use vestibule_api::{machine::MachineState, session::SessionState, time::Timestamp};
 
 /// What a transition depends on.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,28 @@ impl Event {
         Self::Cancelled,
         Self::DeadlinePassed,
     ];
+}
+
+/// Whether a session has something to see, its machine being in that state. A session that is ready has a VM that is up: one of
+/// the pool says so when it is claimed, and its row follows a moment later.
+pub(crate) fn has_screen(session: SessionState, machine: MachineState) -> bool {
+    match machine {
+        MachineState::Up | MachineState::Paused => !session.is_terminal(),
+        MachineState::Creating | MachineState::Booting => match session {
+            SessionState::Ready
+            | SessionState::AwaitingUser
+            | SessionState::Confirming
+            | SessionState::Capturing => true,
+            SessionState::Requested
+            | SessionState::Placing
+            | SessionState::Starting
+            | SessionState::Completed
+            | SessionState::Failed
+            | SessionState::Cancelled
+            | SessionState::Expired => false,
+        },
+        MachineState::Stopping | MachineState::Gone | MachineState::Lost => false,
+    }
 }
 
 /// Something that a reconciler carries out. A row in the outbox, written in the transaction of the state.
@@ -348,6 +370,27 @@ mod tests {
         confirming: MINUTE,
         capturing: MINUTE,
     };
+
+    #[test]
+    fn there_is_a_screen_from_ready_to_the_end_while_there_is_a_vm() {
+        use {MachineState as M, SessionState as S};
+        for (session, machine, seen) in [
+            (S::Starting, M::Booting, false),
+            (S::Starting, M::Up, true),
+            // Claimed out of the pool before its row was told that it is up.
+            (S::Ready, M::Booting, true),
+            (S::AwaitingUser, M::Paused, true),
+            (S::Capturing, M::Stopping, false),
+            (S::AwaitingUser, M::Lost, false),
+            (S::Cancelled, M::Up, false),
+        ] {
+            assert_eq!(
+                has_screen(session, machine),
+                seen,
+                "{session:?}, {machine:?}"
+            );
+        }
+    }
 
     fn at(state: SessionState) -> Current {
         let now = Timestamp::from_micros(1_000_000);

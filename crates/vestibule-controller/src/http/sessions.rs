@@ -11,7 +11,7 @@ use crate::{
     live::Ticket,
     people::{LOCAL, Owner},
     rights::Reach,
-    state::Event,
+    state::{self, Event},
     store::{Applied, Created, Facts, NewSession, Quota, SessionRow},
 };
 use axum::{Json, extract::State, http::StatusCode};
@@ -20,7 +20,6 @@ use vestibule_api::{
     error::{ErrorBody, ErrorCode},
     finding::Finding,
     ids::{AliasName, SessionId},
-    machine::MachineState,
     pack::ProviderPack,
     people::PrincipalKind,
     session::{
@@ -295,7 +294,7 @@ async fn view(core: &Shared, row: SessionRow, caller: &Caller) -> Result<Session
     let (images, alias) = (core.images.clone(), row.image_alias.clone());
     let current = off_runtime(move || images.current(&alias)).await?;
     let machine_state = machine.map(|machine| machine.state);
-    let up = matches!(machine_state, Some(MachineState::Up | MachineState::Paused));
+    let viewable = machine_state.is_some_and(|machine| state::has_screen(row.state, machine));
     let older = row.image_digest.is_some() && current.is_some() && row.image_digest != current;
     Ok(SessionView {
         session_id: row.id,
@@ -314,7 +313,7 @@ async fn view(core: &Shared, row: SessionRow, caller: &Caller) -> Result<Session
         account: row.account,
         user_code: core.live.user_code(row.id),
         failure: row.failure,
-        viewable: up && !row.state.is_terminal(),
+        viewable,
         confirm_account: row.confirm_account,
         viewers: core.live.viewers_of(row.id),
         own: row.owner_id == caller.principal.id,

@@ -5,6 +5,7 @@ use crate::{
     listen::Stream,
     live::{Revocation, Viewer},
     relay::{self, Close},
+    state,
 };
 use axum::{
     extract::{
@@ -246,7 +247,7 @@ async fn admit(core: &Shared, id: SessionId, ticket: &str, pane: Pane) -> Result
         None => None,
     };
     match machine {
-        Some(machine) if matches!(machine.state, MachineState::Up | MachineState::Paused) => {
+        Some(machine) if state::has_screen(row.state, machine.state) => {
             let view = ViewerView {
                 who: ticket.who,
                 right: ticket.right,
