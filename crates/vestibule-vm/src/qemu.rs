@@ -134,6 +134,21 @@ struct Port {
     closed: u64,
 }
 
+impl Port {
+    /// QEMU says the port's changes once a second at most, and of those between only the last (its monitor/monitor.c,
+    /// `monitor_qapi_event_conf`): a port that is open and is opened was closed meanwhile, and the other way round.
+    fn told(&mut self, open: bool) {
+        let was_open = self.opened > self.closed;
+        if open {
+            self.closed += u64::from(was_open);
+            self.opened += 1;
+        } else {
+            self.opened += u64::from(!was_open);
+            self.closed += 1;
+        }
+    }
+}
+
 async fn start(
     program: &Utf8Path,
     capabilities: &Capabilities,
@@ -327,10 +342,8 @@ async fn watch_port(mut events: broadcast::Receiver<QmpEvent>, port: watch::Send
     loop {
         match events.recv().await {
             Ok(event) if event.event == "VSERPORT_CHANGE" => {
-                match event.data.get("open").and_then(serde_json::Value::as_bool) {
-                    Some(true) => port.send_modify(|port| port.opened += 1),
-                    Some(false) => port.send_modify(|port| port.closed += 1),
-                    None => {}
+                if let Some(open) = event.data.get("open").and_then(serde_json::Value::as_bool) {
+                    port.send_modify(|port| port.told(open));
                 }
             }
             Ok(event) => tracing::debug!(event = event.event, data = %event.data, "the VMM says"),
@@ -439,5 +452,26 @@ impl Machine for QemuMachine {
 
     fn stop(self: Arc<Self>, evidence: Bundle) -> BoxFuture<'static, (Exit, Bundle)> {
         async move { (self.quit().await, evidence) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_qemu_kept_back_is_counted() {
+        let mut port = Port::default();
+        let mut after = |changes: &[bool]| {
+            for open in changes {
+                port.told(*open);
+            }
+            (port.opened, port.closed)
+        };
+        assert_eq!(after(&[true]), (1, 0));
+        assert_eq!(after(&[false, true]), (2, 1));
+        // Closed and opened again within the second.
+        assert_eq!(after(&[true]), (3, 2));
+        assert_eq!(after(&[false, false]), (4, 4));
     }
 }
