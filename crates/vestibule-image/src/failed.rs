@@ -35,14 +35,17 @@ pub fn failed(
         line: None,
         text: Chain(err).to_string(),
     };
+    let log = log_of(store, options).and_then(|log| end_of(&log, began));
     let finding = Finding::new(
         Cause::BuildFailed,
         said,
         Cause::BuildFailed.meaning(),
-        "read the build log; the error names the input, package or command that is missing or failed",
+        match &log {
+            Some(end) => format!("correct what the error names; the whole log is {}", end.source),
+            None => "correct what the error names: an input, package or command that is missing or failed".to_owned(),
+        },
     )
     .refuted_by("an image of this recipe's digest in the store");
-    let log = log_of(store, options).and_then(|log| end_of(&log, began));
     match log {
         Some(end) => finding.and(end),
         None => finding,

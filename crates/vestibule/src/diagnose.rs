@@ -197,9 +197,9 @@ pub(crate) fn print_failure(
     error: &anyhow::Error,
     out: Output,
 ) -> anyhow::Result<ExitCode> {
-    output::note(&format!("vestibule: {error:#}"));
+    let message = format!("{error:#}");
+    output::note(&format!("vestibule: {message}"));
     if out.json {
-        let message = format!("{error:#}");
         let mut value = serde_json::to_value(finding)?;
         if let Some(object) = value.as_object_mut() {
             object.insert(
@@ -213,9 +213,25 @@ pub(crate) fn print_failure(
         }
         output::line(&serde_json::to_string_pretty(&value)?);
     } else {
-        output::note(&output::finding(finding));
+        output::note(&output::finding(&beside(finding, &message)));
     }
     Ok(ExitCode::FAILURE)
+}
+
+/// For people, who have just read `message`: of the proof, what that does not say already.
+fn beside(finding: &Finding, message: &str) -> Finding {
+    let mut finding = finding.clone();
+    for quote in &mut finding.evidence {
+        let new = |line: &&str| !line.trim().is_empty() && !message.contains(line.trim());
+        quote.text = quote
+            .text
+            .lines()
+            .filter(new)
+            .collect::<Vec<_>>()
+            .join("\n");
+    }
+    finding.evidence.retain(|quote| !quote.text.is_empty());
+    finding
 }
 
 /// The verdict as one flat object: the finding's fields stand beside `verdict`, which is what scripts expect.

@@ -449,6 +449,8 @@ fn a_build_that_fails_has_a_verdict() {
         "{}",
         text(&output.stderr)
     );
+    let said = text(&output.stderr);
+    assert_eq!(said.matches("read the recipe").count(), 1, "{said}");
     let output = vestibule(&home, &[&["--json"], &words[..]].concat());
     assert_eq!(status(&output), 1);
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
