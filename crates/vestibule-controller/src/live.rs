@@ -86,11 +86,16 @@ pub(crate) struct Revocation {
     session: Option<SessionId>,
     principal: String,
     news: broadcast::Receiver<Revoked>,
+    /// Something was revoked between the look at who asks and the beginning of `news`.
+    missed: bool,
 }
 
 impl Revocation {
     /// Resolves when it may not.
     pub(crate) async fn revoked(&mut self) {
+        if self.missed {
+            return;
+        }
         loop {
             match self.news.recv().await {
                 Ok(Revoked::Session(id)) if self.session != Some(id) => {}
@@ -155,6 +160,7 @@ pub(crate) struct Live {
     /// Viewers until now.
     viewer_count: AtomicU64,
     revoked: broadcast::Sender<Revoked>,
+    revocations: AtomicU64,
     shown: Mutex<HashSet<SessionId>>,
     /// A viewer came, or had its first frame.
     looks: Notify,
@@ -171,6 +177,7 @@ impl Default for Live {
             viewers: Arc::default(),
             viewer_count: AtomicU64::default(),
             revoked: broadcast::channel(256).0,
+            revocations: AtomicU64::new(0),
             shown: Mutex::default(),
             looks: Notify::default(),
             waiting: Mutex::default(),
@@ -204,36 +211,51 @@ impl Live {
             session: Some(session),
             principal: ticket.by.clone(),
             news,
+            missed: false,
         };
         (ticket.session == session).then_some((ticket, revocation))
     }
 
-    /// Whether something that `principal` opens without a ticket may stay open.
-    pub(crate) fn revocation(&self, principal: &str) -> Revocation {
+    /// How often something was revoked. Read before it is looked up who asks.
+    pub(crate) fn revocations(&self) -> u64 {
+        self.revocations.load(Ordering::SeqCst)
+    }
+
+    /// Whether something that `principal` opens without a ticket may stay open; `known`: [`Self::revocations`] before it was
+    /// looked up who that is.
+    pub(crate) fn revocation(&self, principal: &str, known: u64) -> Revocation {
+        let news = self.revoked.subscribe();
         Revocation {
             session: None,
             principal: principal.to_owned(),
-            news: self.revoked.subscribe(),
+            news,
+            missed: self.revocations() != known,
         }
+    }
+
+    /// Counted before it is said: whoever does not hear it sees that there was something.
+    fn revoke(&self, what: Revoked) {
+        self.revocations.fetch_add(1, Ordering::SeqCst);
+        // Nobody listening is fine.
+        drop(self.revoked.send(what));
     }
 
     /// Makes the session's tickets worth nothing and ends its views.
     pub(crate) fn revoke_session(&self, session: SessionId) {
         lock(&self.tickets).forget(|ticket| ticket.session == session);
-        // Nobody listening is fine.
-        drop(self.revoked.send(Revoked::Session(session)));
+        self.revoke(Revoked::Session(session));
     }
 
     /// Makes the tickets of this principal worth nothing and ends what it opened.
     pub(crate) fn revoke_principal(&self, principal: &str) {
         lock(&self.tickets).forget(|ticket| ticket.by == principal);
-        drop(self.revoked.send(Revoked::Principal(principal.to_owned())));
+        self.revoke(Revoked::Principal(principal.to_owned()));
     }
 
     /// Makes every ticket worth nothing and ends everything that is open: who may stay is not known.
     pub(crate) fn revoke_all(&self) {
         lock(&self.tickets).forget(|_| true);
-        drop(self.revoked.send(Revoked::All));
+        self.revoke(Revoked::All);
     }
 
     /// A new one-time code for a dashboard, and when it expires.
@@ -419,7 +441,11 @@ mod tests {
             let (token, _) = live.ticket(ticket(of, Right::Control), now);
             live.take_ticket(&token, of, now).unwrap().1
         };
-        let (mut view, mut stays, mut events) = (open(session), open(other), live.revocation("1"));
+        let (mut view, mut stays, mut events) = (
+            open(session),
+            open(other),
+            live.revocation("1", live.revocations()),
+        );
         let (unused, _) = live.ticket(ticket(session, Right::View), now);
         live.revoke_session(session);
         view.revoked().await;
@@ -435,6 +461,10 @@ mod tests {
         live.revoke_principal("1");
         stays.revoked().await;
         events.revoked().await;
+        // One that begins to listen when it was too late.
+        let known = live.revocations();
+        live.revoke_principal("1");
+        live.revocation("1", known).revoked().await;
     }
 
     #[test]

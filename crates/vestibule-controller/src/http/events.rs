@@ -81,7 +81,9 @@ pub(super) async fn events(
     };
     // Listening begins before the look at the rows: nothing falls between.
     let changes = core.store.signals.listen(id);
-    let revocation = core.live.revocation(&caller.principal.id);
+    let revocation = core
+        .live
+        .revocation(&caller.principal.id, caller.revocations);
     let row = sessions::find(&core, id).await?;
     if row.state.is_terminal() && core.store.events(id, after, 1).await?.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());

@@ -64,6 +64,8 @@ pub(crate) struct Caller {
     pub(crate) reach: Reach,
     /// Whether another controller asks for them.
     pub(crate) relayed: bool,
+    /// [`Live::revocations`](crate::live::Live::revocations) before it was looked up who asks.
+    pub(crate) revocations: u64,
 }
 
 impl Caller {
@@ -136,6 +138,7 @@ async fn admit_caller(
     relayed: Option<&Relayed>,
 ) -> Result<Option<Caller>, ApiError> {
     let headers = &request.headers;
+    let revocations = core.live.revocations();
     if !core.access.is_own_host(headers) {
         return Err(ApiError::new(
             ErrorCode::Forbidden,
@@ -161,6 +164,7 @@ async fn admit_caller(
                 principal,
                 reach: Reach::None,
                 relayed: relayed.is_some(),
+                revocations,
             }))
         };
     };
@@ -189,6 +193,7 @@ async fn admit_caller(
         principal,
         reach,
         relayed: relayed.is_some(),
+        revocations,
     };
     within_reach(core, &caller, rule.object, matched, request.uri.path()).await?;
     Ok(Some(caller))
