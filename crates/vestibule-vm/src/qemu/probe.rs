@@ -65,7 +65,11 @@ fn ask(program: &Utf8Path) -> Option<String> {
     // SAFETY: the closure makes two system calls and allocates nothing.
     #[expect(unsafe_code, reason = "only pre_exec runs code in the child")]
     unsafe {
-        command.pre_exec(|| Ok(crate::memory::lift()?));
+        command.pre_exec(|| {
+            // A runner that is killed meanwhile leaves nothing: QEMU would go on after the end of its input.
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            Ok(crate::memory::lift()?)
+        });
     }
     let mut child = command.spawn().ok()?;
     let questions = [
