@@ -7,16 +7,14 @@
     reason = "why a test was skipped, and what it compared"
 )]
 
+mod program;
+
 use anyhow::{Context, Result, bail, ensure};
 use camino::Utf8Path;
 use flate2::read::GzDecoder;
+use program::output;
 use serde_json::Value;
-use std::{
-    fs,
-    io::Read as _,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fs, io::Read as _, path::Path, process::Command};
 use vestibule_diagnose::journal::{Entry, FileState, Journal};
 
 const REMOTE: &str = "/lib/systemd/systemd-journal-remote";
@@ -48,20 +46,6 @@ fn programs(needed: &[&str]) -> bool {
 
 fn flag(on: bool) -> &'static str {
     if on { "1" } else { "0" }
-}
-
-fn output(command: &mut Command) -> Result<Vec<u8>> {
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {command:?}"))?;
-    ensure!(
-        out.status.success(),
-        "{command:?}: {} {}",
-        out.status,
-        String::from_utf8_lossy(&out.stderr)
-    );
-    Ok(out.stdout)
 }
 
 /// A field as `journalctl` shows it: text, the bytes of what is no text, or the first of several.

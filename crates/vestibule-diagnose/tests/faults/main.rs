@@ -12,6 +12,8 @@
 
 mod healthy;
 mod oracle;
+#[path = "../program/mod.rs"]
+mod program;
 mod tree;
 mod variants;
 

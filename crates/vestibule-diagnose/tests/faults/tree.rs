@@ -1,9 +1,10 @@
 //! One base tree, and mutated views of it: an overlay mount where this machine allows it, else a copy.
-use anyhow::{Context, Result, ensure};
+use crate::program::output;
+use anyhow::{Context, Result};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::{Mutex, PoisonError},
 };
 
@@ -32,20 +33,6 @@ pub(crate) struct Mutated {
     mounted: bool,
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {command:?}"))?;
-    ensure!(
-        out.status.success(),
-        "{command:?}: {} {}",
-        out.status,
-        String::from_utf8_lossy(&out.stderr)
-    );
-    Ok(())
-}
-
 /// Makes the base tree beside its place and moves it there whole: a build that was cut short leaves nothing that looks
 /// finished.
 fn make(script: &Path, dir: &Path) -> Result<()> {
@@ -54,7 +41,7 @@ fn make(script: &Path, dir: &Path) -> Result<()> {
         fs::remove_dir_all(&unfinished)?;
     }
     fs::create_dir_all(dir.parent().context("a base tree has a parent")?)?;
-    run(Command::new("bash").arg(script).arg(&unfinished))?;
+    output(Command::new("bash").arg(script).arg(&unfinished))?;
     fs::rename(&unfinished, dir).with_context(|| format!("move the base to {}", dir.display()))
 }
 
@@ -105,9 +92,11 @@ impl Base {
     /// A view of the base, changed by the case's `mutate.sh`.
     pub(crate) fn mutate(&self, case: &Path, packing: Packing) -> Result<Mutated> {
         let mut mutated = self.view()?;
-        run(Command::new("bash")
-            .arg(case.join("mutate.sh"))
-            .arg(&mutated.dir))?;
+        output(
+            Command::new("bash")
+                .arg(case.join("mutate.sh"))
+                .arg(&mutated.dir),
+        )?;
         mutated.image = match packing {
             Packing::None => None,
             Packing::Image => Some(image(&mutated.work, &mutated.dir)?),
@@ -135,13 +124,15 @@ impl Base {
             work.join("upper").display(),
             work.join("work").display()
         );
-        let mounted = run(Command::new("mount")
-            .args(["-t", "overlay", "overlay", "-o", &options])
-            .arg(&dir))
+        let mounted = output(
+            Command::new("mount")
+                .args(["-t", "overlay", "overlay", "-o", &options])
+                .arg(&dir),
+        )
         .is_ok();
         if !mounted {
             fs::remove_dir(&dir)?;
-            run(Command::new("cp").arg("-a").arg(&self.dir).arg(&dir))?;
+            output(Command::new("cp").arg("-a").arg(&self.dir).arg(&dir))?;
         }
         Ok(Mutated {
             dir,
@@ -176,9 +167,12 @@ impl Mutated {
     /// Changes the tree further, as [`Base::script`] does.
     pub(crate) fn change(&self, lines: &str) -> Result<()> {
         let script = format!("{PRELUDE}{lines}");
-        run(Command::new("bash")
-            .args(["-c", &script, "mutate"])
-            .arg(&self.dir))
+        output(
+            Command::new("bash")
+                .args(["-c", &script, "mutate"])
+                .arg(&self.dir),
+        )
+        .map(drop)
     }
 }
 
@@ -192,10 +186,12 @@ impl Drop for Base {
 fn image(work: &Path, tree: &Path) -> Result<PathBuf> {
     let image = work.join("root.ext4");
     fs::File::create(&image)?.set_len(640 << 20)?;
-    run(Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-m", "1", "-d"])
-        .arg(tree)
-        .arg(&image))?;
+    output(
+        Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-m", "1", "-d"])
+            .arg(tree)
+            .arg(&image),
+    )?;
     Ok(image)
 }
 
@@ -211,17 +207,19 @@ fn filled_image(work: &Path, tree: &Path) -> Result<PathBuf> {
     fs::write(&filler, data)?;
     let script = work.join("fill.debugfs");
     fs::write(&script, format!("write {} /filler\n", filler.display()))?;
-    run(Command::new("debugfs")
-        .args(["-w", "-f"])
-        .arg(&script)
-        .arg(&image))?;
+    output(
+        Command::new("debugfs")
+            .args(["-w", "-f"])
+            .arg(&script)
+            .arg(&image),
+    )?;
     Ok(image)
 }
 
 impl Drop for Mutated {
     fn drop(&mut self) {
         if self.mounted {
-            let _ = run(Command::new("umount").arg(&self.dir));
+            let _ = output(Command::new("umount").arg(&self.dir));
         }
         let _ = fs::remove_dir_all(&self.work);
     }
