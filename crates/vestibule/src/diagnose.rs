@@ -7,7 +7,6 @@ use std::{io::Read as _, process::ExitCode};
 use vestibule_api::{
     cause::Cause,
     finding::{Finding, Verdict, VerdictKind},
-    image::Manifest,
 };
 use vestibule_diagnose::{
     Evidence,
@@ -98,16 +97,25 @@ fn collect(args: &DiagnoseArgs) -> anyhow::Result<Evidence> {
     Ok(units.iter().fold(evidence, Evidence::unit))
 }
 
+/// What is asked of a [`vestibule_api::image::Manifest`]: the rest of it, a line for each file of the image, takes longer to understand than
+/// the disk does.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OfManifest {
+    required_units: Vec<String>,
+    artifacts: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
+}
+
 /// The units that the manifest beside a root image requires, as the image store keeps it; none where there is no manifest.
 fn required_units(disk: &Utf8Path) -> anyhow::Result<Vec<String>> {
     let path = disk.with_file_name("manifest.json");
     if !disk.is_file() || !path.is_file() {
         return Ok(Vec::new());
     }
-    let manifest: Manifest =
+    let manifest: OfManifest =
         serde_json::from_slice(&read(&path)?).with_context(|| format!("understand `{path}`"))?;
-    let named = manifest.artifacts.keys();
-    let is_its_own = named.into_iter().any(|name| disk.file_name() == Some(name));
+    let mut named = manifest.artifacts.keys();
+    let is_its_own = named.any(|name| disk.file_name() == Some(name));
     Ok(if is_its_own {
         manifest.required_units
     } else {

@@ -5,7 +5,7 @@ use super::{
     journal::{Replay, Replayed},
     partition::candidates,
     raw::Raw,
-    source::{ByteSource, Window},
+    source::{ByteSource, Cached, Window},
     xattr,
 };
 use crate::text::shorten;
@@ -19,9 +19,6 @@ use std::{
 
 /// Descriptions of damage kept.
 const DAMAGE_LIMIT: usize = 16;
-/// Blocks kept in memory: 16 MiB of 4 KiB blocks.
-const CACHE_CHUNKS: usize = 256;
-const CHUNK: u64 = 65_536;
 /// Directory entries kept in memory, of all directories together: 20 MiB.
 const KEPT_LIMIT: usize = 65_536;
 
@@ -110,8 +107,13 @@ impl Ext4Tree {
             } else {
                 (window, superblock, Vec::new())
             };
+            let window = Window {
+                start: 0,
+                len: window.len,
+                source: Rc::new(Cached::new(window)),
+            };
             let raw = Raw::open(&window);
-            match Ext4::load(Box::new(Cached::new(window))) {
+            match Ext4::load(Box::new(Whole(window))) {
                 Ok(fs) => {
                     let tree = Self {
                         fs,
@@ -261,6 +263,12 @@ impl Ext4Tree {
         Ok(entries)
     }
 
+    /// What the inode at `path` says by itself.
+    fn raw<T>(&self, path: &str, ask: impl FnOnce(&Raw, u32) -> Option<T>) -> Option<T> {
+        let raw = self.raw.as_ref()?;
+        ask(raw, raw.find(path)?)
+    }
+
     fn ok<T>(&self, what: &str, path: &str, result: Result<T, Ext4Error>) -> Option<T> {
         result.inspect_err(|e| self.note(what, path, e)).ok()
     }
@@ -273,10 +281,14 @@ impl Tree for Ext4Tree {
     }
 
     fn read_at(&self, path: &str, offset: u64, len: usize) -> Option<Vec<u8>> {
-        self.ok("read", path, self.try_read(path, offset, len))
+        let found = self.raw(path, |raw, inode| raw.read(inode, offset, len));
+        found.or_else(|| self.ok("read", path, self.try_read(path, offset, len)))
     }
 
     fn link(&self, path: &str) -> Option<String> {
+        if let Some(target) = self.raw(path, Raw::link) {
+            return Some(target);
+        }
         let target = self.ok("read link", path, self.fs.read_link(path))?;
         target.to_str().ok().map(str::to_owned)
     }
@@ -286,14 +298,8 @@ impl Tree for Ext4Tree {
     }
 
     fn xattrs(&self, path: &str) -> Vec<Xattr> {
-        let Some((raw, number)) = self
-            .raw
-            .as_ref()
-            .and_then(|raw| Some((raw, raw.find(path)?)))
-        else {
-            return Vec::new();
-        };
-        let (found, wrong) = xattr::read(raw, number);
+        let read = self.raw(path, |raw, inode| Some(xattr::read(raw, inode)));
+        let (found, wrong) = read.unwrap_or_default();
         let mut damage = self.damage.borrow_mut();
         if let Some(wrong) = wrong.filter(|_| damage.len() < DAMAGE_LIMIT) {
             damage.push(format!(
@@ -331,69 +337,15 @@ fn convert(meta: &Metadata) -> Meta {
     }
 }
 
-/// Reads in chunks of 64 KiB and keeps the last ones: `ext4-view` asks for the same metadata blocks again and again.
-struct Cached {
-    window: Window,
-    chunks: HashMap<u64, Vec<u8>>,
-    order: std::collections::VecDeque<u64>,
-}
+/// The whole of a window, for `ext4-view`.
+struct Whole(Window);
 
-impl Cached {
-    fn new(window: Window) -> Self {
-        Self {
-            window,
-            chunks: HashMap::new(),
-            order: std::collections::VecDeque::new(),
-        }
-    }
-
-    fn chunk(&mut self, index: u64) -> Result<&[u8], Box<dyn Error + Send + Sync>> {
-        if !self.chunks.contains_key(&index) {
-            let start = index.saturating_mul(CHUNK);
-            let len = self.window.len.saturating_sub(start).min(CHUNK);
-            let mut buf = vec![0; usize::try_from(len)?];
-            self.window.read_exact(start, &mut buf)?;
-            if self.order.len() >= CACHE_CHUNKS
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.chunks.remove(&oldest);
-            }
-            self.order.push_back(index);
-            self.chunks.insert(index, buf);
-        }
-        Ok(self
-            .chunks
-            .get(&index)
-            .map(Vec::as_slice)
-            .unwrap_or_default())
-    }
-}
-
-impl Ext4Read for Cached {
+impl Ext4Read for Whole {
     fn read(
         &mut self,
         start_byte: u64,
         dst: &mut [u8],
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
-        if dst.len() as u64 > CHUNK {
-            return Ok(self.window.read_exact(start_byte, dst)?);
-        }
-        let mut done: usize = 0;
-        while let Some(rest) = dst.get_mut(done..).filter(|r| !r.is_empty()) {
-            let at = start_byte.saturating_add(done as u64);
-            let chunk = self.chunk(at.checked_div(CHUNK).unwrap_or(0))?;
-            let from = usize::try_from(at.checked_rem(CHUNK).unwrap_or(0))?;
-            let Some(part) = chunk.get(from..).filter(|p| !p.is_empty()) else {
-                return Err(Box::new(std::io::Error::from(
-                    std::io::ErrorKind::UnexpectedEof,
-                )));
-            };
-            let n = part.len().min(rest.len());
-            if let (Some(to), Some(part)) = (rest.get_mut(..n), part.get(..n)) {
-                to.copy_from_slice(part);
-            }
-            done = done.saturating_add(n);
-        }
-        Ok(())
+        Ok(self.0.read_exact(start_byte, dst)?)
     }
 }

@@ -1,7 +1,13 @@
 //! What `ext4-view` keeps to itself and this crate needs: the bytes of an inode, and which blocks a file lies in. The
-//! journal and extended attributes are read with it. Layout: `Documentation/filesystems/ext4/` of the kernel.
+//! journal and extended attributes are read with it, and the content of files and links, which `ext4-view` finds by nothing but a
+//! walk from the root that verifies each directory on the way again. Layout: `Documentation/filesystems/ext4/` of the kernel.
 use super::source::Window;
 use crate::bytes::{le16, le32};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+};
 
 const INCOMPAT_META_BG: u32 = 0x10;
 const INCOMPAT_64BIT: u32 = 0x80;
@@ -14,6 +20,12 @@ const EXTENT_DEPTH: u16 = 5;
 const RUN_LIMIT: usize = 65_536;
 /// Blocks of one directory that are searched.
 const DIRECTORY_BLOCKS: u64 = 16_384;
+/// Names of directories kept in memory, of all directories together: 8 MiB.
+const NAMES_LIMIT: usize = 65_536;
+/// Flags of an inode whose content is not what lies in its blocks: compressed, encrypted, in the inode.
+const OTHERWISE_FLAGS: u32 = 0x4 | 0x800 | INLINE_DATA_FLAG;
+/// A link's target of less than so many bytes lies in the inode.
+const FAST_LINK: u64 = 60;
 /// The inode of `/`.
 const ROOT_INODE: u32 = 2;
 
@@ -39,8 +51,17 @@ impl Inode {
         le32(&self.0, 0x20).unwrap_or(0)
     }
 
+    fn kind(&self) -> u16 {
+        le16(&self.0, 0).unwrap_or(0) & 0xf000
+    }
+
     fn is_dir(&self) -> bool {
-        le16(&self.0, 0).is_some_and(|mode| mode & 0xf000 == 0x4000)
+        self.kind() == 0x4000
+    }
+
+    /// Blocks of the file, where all of them are named in the inode.
+    fn map(&self) -> Option<&[u8]> {
+        self.bytes().get(0x28..0x64)
     }
 
     /// Bytes of the file.
@@ -60,7 +81,13 @@ pub(crate) struct Raw {
     inodes_per_group: u32,
     inode_size: u64,
     descriptor_size: u64,
+    /// What directories hold, by the directory's inode; `None` for one that cannot be read or is too large to keep.
+    names: RefCell<HashMap<u32, Option<Rc<Names>>>>,
+    kept: Cell<usize>,
 }
+
+/// Inodes by name.
+type Names = HashMap<Box<[u8]>, u32>;
 
 impl Raw {
     /// A reader of the file system that begins at the window's start; none where its geometry makes no sense, or where its
@@ -94,6 +121,8 @@ impl Raw {
                 32
             },
             window: window.clone(),
+            names: RefCell::default(),
+            kept: Cell::new(0),
         };
         let sound = raw.block_size >= 1024
             && raw.inodes_per_group > 0
@@ -140,29 +169,98 @@ impl Raw {
             .map(Inode)
     }
 
-    /// The number of the inode at `path`, whose every component is what it says: no link is followed.
+    /// The number of the inode at `path`, whose every component is what it says: no link is followed. None, too, in a directory
+    /// that is too large to keep.
     pub(crate) fn find(&self, path: &str) -> Option<u32> {
         let mut number = ROOT_INODE;
         for part in path.split('/').filter(|part| !part.is_empty()) {
-            let directory = self.inode(number).filter(Inode::is_dir)?;
-            number = self.entry(&directory, part.as_bytes())?;
+            number = *self.names(number)?.get(part.as_bytes())?;
         }
         Some(number)
     }
 
-    /// The entry of a directory. Its index, where it has one, looks like deleted entries to who reads block by block.
-    fn entry(&self, directory: &Inode, name: &[u8]) -> Option<u32> {
+    /// What the directory with this inode holds, read the first time.
+    fn names(&self, number: u32) -> Option<Rc<Names>> {
+        if let Some(known) = self.names.borrow().get(&number) {
+            return known.clone();
+        }
+        let room = NAMES_LIMIT.saturating_sub(self.kept.get());
+        let names = self.read_names(number, room).map(Rc::new);
+        let more = names.as_ref().map_or(0, |names| names.len());
+        self.kept.set(self.kept.get().saturating_add(more));
+        self.names.borrow_mut().insert(number, names.clone());
+        names
+    }
+
+    fn read_names(&self, number: u32, most: usize) -> Option<Names> {
+        let directory = self.inode(number).filter(Inode::is_dir)?;
+        let mut names = Names::new();
         let mut left = DIRECTORY_BLOCKS;
-        for run in self.runs(directory)? {
+        for run in self.runs(&directory)? {
             for offset in 0..run.len {
                 left = left.checked_sub(1)?;
-                let block = self.block(run.physical.checked_add(offset)?)?;
-                if let Some(found) = entry_in(&block, name) {
-                    return Some(found);
+                // An index, where there is one, looks like deleted entries to who reads block by block.
+                for (name, inode) in entries(&self.block(run.physical.checked_add(offset)?)?) {
+                    names.entry(name.into()).or_insert(inode);
+                }
+                if names.len() > most {
+                    return None;
                 }
             }
         }
-        None
+        Some(names)
+    }
+
+    /// At most `len` bytes of a regular file from `offset` on. None where that is `ext4-view`'s to say: of a file whose blocks are not
+    /// all named in its inode (it verifies the blocks that name others), or whose content is not what lies in them.
+    pub(crate) fn read(&self, number: u32, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let inode = self.inode(number).filter(|inode| inode.kind() == 0x8000)?;
+        self.content(&inode, offset, len)
+    }
+
+    /// The target of a symbolic link; none as for [`Raw::read`].
+    pub(crate) fn link(&self, number: u32) -> Option<String> {
+        let inode = self.inode(number).filter(|inode| inode.kind() == 0xa000)?;
+        let size = inode.size();
+        let target = if size < FAST_LINK && inode.flags() & (EXTENTS_FLAG | OTHERWISE_FLAGS) == 0 {
+            inode.map()?.get(..usize::try_from(size).ok()?)?.to_vec()
+        } else {
+            self.content(&inode, 0, usize::try_from(self.block_size.min(size)).ok()?)?
+        };
+        String::from_utf8(target).ok()
+    }
+
+    fn content(&self, inode: &Inode, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let map = inode.map()?;
+        let own = le16(map, 6) == Some(0);
+        if inode.flags() & OTHERWISE_FLAGS != 0 || inode.flags() & EXTENTS_FLAG == 0 || !own {
+            return None;
+        }
+        let end = offset.saturating_add(len as u64).min(inode.size());
+        // What no run holds reads as zeros.
+        let mut out = vec![0; usize::try_from(end.saturating_sub(offset)).ok()?];
+        for run in self.runs(inode)? {
+            let (first, last) = (
+                run.logical.checked_mul(self.block_size)?,
+                run.logical
+                    .checked_add(run.len)?
+                    .checked_mul(self.block_size)?,
+            );
+            let (from, to) = (first.max(offset), last.min(end));
+            if from >= to || run.physical == 0 {
+                continue;
+            }
+            let within = usize::try_from(from.checked_sub(offset)?).ok()?;
+            let until = usize::try_from(to.checked_sub(offset)?).ok()?;
+            let at = run
+                .physical
+                .checked_mul(self.block_size)?
+                .checked_add(from.checked_sub(first)?)?;
+            self.window
+                .read_exact(at, out.get_mut(within..until)?)
+                .ok()?;
+        }
+        Some(out)
     }
 
     /// Where the blocks of a file are, in the file's order; holes are left out. None where that makes no sense.
@@ -170,7 +268,7 @@ impl Raw {
         if inode.flags() & INLINE_DATA_FLAG != 0 {
             return None;
         }
-        let map = inode.bytes().get(0x28..0x64)?;
+        let map = inode.map()?;
         let mut runs = Vec::new();
         if inode.flags() & EXTENTS_FLAG != 0 {
             self.extents(map, EXTENT_DEPTH, &mut runs)?;
@@ -263,17 +361,18 @@ fn push(runs: &mut Vec<Run>, run: Run) -> Option<()> {
     (runs.len() < RUN_LIMIT).then(|| runs.push(run))
 }
 
-/// The inode that `name` has in a block of a directory.
-fn entry_in(block: &[u8], name: &[u8]) -> Option<u32> {
-    let mut rest = block;
-    while let (Some(inode), Some(len)) = (le32(rest, 0), le16(rest, 4)) {
-        let own = rest
-            .get(6)
-            .and_then(|n| rest.get(8..usize::from(*n).checked_add(8)?));
-        if inode != 0 && own == Some(name) {
-            return Some(inode);
+/// The names in a block of a directory, and their inodes.
+fn entries(block: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
+    let mut rest = Some(block);
+    std::iter::from_fn(move || {
+        loop {
+            let entry = rest?;
+            let (inode, len) = (le32(entry, 0)?, le16(entry, 4)?);
+            rest = entry.get(usize::from(len).max(8)..);
+            let end = usize::from(*entry.get(6)?).checked_add(8)?;
+            if let Some(name) = entry.get(8..end).filter(|_| inode != 0) {
+                return Some((name, inode));
+            }
         }
-        rest = rest.get(usize::from(len).max(8)..)?;
-    }
-    None
+    })
 }

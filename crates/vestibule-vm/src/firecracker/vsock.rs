@@ -24,8 +24,12 @@ const ANSWER_LIMIT: usize = 20;
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 /// One call of [`dial`] goes on for so long. A guest that boots is told apart from one that never will by who calls again.
 const DIAL_LIMIT: Duration = Duration::from_secs(30);
+/// A guest that boots says when it begins to listen, and nobody asks it before: a request that waits for a device which the guest
+/// has not set up yet costs the guest's boot 2 s under an emulated processor (9.1 against 11.4 s to the agent's answer). After so long its
+/// word is taken for lost.
+const WORD_LIMIT: Duration = Duration::from_secs(20);
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
-/// The guest says when it begins to listen; this is for one whose word was lost. Each attempt is work for a guest that boots.
+/// Each attempt is work for the guest.
 const BACKOFF_LAST: Duration = Duration::from_secs(2);
 
 /// A process that has no descriptor left cannot accept.
@@ -46,7 +50,7 @@ pub(super) async fn dial(
     let deadline = tokio::time::Instant::now() + DIAL_LIMIT;
     let mut backoff = BACKOFF_FIRST;
     if boots && *listens.borrow() == 0 {
-        told(&mut listens, BACKOFF_LAST).await;
+        told(&mut listens, WORD_LIMIT).await;
     }
     loop {
         listens.mark_unchanged();
