@@ -59,7 +59,7 @@ impl Inode {
         self.kind() == 0x4000
     }
 
-    /// Blocks of the file, where all of them are named in the inode.
+    /// Where the file's blocks are, or the root of a tree that says so.
     fn map(&self) -> Option<&[u8]> {
         self.bytes().get(0x28..0x64)
     }
@@ -211,8 +211,8 @@ impl Raw {
         Some(names)
     }
 
-    /// At most `len` bytes of a regular file from `offset` on. None where that is `ext4-view`'s to say: of a file whose blocks are not
-    /// all named in its inode (it verifies the blocks that name others), or whose content is not what lies in them.
+    /// At most `len` bytes of a regular file from `offset` on. None where that is `ext4-view`'s to say: of a file whose extents do
+    /// not all stand in its inode (it verifies the blocks that hold others), or whose content is not what lies in its blocks.
     pub(crate) fn read(&self, number: u32, offset: u64, len: usize) -> Option<Vec<u8>> {
         let inode = self.inode(number).filter(|inode| inode.kind() == 0x8000)?;
         self.content(&inode, offset, len)
@@ -232,8 +232,8 @@ impl Raw {
 
     fn content(&self, inode: &Inode, offset: u64, len: usize) -> Option<Vec<u8>> {
         let map = inode.map()?;
-        let own = le16(map, 6) == Some(0);
-        if inode.flags() & OTHERWISE_FLAGS != 0 || inode.flags() & EXTENTS_FLAG == 0 || !own {
+        let verified = inode.flags() & EXTENTS_FLAG != 0 && le16(map, 6) != Some(0);
+        if inode.flags() & OTHERWISE_FLAGS != 0 || verified {
             return None;
         }
         let end = offset.saturating_add(len as u64).min(inode.size());
