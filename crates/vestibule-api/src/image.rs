@@ -3,14 +3,16 @@ use crate::{
     ids::{AliasName, ImageDigest, SnapshotId},
     time::Timestamp,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use std::collections::BTreeMap;
 
 /// `manifest.json`, in an image's directory. Its bytes' SHA-256 is the image's digest, so nothing in it may depend on
 /// when or where the image was built; that stands in `build.json` beside it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+///
+/// Its list of files is most of it, and takes longest to understand; [`BriefManifest`] is for whoever needs none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Manifest {
+pub struct Manifest<Files = BTreeMap<String, String>> {
     /// Version of this schema.
     pub schema: u32,
     /// Name of the recipe: `browser`, `tiny`.
@@ -39,8 +41,11 @@ pub struct Manifest {
     /// Provider tools, with version as installed.
     pub tools: Vec<Tool>,
     /// Every regular file of the root: path → SHA-256. Links and directories are in the root image's own digest.
-    pub files: BTreeMap<String, String>,
+    pub files: Files,
 }
+
+/// A manifest whose files are skipped.
+pub type BriefManifest = Manifest<IgnoredAny>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

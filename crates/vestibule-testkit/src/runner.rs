@@ -87,7 +87,7 @@ pub fn store_image(home: &Utf8Path, alias: &str, features: &[&str]) -> Result<Im
         agent_build: "0".repeat(64),
         packages: Vec::new(),
         tools: Vec::new(),
-        files: BTreeMap::new(),
+        files: BTreeMap::<String, String>::new(),
     };
     let bytes = serde_json::to_vec(&manifest)?;
     let digest = digest_of(&bytes);

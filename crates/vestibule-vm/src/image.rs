@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
 };
-use vestibule_api::{image::Manifest, machine::VmSpec};
+use vestibule_api::{image::BriefManifest, machine::VmSpec};
 
 /// A manifest lists every file of a root: some MiB at most.
 const MANIFEST_LIMIT: u64 = 64 << 20;
@@ -40,8 +40,7 @@ pub enum ImageError {
 /// An image that is held: while this exists, the store does not remove it.
 #[derive(Debug)]
 pub struct Image {
-    /// The manifest without its list of files, which only a build needs.
-    pub manifest: Manifest,
+    pub manifest: BriefManifest,
     pub root: Utf8PathBuf,
     pub kernel: Utf8PathBuf,
     /// The kernel as an ELF file; images that were built before there was a use for it have none.
@@ -70,12 +69,8 @@ impl Image {
             path: path.clone(),
             err,
         })?;
-        let mut manifest: Manifest =
+        let manifest: BriefManifest =
             serde_json::from_slice(&bytes).map_err(|err| ImageError::Parse { path, err })?;
-        drop((
-            std::mem::take(&mut manifest.files),
-            std::mem::take(&mut manifest.packages),
-        ));
         if spec.memory_mib < manifest.min_memory_mib {
             return Err(ImageError::Memory {
                 needed: manifest.min_memory_mib,

@@ -7,6 +7,7 @@ use std::{io::Read as _, process::ExitCode};
 use vestibule_api::{
     cause::Cause,
     finding::{Finding, Verdict, VerdictKind},
+    image::BriefManifest,
 };
 use vestibule_diagnose::{
     Evidence,
@@ -30,7 +31,7 @@ pub(crate) struct DiagnoseArgs {
     /// The kernel's release: the name below /lib/modules.
     #[arg(long, value_name = "VERSION")]
     pub(crate) kernel_modules: Option<String>,
-    /// A runner's evidence directory.
+    /// A runner's evidence directory. The image that it names is looked at too, where it is still there and no disk is given.
     #[arg(long, value_name = "DIR")]
     pub(crate) evidence: Option<Utf8PathBuf>,
     /// A unit that must run [default: those of the image's manifest, where it stands beside the disk or the evidence names
@@ -70,6 +71,7 @@ pub(crate) fn run(args: &DiagnoseArgs, out: Output) -> anyhow::Result<ExitCode> 
 
 fn collect(args: &DiagnoseArgs) -> anyhow::Result<Evidence> {
     let mut evidence = match &args.evidence {
+        Some(dir) if args.disk.is_none() => Evidence::of_vm(dir.as_std_path())?,
         Some(dir) => Evidence::from_dir(dir.as_std_path())?,
         None => Evidence::new(),
     };
@@ -97,22 +99,13 @@ fn collect(args: &DiagnoseArgs) -> anyhow::Result<Evidence> {
     Ok(units.iter().fold(evidence, Evidence::unit))
 }
 
-/// What is asked of a [`vestibule_api::image::Manifest`]: the rest of it, a line for each file of the image, takes longer to understand than
-/// the disk does.
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OfManifest {
-    required_units: Vec<String>,
-    artifacts: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
-}
-
 /// The units that the manifest beside a root image requires, as the image store keeps it; none where there is no manifest.
 fn required_units(disk: &Utf8Path) -> anyhow::Result<Vec<String>> {
     let path = disk.with_file_name("manifest.json");
     if !disk.is_file() || !path.is_file() {
         return Ok(Vec::new());
     }
-    let manifest: OfManifest =
+    let manifest: BriefManifest =
         serde_json::from_slice(&read(&path)?).with_context(|| format!("understand `{path}`"))?;
     let mut named = manifest.artifacts.keys();
     let is_its_own = named.any(|name| disk.file_name() == Some(name));

@@ -70,7 +70,7 @@ pub(crate) fn image(directory: &Utf8Path, words: &str, then: Then) {
         agent_build: "0".repeat(64),
         packages: Vec::new(),
         tools: Vec::new(),
-        files: BTreeMap::new(),
+        files: BTreeMap::<String, String>::new(),
     };
     std::fs::write(
         directory.join("manifest.json"),
