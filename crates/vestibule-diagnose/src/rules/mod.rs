@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod enablement;
 pub mod exec;
+pub mod firewall;
 pub mod host;
 pub mod load;
 pub mod logged;
@@ -143,7 +144,7 @@ pub const UNIT_RULES: &[UnitRule] = &[
     runtime::listeners_taken,
     reach::address_and_port,
     reach::isolation,
-    reach::firewall,
+    firewall::firewall,
     reach::wrong_address,
     reach::blocked_loop,
     logged::manager_lines,
