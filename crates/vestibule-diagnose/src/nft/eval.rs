@@ -1,7 +1,7 @@
 //! Three packets of one connection walked through a ruleset: the host's first, the guest's answer, the host's next one.
 //! What may go both ways counts as let through: only a certain drop is one.
 use super::{
-    parse::{Chain, Condition, Element, Ending, Key, Rule, Ruleset, Table, Values, Verdict},
+    model::{Chain, Condition, Element, Ending, Key, Rule, Ruleset, Table, Values, Verdict},
     token::Place,
 };
 use std::{cell::Cell, collections::BTreeMap, net::Ipv4Addr};
@@ -59,6 +59,75 @@ pub(crate) struct World {
     /// Names of TCP ports (`services(5)`).
     pub services: BTreeMap<String, u16>,
 }
+
+impl World {
+    fn ports(&self, value: &str) -> Option<(u16, u16)> {
+        let number = |text: &str| {
+            let named = || self.services.get(text).copied();
+            text.parse::<u16>().ok().or_else(named)
+        };
+        match number(value) {
+            Some(port) => Some((port, port)),
+            None => value
+                .split_once('-')
+                .and_then(|(a, b)| Some((number(a)?, number(b)?))),
+        }
+    }
+
+    /// Whether `nft` knows a value of this kind, as far as it can be told.
+    fn knows(&self, what: Key, value: &str) -> bool {
+        match what {
+            _ if value == "*" => true,
+            Key::SourcePort | Key::DestinationPort => self.ports(value).is_some(),
+            Key::SourceAddress | Key::DestinationAddress => addresses(value).is_some(),
+            Key::State => STATES.contains(&value),
+            Key::InputInterface
+            | Key::OutputInterface
+            | Key::Protocol
+            | Key::Family
+            | Key::Other => true,
+        }
+    }
+
+    /// Whether `nft` would load a rule: its values are known, and what it names is there.
+    fn loads(&self, table: &Table, rule: &Rule) -> bool {
+        let values_load = |what: Key, values: &Values| match values {
+            Values::List(list) => list
+                .iter()
+                .all(|e| self.knows(what, &e.key) && verdict_loads(table, e.verdict.as_ref())),
+            Values::Named(name) => table.sets.get(name).is_some_and(|set| {
+                set.elements
+                    .iter()
+                    .all(|e| verdict_loads(table, e.verdict.as_ref()))
+            }),
+        };
+        let ending = match &rule.ending {
+            Ending::Verdict(verdict) => verdict_loads(table, Some(verdict)),
+            Ending::Map(what, values) => values_load(*what, values),
+        };
+        ending
+            && rule.conditions.iter().all(|condition| match condition {
+                Condition::Never | Condition::Perhaps => true,
+                Condition::Is { what, values, .. } => values_load(*what, values),
+            })
+    }
+}
+
+fn verdict_loads(table: &Table, verdict: Option<&Verdict>) -> bool {
+    match verdict {
+        Some(Verdict::Jump(name) | Verdict::Goto(name)) => table.chains.contains_key(name),
+        Some(
+            Verdict::Accept
+            | Verdict::Drop
+            | Verdict::Continue
+            | Verdict::Return
+            | Verdict::Unclear,
+        )
+        | None => true,
+    }
+}
+
+const STATES: [&str; 5] = ["new", "established", "related", "invalid", "untracked"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Truth {
@@ -126,17 +195,7 @@ impl Packet<'_> {
         } else {
             (1024, u16::MAX)
         };
-        let number = |text: &str| {
-            let named = || self.world.services.get(text).copied();
-            text.parse::<u16>().ok().or_else(named)
-        };
-        let range = match number(value) {
-            Some(port) => Some((port, port)),
-            None => value
-                .split_once('-')
-                .and_then(|(a, b)| Some((number(a)?, number(b)?))),
-        };
-        match range {
+        match self.world.ports(value) {
             None => Truth::Maybe,
             Some((a, b)) if a <= low && high <= b => Truth::Yes,
             Some((a, b)) if b < low || high < a => Truth::No,
@@ -205,6 +264,12 @@ impl Ways {
 
 /// The line that certainly drops the connection.
 pub(super) fn blocker(ruleset: &Ruleset, world: &World) -> Option<Place> {
+    for table in ruleset.tables.values() {
+        let mut rules = table.chains.values().flat_map(|c| &c.rules);
+        if !rules.all(|rule| world.loads(table, rule)) {
+            return None;
+        }
+    }
     let packets = [(true, "new"), (false, "established"), (true, "established")];
     let mut found = None;
     for (incoming, state) in packets {
@@ -321,9 +386,10 @@ fn verdicts(table: &Table, rule: &Rule, packet: &Packet<'_>) -> Vec<(Truth, Verd
     for element in elements {
         let truth = match packet.is(what, &element.key) {
             Truth::Yes => all,
-            // `_` or `*` stands for all that is not named.
-            Truth::Maybe | Truth::No if matches!(element.key.as_str(), "_" | "*") => all,
-            other => other,
+            // `*` stands for all that is not named.
+            Truth::Maybe | Truth::No if element.key == "*" => all,
+            Truth::Maybe => Truth::Maybe,
+            Truth::No => Truth::No,
         };
         if truth != Truth::No {
             let verdict = element.verdict.clone().unwrap_or(Verdict::Unclear);

@@ -2,7 +2,9 @@
 //! the grammar that images use is read in full; a rule whose match cannot be decided may match or not, and a ruleset with
 //! words that are not known decides nothing: `nft` loads a file whole or, after an error, nothing of it.
 mod eval;
+mod model;
 mod parse;
+mod rule;
 mod token;
 
 pub(crate) use eval::World;
@@ -23,4 +25,30 @@ pub(crate) fn removes(root: &Root, path: &str) -> bool {
     words
         .iter()
         .any(|w| matches!(w.text.as_str(), "flush" | "delete" | "destroy"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dropped(text: &str) -> bool {
+        let world = World {
+            port: 8080,
+            host: Some([10, 0, 2, 2].into()),
+            guest: Some([10, 0, 2, 15].into()),
+            services: std::collections::BTreeMap::new(),
+        };
+        let ruleset = parse::parse(token::tokens(text, "f"));
+        ruleset.is_some_and(|r| eval::blocker(&r, &world).is_some())
+    }
+
+    #[test]
+    fn connections_are_dropped_as_by_the_kernel() {
+        let lines = include_str!("rulesets.txt").lines();
+        for line in lines.filter(|l| !l.starts_with('#')) {
+            let (expected, text) = line.split_once(' ').unwrap();
+            let text = text.replace("\\n", "\n");
+            assert_eq!(dropped(&text), expected == "drop", "{text}");
+        }
+    }
 }

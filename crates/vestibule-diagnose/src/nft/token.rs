@@ -124,7 +124,7 @@ const SIGNS: [&str; 22] = [
     ")", "!", "[", "]",
 ];
 
-fn tokens(text: &str, file: &str) -> Vec<Token> {
+pub(super) fn tokens(text: &str, file: &str) -> Vec<Token> {
     let mut out = Vec::new();
     for (number, line) in (1_u64..).zip(text.split('\n')) {
         let place = Rc::new(Place {
