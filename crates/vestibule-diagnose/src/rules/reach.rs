@@ -2,8 +2,9 @@
 use super::{Candidate, Strength, about, exec::service_of};
 use crate::{
     case::Case,
+    disk::Root,
     units::{
-        names, network, programs, quote_assignment, quote_disk,
+        envfile, manager, names, network, programs, quote_assignment, quote_disk,
         service::{Environment, Service, Variable},
     },
 };
@@ -23,9 +24,56 @@ const HOST_NAMES: [&str; 8] = [
 ];
 const PORT_NAMES: [&str; 4] = ["PORT", "AGENT_PORT", "HTTP_PORT", "LISTEN_PORT"];
 
-fn is_loopback(value: &str) -> bool {
+/// Whether an address or name is the guest's loopback; names by `/etc/hosts`, where that is asked first
+/// (`nsswitch.conf(5)`).
+fn is_loopback(root: &Root, value: &str) -> bool {
     let host = value.trim_matches(['[', ']']);
-    host == "localhost" || host == "::1" || host.starts_with("127.")
+    let fixed = |host: &str| host == "localhost" || host == "::1" || host.starts_with("127.");
+    if fixed(host) {
+        return true;
+    }
+    let nss = root.read_text("/etc/nsswitch.conf").unwrap_or_default();
+    let mut sources = nss
+        .lines()
+        .find_map(|l| l.trim_start().strip_prefix("hosts:"))
+        .unwrap_or("files")
+        .split_whitespace();
+    let addresses = addresses_in_hosts(root, host);
+    sources.next() == Some("files") && !addresses.is_empty() && addresses.iter().all(|a| fixed(a))
+}
+
+/// The addresses that `/etc/hosts` has for a name.
+fn addresses_in_hosts(root: &Root, name: &str) -> Vec<String> {
+    let text = root.read_text("/etc/hosts").unwrap_or_default();
+    let lines = text.lines().map(|l| l.split('#').next().unwrap_or(l));
+    let mut out = Vec::new();
+    for line in lines {
+        let mut words = line.split_whitespace();
+        if let Some(address) = words.next()
+            && words.any(|w| w.eq_ignore_ascii_case(name))
+        {
+            out.push(address.to_owned());
+        }
+    }
+    out
+}
+
+/// What `env NAME=value program` puts over the unit's environment (`env(1)`).
+fn add_env_arguments(service: &Service<'_>, env: &mut Environment) {
+    let Some(main) = service.main() else { return };
+    if main.program.rsplit('/').next() != Some("env") {
+        return;
+    }
+    for arg in &main.args {
+        let Some((name, value)) = arg.split_once('=').filter(|(n, _)| envfile::is_name(n)) else {
+            return;
+        };
+        let variable = Variable {
+            value: value.to_owned(),
+            quote: quote_assignment(&main.assignment),
+        };
+        env.set.insert(name.to_owned(), variable);
+    }
 }
 
 /// The effective `HOST` and `PORT` of the unit, and what of its environment was lost.
@@ -37,7 +85,10 @@ pub fn address_and_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     };
     let service = Service::new(&unit, disk.base.root, &disk.base.accounts);
-    let env = service.environment();
+    let root = disk.base.root;
+    let defaults = manager::default_environment(root, case.cmdline.as_deref());
+    let mut env = service.environment_over(defaults);
+    add_env_arguments(&service, &mut env);
     let mut out = Vec::new();
     let host = HOST_NAMES
         .iter()
@@ -55,11 +106,11 @@ pub fn address_and_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         .cloned()
         .or_else(|| argument(&service, &["--port", "-p"]));
     if let Some(host) = &host {
-        if let Some(f) = lost_line(name, &env, &HOST_NAMES, |v| !is_loopback(v))
-            .filter(|_| is_loopback(&host.value))
+        if let Some(f) = lost_line(name, &env, &HOST_NAMES, |v| !is_loopback(root, v))
+            .filter(|_| is_loopback(root, &host.value))
         {
             out.push(f);
-        } else if is_loopback(&host.value) {
+        } else if is_loopback(root, &host.value) {
             let f = about(
                 name,
                 Cause::ListensOnLoopback,
@@ -70,7 +121,7 @@ pub fn address_and_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
             .refuted_by("a listener on 0.0.0.0 or [::] in the agent's report");
             out.push(Candidate::fixed(f).despite_run());
         }
-        out.extend(unresolvable(disk.base.root, name, host));
+        out.extend(unresolvable(root, name, host));
     }
     if let Some(set) = set_port.filter(|p| p.value.trim().parse::<u16>().is_ok_and(|p| p != port)) {
         if let Some(f) = lost_line(name, &env, &PORT_NAMES, |v| v == port.to_string()) {
@@ -118,26 +169,27 @@ fn argument(service: &Service<'_>, options: &[&str]) -> Option<Variable> {
     None
 }
 
-/// A line of an environment file that would have set one of `names` to what is expected, and was ignored.
+static PAIR: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r#"\b([A-Za-z_][A-Za-z0-9_]*)["']?\s*[=:]\s*["']?([^"',;}\s]*)"#).ok()
+});
+
+/// A line that would have set one of `names` to what is expected, and was ignored: shell, YAML, JSON, a byte order mark
+/// before the name.
 fn lost_line(
     name: &str,
     env: &Environment,
     names: &[&str],
     wanted: impl Fn(&str) -> bool,
 ) -> Option<Candidate> {
+    let pattern = PAIR.as_ref()?;
     let (text, quote) = env.ignored.iter().find(|(text, _)| {
-        let line = text
-            .trim()
-            .strip_prefix("export ")
-            .or_else(|| text.trim().strip_prefix("set "))
-            .unwrap_or_else(|| text.trim());
-        let pair = line.split_once('=').or_else(|| line.split_once(':'));
-        pair.is_some_and(|(n, v)| {
-            names.contains(&n.trim()) && wanted(v.trim().trim_matches(['"', '\'']))
+        pattern.captures_iter(text).any(|pair| {
+            let part = |n| pair.get(n).map_or("", |m| m.as_str());
+            names.contains(&part(1)) && wanted(part(2))
         })
     })?;
     let why = format!(
-        "systemd ignores `{}`: an environment file is not a shell script; so another value of the variable applies",
+        "systemd ignores `{}`: that is no assignment NAME=value; so another value of the variable applies",
         text.trim()
     );
     let f = about(
@@ -145,13 +197,13 @@ fn lost_line(
         Cause::EnvironmentIgnored,
         quote.clone(),
         why,
-        "write NAME=value without `export`",
+        "write NAME=value, one a line, in UTF-8 without a byte order mark",
     )
     .refuted_by("the expected value in the unit's own output");
     Some(Candidate::fixed(f).despite_run().specific(7))
 }
 
-fn unresolvable(root: &crate::disk::Root, name: &str, host: &Variable) -> Option<Candidate> {
+fn unresolvable(root: &Root, name: &str, host: &Variable) -> Option<Candidate> {
     let value = host.value.trim();
     let is_name = value.parse::<std::net::IpAddr>().is_err()
         && value
@@ -166,15 +218,7 @@ fn unresolvable(root: &crate::disk::Root, name: &str, host: &Variable) -> Option
     if !is_name || hosts_line.contains("myhostname") || hosts_line.contains("resolve") {
         return None;
     }
-    let listed = root.read_text("/etc/hosts").unwrap_or_default();
-    let known = listed.lines().any(|l| {
-        l.split('#')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .skip(1)
-            .any(|h| h == value)
-    });
+    let known = !addresses_in_hosts(root, value).is_empty();
     let f = about(
         name,
         Cause::LocalhostUnresolvable,

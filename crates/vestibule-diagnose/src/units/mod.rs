@@ -12,6 +12,7 @@ pub mod exec;
 pub mod fstab;
 pub mod generators;
 pub mod install;
+pub mod manager;
 pub mod names;
 pub mod network;
 pub mod parse;
