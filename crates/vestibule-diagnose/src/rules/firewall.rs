@@ -1,5 +1,5 @@
 //! A packet filter of the image that keeps the host from the unit's port: nftables, iptables, ufw.
-use super::{Candidate, about};
+use super::{Candidate, about, isolation};
 use crate::{
     case::{Case, DiskCase},
     nft,
@@ -135,11 +135,10 @@ fn runs_nft(head: &[u8]) -> bool {
     words.next().is_some_and(|w| w.ends_with("/nft")) && words.next() == Some("-f")
 }
 
-/// Who connects to whom: the host is the guest's gateway, in QEMU's user network and behind a tap device alike.
+/// Who connects to whom.
 fn world(case: &Case<'_>, disk: &DiskCase<'_>, port: u16) -> nft::World {
     let networks = &disk.base.networks;
     let card = networks.iter().find(|n| n.can_match_card());
-    let gateways = card.map(|n| n.gateways()).unwrap_or_default();
     let addresses = card.map(|n| n.addresses()).unwrap_or_default();
     let own = match addresses.as_slice() {
         [(address, _)] => address.split('/').next().map(str::to_owned),
@@ -149,7 +148,7 @@ fn world(case: &Case<'_>, disk: &DiskCase<'_>, port: u16) -> nft::World {
     let text = disk.base.root.read_text("/etc/services");
     nft::World {
         port,
-        host: gateways.first().and_then(|g| g.parse().ok()),
+        host: isolation::host_address(disk),
         guest: guest.and_then(|g| g.parse().ok()),
         services: text.map(|t| tcp_services(&t)).unwrap_or_default(),
     }

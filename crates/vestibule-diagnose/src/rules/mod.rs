@@ -5,6 +5,7 @@ pub mod enablement;
 pub mod exec;
 pub mod firewall;
 pub mod host;
+pub mod isolation;
 pub mod load;
 pub mod logged;
 pub mod network;
@@ -143,7 +144,7 @@ pub const UNIT_RULES: &[UnitRule] = &[
     runtime::known_endings,
     runtime::listeners_taken,
     reach::address_and_port,
-    reach::isolation,
+    isolation::isolation,
     firewall::firewall,
     reach::wrong_address,
     reach::blocked_loop,
