@@ -68,6 +68,10 @@ const VARIANTS: &[Variant] = &[
     Variant("sed -i '/browser-vm/d' $R/etc/hosts; echo 10.0.2.15 browser-vm >> $R/etc/hosts; dropin e <<<$'[Service]\\nEnvironment=HOST=browser-vm'", "", "healthy"),
     Variant("sed -i 's#^ExecStart=#&/usr/bin/env HOST=127.0.0.1 #' $U", "", "listens-on-loopback"),
     Variant("sed -i 's#^ExecStart=#&/usr/bin/env HOST=0.0.0.0 #' $U; dropin e <<<$'[Service]\\nEnvironment=HOST=127.0.0.1'", "", "healthy"),
+    // its own socket, which the program does not take
+    Variant("printf '[Socket]\\nListenStream=0.0.0.0:8080\\n' > $S/vm-browser-agent.socket; mkdir -p $S/sockets.target.wants; ln -s ../vm-browser-agent.socket $S/sockets.target.wants/", "", "port-in-use"),
+    Variant("printf '[Socket]\\nListenStream=0.0.0.0:8080\\n' > $S/vm-browser-agent.socket; mkdir -p $S/sockets.target.wants; ln -s ../vm-browser-agent.socket $S/sockets.target.wants/; sed -i 's/\\.listen(port, host/.listen(process.env.LISTEN_FDS ? {fd: 3} : {port, host}/' $A/server.js", "", "healthy"),
+    Variant("printf '[Socket]\\nListenStream=0.0.0.0:8080\\n' > $S/vm-browser-agent.socket", "", "healthy"),
     // filters of systemd
     Variant("mkdir -p $S/system.slice.d; printf '[Slice]\\nIPAddressDeny=any\\n' > $S/system.slice.d/x.conf", "", "address-filtered"),
     Variant("mkdir -p $S/system.slice.d; printf '[Slice]\\nIPAddressDeny=any\\n' > $S/system.slice.d/x.conf; dropin e <<<$'[Service]\\nIPAddressAllow=10.0.2.0/24'", "", "healthy"),
