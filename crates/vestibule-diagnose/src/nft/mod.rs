@@ -51,4 +51,22 @@ mod tests {
             assert_eq!(dropped(&text), expected == "drop", "{text}");
         }
     }
+
+    #[test]
+    fn nothing_keeps_it_busy() {
+        let mut text =
+            "table inet f {\nchain a { type filter hook input priority 0; policy drop\n".to_owned();
+        text.push_str(&"jump b0\n".repeat(20));
+        for at in 0..15 {
+            let jump = format!("jump b{}\n", at + 1);
+            text.push_str(&format!("}}\nchain b{at} {{\n{}", jump.repeat(20)));
+        }
+        text.push_str("}\nchain b15 {\n}\n}\n");
+        assert!(!dropped(&text));
+        let nested = format!("tcp dport {}", "{".repeat(100_000));
+        assert!(!dropped(&format!("table f {{\nchain a {{\n{nested}")));
+        assert!(!dropped(
+            "table f {\nchain a { type filter hook input priority 0; policy drop\njump a\n}\n}"
+        ));
+    }
 }

@@ -10,6 +10,23 @@ const OTHER_PROTOCOLS: [&str; 14] = [
     "vxlan", "arp", "ip6",
 ];
 
+/// Fields of a header that decide nothing here; nft knows no others.
+const TCP_FIELDS: [&str; 9] = [
+    "flags", "sequence", "ackseq", "doff", "reserved", "window", "checksum", "urgptr", "option",
+];
+const IP_FIELDS: [&str; 10] = [
+    "version",
+    "hdrlength",
+    "dscp",
+    "ecn",
+    "length",
+    "id",
+    "frag-off",
+    "ttl",
+    "checksum",
+    "option",
+];
+
 /// Statements and expressions that are known and lead somewhere else, or are not followed.
 const NOT_FOLLOWED: [&str; 29] = [
     "dnat", "redirect", "queue", "tproxy", "synproxy", "notrack", "dup", "fwd", "flow", "secmark",
@@ -55,6 +72,7 @@ const META: [&str; 33] = [
 ];
 
 impl Parser {
+    /// A verdict, where one stands here.
     pub(super) fn verdict(&mut self) -> Option<Verdict> {
         let verdict = match self.peek() {
             "accept" => Verdict::Accept,
@@ -74,6 +92,8 @@ impl Parser {
         self.next();
         Some(verdict)
     }
+
+    /// One rule, up to the end of its statement.
     pub(super) fn rule(&mut self) -> Option<Rule> {
         let mut rule = Rule {
             place: self.place()?,
@@ -96,7 +116,8 @@ impl Parser {
                     let what = match self.next()?.as_str() {
                         "dport" => Key::DestinationPort,
                         "sport" => Key::SourcePort,
-                        _ => Key::Other,
+                        field if TCP_FIELDS.contains(&field) => Key::Other,
+                        _ => return None,
                     };
                     self.relation(&mut rule, what)?;
                 }
@@ -105,7 +126,8 @@ impl Parser {
                         "saddr" => Key::SourceAddress,
                         "daddr" => Key::DestinationAddress,
                         "protocol" => Key::Protocol,
-                        _ => Key::Other,
+                        field if IP_FIELDS.contains(&field) => Key::Other,
+                        _ => return None,
                     };
                     self.relation(&mut rule, what)?;
                 }

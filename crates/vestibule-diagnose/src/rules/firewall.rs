@@ -103,6 +103,8 @@ fn rulesets(case: &Case<'_>, disk: &DiskCase<'_>) -> Vec<String> {
             files.extend(own);
         }
     }
+    files.sort();
+    files.dedup();
     files
 }
 
