@@ -171,6 +171,8 @@ pub fn listeners_taken(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     };
     let own = disk.units.canonical(name);
+    // A service that only its socket starts is not meant to be up before somebody connects.
+    let own_opens = disk.boot.starts(&own) && opens_its_own_socket(disk, &own);
     for socket in disk
         .boot
         .jobs
@@ -180,7 +182,7 @@ pub fn listeners_taken(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         let unit = disk.units.load(socket);
         let serves = names::prefix(socket) == names::prefix(&own)
             || unit.value("Socket", "Service") == Some(own.as_str());
-        if !unit.is_loaded() || (serves && !opens_its_own_socket(disk, &own)) {
+        if !unit.is_loaded() || (serves && !own_opens) {
             continue;
         }
         for a in unit.all("Socket", "ListenStream") {
