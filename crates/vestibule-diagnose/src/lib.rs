@@ -44,6 +44,7 @@ mod explain;
 pub mod host;
 pub mod journal;
 pub mod log;
+mod nft;
 pub mod rules;
 mod text;
 pub mod units;

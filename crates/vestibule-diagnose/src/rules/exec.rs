@@ -389,7 +389,21 @@ pub fn paths(case: &Case<'_>, name: &str) -> Vec<Candidate> {
             out.push(Candidate::fixed(f.refuted_by(REFUTES)).specific(7));
         }
     }
-    for (path, quote) in service.environment().missing {
+    let environment = service.environment();
+    for (path, quote) in environment.unreadable {
+        let f = about(
+            name,
+            Cause::EnvironmentFileMissing,
+            quote,
+            format!(
+                "{path} holds NUL bytes, as UTF-16 does: systemd does not read it, so the unit fails before it runs"
+            ),
+            "save the file as UTF-8 without a byte order mark",
+        );
+        let f = f.refuted_by("a `Started` line of the unit in the same boot");
+        out.push(Candidate::fixed(f).specific(8));
+    }
+    for (path, quote) in environment.missing {
         let static_part = path
             .split(['*', '?', '['])
             .next()

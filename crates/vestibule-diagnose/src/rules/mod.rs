@@ -3,7 +3,9 @@
 pub mod boot;
 pub mod enablement;
 pub mod exec;
+pub mod firewall;
 pub mod host;
+pub mod isolation;
 pub mod load;
 pub mod logged;
 pub mod network;
@@ -142,8 +144,8 @@ pub const UNIT_RULES: &[UnitRule] = &[
     runtime::known_endings,
     runtime::listeners_taken,
     reach::address_and_port,
-    reach::isolation,
-    reach::firewall,
+    isolation::isolation,
+    firewall::firewall,
     reach::wrong_address,
     reach::blocked_loop,
     logged::manager_lines,

@@ -151,8 +151,8 @@ pub(super) const MANAGER: &[Pattern] = &[
         "Failed to load environment files",
         Cause::EnvironmentFileMissing,
         8,
-        "an environment file does not exist, so the unit fails before it runs",
-        "create the file, or write EnvironmentFile=-",
+        "an environment file does not exist or cannot be read, so the unit fails before it runs",
+        "create the file as UTF-8 text, or write EnvironmentFile=-",
     ),
     p(
         "status=217/USER",

@@ -2,8 +2,9 @@
 use super::{Candidate, Strength, about, exec::service_of};
 use crate::{
     case::Case,
+    disk::Root,
     units::{
-        names, network, programs, quote_assignment, quote_disk,
+        envfile, manager, names, network, programs, quote_assignment, quote_disk,
         service::{Environment, Service, Variable},
     },
 };
@@ -23,9 +24,56 @@ const HOST_NAMES: [&str; 8] = [
 ];
 const PORT_NAMES: [&str; 4] = ["PORT", "AGENT_PORT", "HTTP_PORT", "LISTEN_PORT"];
 
-fn is_loopback(value: &str) -> bool {
+/// Whether an address or name is the guest's loopback; names by `/etc/hosts`, where that is asked first
+/// (`nsswitch.conf(5)`).
+fn is_loopback(root: &Root, value: &str) -> bool {
     let host = value.trim_matches(['[', ']']);
-    host == "localhost" || host == "::1" || host.starts_with("127.")
+    let fixed = |host: &str| host == "localhost" || host == "::1" || host.starts_with("127.");
+    if fixed(host) {
+        return true;
+    }
+    let nss = root.read_text("/etc/nsswitch.conf").unwrap_or_default();
+    let mut sources = nss
+        .lines()
+        .find_map(|l| l.trim_start().strip_prefix("hosts:"))
+        .unwrap_or("files")
+        .split_whitespace();
+    let addresses = addresses_in_hosts(root, host);
+    sources.next() == Some("files") && !addresses.is_empty() && addresses.iter().all(|a| fixed(a))
+}
+
+/// The addresses that `/etc/hosts` has for a name.
+fn addresses_in_hosts(root: &Root, name: &str) -> Vec<String> {
+    let text = root.read_text("/etc/hosts").unwrap_or_default();
+    let lines = text.lines().map(|l| l.split('#').next().unwrap_or(l));
+    let mut out = Vec::new();
+    for line in lines {
+        let mut words = line.split_whitespace();
+        if let Some(address) = words.next()
+            && words.any(|w| w.eq_ignore_ascii_case(name))
+        {
+            out.push(address.to_owned());
+        }
+    }
+    out
+}
+
+/// What `env NAME=value program` puts over the unit's environment (`env(1)`).
+fn add_env_arguments(service: &Service<'_>, env: &mut Environment) {
+    let Some(main) = service.main() else { return };
+    if main.program.rsplit('/').next() != Some("env") {
+        return;
+    }
+    for arg in &main.args {
+        let Some((name, value)) = arg.split_once('=').filter(|(n, _)| envfile::is_name(n)) else {
+            return;
+        };
+        let variable = Variable {
+            value: value.to_owned(),
+            quote: quote_assignment(&main.assignment),
+        };
+        env.set.insert(name.to_owned(), variable);
+    }
 }
 
 /// The effective `HOST` and `PORT` of the unit, and what of its environment was lost.
@@ -37,7 +85,10 @@ pub fn address_and_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     };
     let service = Service::new(&unit, disk.base.root, &disk.base.accounts);
-    let env = service.environment();
+    let root = disk.base.root;
+    let defaults = manager::default_environment(root, case.cmdline.as_deref());
+    let mut env = service.environment_over(defaults);
+    add_env_arguments(&service, &mut env);
     let mut out = Vec::new();
     let host = HOST_NAMES
         .iter()
@@ -55,11 +106,11 @@ pub fn address_and_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         .cloned()
         .or_else(|| argument(&service, &["--port", "-p"]));
     if let Some(host) = &host {
-        if let Some(f) = lost_line(name, &env, &HOST_NAMES, |v| !is_loopback(v))
-            .filter(|_| is_loopback(&host.value))
+        if let Some(f) = lost_line(name, &env, &HOST_NAMES, |v| !is_loopback(root, v))
+            .filter(|_| is_loopback(root, &host.value))
         {
             out.push(f);
-        } else if is_loopback(&host.value) {
+        } else if is_loopback(root, &host.value) {
             let f = about(
                 name,
                 Cause::ListensOnLoopback,
@@ -70,7 +121,7 @@ pub fn address_and_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
             .refuted_by("a listener on 0.0.0.0 or [::] in the agent's report");
             out.push(Candidate::fixed(f).despite_run());
         }
-        out.extend(unresolvable(disk.base.root, name, host));
+        out.extend(unresolvable(root, name, host));
     }
     if let Some(set) = set_port.filter(|p| p.value.trim().parse::<u16>().is_ok_and(|p| p != port)) {
         if let Some(f) = lost_line(name, &env, &PORT_NAMES, |v| v == port.to_string()) {
@@ -118,26 +169,27 @@ fn argument(service: &Service<'_>, options: &[&str]) -> Option<Variable> {
     None
 }
 
-/// A line of an environment file that would have set one of `names` to what is expected, and was ignored.
+static PAIR: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r#"\b([A-Za-z_][A-Za-z0-9_]*)["']?\s*[=:]\s*["']?([^"',;}\s]*)"#).ok()
+});
+
+/// A line that would have set one of `names` to what is expected, and was ignored: shell, YAML, JSON, a byte order mark
+/// before the name.
 fn lost_line(
     name: &str,
     env: &Environment,
     names: &[&str],
     wanted: impl Fn(&str) -> bool,
 ) -> Option<Candidate> {
+    let pattern = PAIR.as_ref()?;
     let (text, quote) = env.ignored.iter().find(|(text, _)| {
-        let line = text
-            .trim()
-            .strip_prefix("export ")
-            .or_else(|| text.trim().strip_prefix("set "))
-            .unwrap_or_else(|| text.trim());
-        let pair = line.split_once('=').or_else(|| line.split_once(':'));
-        pair.is_some_and(|(n, v)| {
-            names.contains(&n.trim()) && wanted(v.trim().trim_matches(['"', '\'']))
+        pattern.captures_iter(text).any(|pair| {
+            let part = |n| pair.get(n).map_or("", |m| m.as_str());
+            names.contains(&part(1)) && wanted(part(2))
         })
     })?;
     let why = format!(
-        "systemd ignores `{}`: an environment file is not a shell script; so another value of the variable applies",
+        "systemd ignores `{}`: that is no assignment NAME=value; so another value of the variable applies",
         text.trim()
     );
     let f = about(
@@ -145,13 +197,13 @@ fn lost_line(
         Cause::EnvironmentIgnored,
         quote.clone(),
         why,
-        "write NAME=value without `export`",
+        "write NAME=value, one a line, in UTF-8 without a byte order mark",
     )
     .refuted_by("the expected value in the unit's own output");
     Some(Candidate::fixed(f).despite_run().specific(7))
 }
 
-fn unresolvable(root: &crate::disk::Root, name: &str, host: &Variable) -> Option<Candidate> {
+fn unresolvable(root: &Root, name: &str, host: &Variable) -> Option<Candidate> {
     let value = host.value.trim();
     let is_name = value.parse::<std::net::IpAddr>().is_err()
         && value
@@ -166,15 +218,7 @@ fn unresolvable(root: &crate::disk::Root, name: &str, host: &Variable) -> Option
     if !is_name || hosts_line.contains("myhostname") || hosts_line.contains("resolve") {
         return None;
     }
-    let listed = root.read_text("/etc/hosts").unwrap_or_default();
-    let known = listed.lines().any(|l| {
-        l.split('#')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .skip(1)
-            .any(|h| h == value)
-    });
+    let known = !addresses_in_hosts(root, value).is_empty();
     let f = about(
         name,
         Cause::LocalhostUnresolvable,
@@ -240,248 +284,6 @@ fn logged_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return vec![Candidate::observed(f).specific(4)];
     }
     Vec::new()
-}
-
-/// Namespaces and cgroup filters of the unit.
-pub fn isolation(case: &Case<'_>, name: &str) -> Vec<Candidate> {
-    let Some((_, unit)) = service_of(case, name) else {
-        return Vec::new();
-    };
-    if case.port_of(name).is_none() {
-        return Vec::new();
-    }
-    let mut out = Vec::new();
-    let refutes = "an answer on the unit's port from outside the guest";
-    let private = unit
-        .last("Service", "PrivateNetwork")
-        .filter(|a| crate::text::boolean(&a.value) == Some(true))
-        .or_else(|| unit.last("Service", "NetworkNamespacePath"));
-    if let Some(a) = private {
-        let f = about(
-            name,
-            Cause::PrivateNetwork,
-            quote_assignment(a),
-            "the unit runs in a network namespace of its own, in which nobody else can reach it",
-            "remove the line for this unit",
-        )
-        .refuted_by(refutes);
-        out.push(Candidate::fixed(f).despite_run());
-    }
-    let denied = unit.all("Service", "IPAddressDeny").into_iter().find(|a| {
-        a.value.split_whitespace().any(|w| {
-            matches!(
-                w,
-                "any" | "0.0.0.0/0" | "::/0" | "10.0.0.0/8" | "10.0.2.0/24"
-            )
-        })
-    });
-    let allowed = unit
-        .all("Service", "IPAddressAllow")
-        .into_iter()
-        .flat_map(|a| {
-            a.value
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        });
-    let opened = allowed.into_iter().any(|w| {
-        !matches!(w.as_str(), "localhost" | "multicast" | "link-local")
-            && !w.starts_with("127.")
-            && w != "::1"
-    });
-    if let Some(a) = denied.filter(|_| !opened) {
-        let f = about(name, Cause::AddressFiltered, quote_assignment(a), "systemd's address filter on the unit's cgroup drops every packet from outside the guest", "allow the host's address with IPAddressAllow=, or remove the filter").refuted_by(refutes);
-        out.push(Candidate::fixed(f).despite_run());
-    }
-    let families = unit.all("Service", "RestrictAddressFamilies");
-    let words: Vec<&str> = families
-        .iter()
-        .flat_map(|a| a.value.split_whitespace())
-        .collect();
-    let allow_list = words
-        .first()
-        .is_some_and(|w| !w.starts_with('~') && *w != "none");
-    let has_inet = words
-        .iter()
-        .any(|w| w.trim_start_matches('~').starts_with("AF_INET"));
-    let deny_inet = words.first().is_some_and(|w| w.starts_with('~')) && has_inet;
-    if let Some(a) = families
-        .last()
-        .filter(|_| (allow_list && !has_inet) || deny_inet || words.contains(&"none"))
-    {
-        let f = about(
-            name,
-            Cause::AddressFiltered,
-            quote_assignment(a),
-            "the unit may not open an internet socket at all",
-            "add AF_INET and AF_INET6",
-        )
-        .refuted_by(refutes);
-        out.push(Candidate::fixed(f).despite_run());
-    }
-    let bind = unit
-        .all("Service", "SocketBindDeny")
-        .into_iter()
-        .find(|a| a.value.contains("any") || a.value.contains("8080"));
-    if let Some(a) = bind.filter(|_| unit.all("Service", "SocketBindAllow").is_empty()) {
-        let f = about(
-            name,
-            Cause::AddressFiltered,
-            quote_assignment(a),
-            "systemd refuses the unit to bind its port",
-            "allow it with SocketBindAllow=",
-        )
-        .refuted_by(refutes);
-        out.push(Candidate::fixed(f).despite_run());
-    }
-    out
-}
-
-/// A packet filter of the image that drops the unit's port.
-pub fn firewall(case: &Case<'_>, name: &str) -> Vec<Candidate> {
-    let (Some(disk), Some(port)) = (&case.disk, case.port_of(name)) else {
-        return Vec::new();
-    };
-    let root = disk.base.root;
-    let starts = |n: &str| disk.boot.starts(n) && disk.units.load(n).is_loaded();
-    let quote = if starts("nftables.service") {
-        let path = "/etc/nftables.conf";
-        root.read_text(path).and_then(|text| {
-            nft_drops(&with_includes(root, &text), port)
-                .map(|(line, content)| quote_disk(path, Some(line), &content))
-        })
-    } else {
-        None
-    };
-    let quote = quote.or_else(|| {
-        let services = [
-            "netfilter-persistent.service",
-            "iptables.service",
-            "iptables-persistent.service",
-        ];
-        let path = "/etc/iptables/rules.v4";
-        let text = services
-            .iter()
-            .any(|s| starts(s))
-            .then(|| root.read_text(path))??;
-        iptables_drops(&text, port).map(|(line, content)| quote_disk(path, Some(line), &content))
-    });
-    let quote = quote.or_else(|| {
-        let path = "/etc/ufw/ufw.conf";
-        let text = starts("ufw.service").then(|| root.read_text(path))??;
-        let (line, content) = (1_u64..)
-            .zip(text.lines())
-            .find(|(_, l)| l.trim() == "ENABLED=yes")?;
-        let rules = root.read_text("/etc/ufw/user.rules").unwrap_or_default();
-        (!rules.contains(&format!("--dport {port} ")))
-            .then(|| quote_disk(path, Some(line), content))
-    });
-    let Some(quote) = quote else {
-        return Vec::new();
-    };
-    let f = about(
-        name,
-        Cause::FirewallDrops,
-        quote,
-        format!(
-            "the guest's packet filter drops what comes in and makes no exception for port {port}"
-        ),
-        format!("accept tcp dport {port}, or do not enable the filter"),
-    )
-    .refuted_by(format!("an answer on port {port} from outside the guest"));
-    vec![Candidate::fixed(f).despite_run()]
-}
-
-fn with_includes(root: &crate::disk::Root, text: &str) -> String {
-    let mut out = text.to_owned();
-    for line in text.lines() {
-        let Some(path) = line
-            .trim()
-            .strip_prefix("include ")
-            .map(|p| p.trim_matches(['"', '\'']))
-        else {
-            continue;
-        };
-        for file in crate::units::service::glob_files(root, path) {
-            out.push('\n');
-            out.push_str(&root.read_text(&file).unwrap_or_default());
-        }
-    }
-    out
-}
-
-/// The line of an nftables ruleset whose input chain drops by policy, without a rule that accepts `port`; or that drops it by name.
-fn nft_drops(text: &str, port: u16) -> Option<(u64, String)> {
-    let port_word = port.to_string();
-    let names_port = |line: &str| {
-        line.contains("dport")
-            && line
-                .split(|c: char| !c.is_ascii_digit() && c != '-')
-                .any(|w| {
-                    w == port_word
-                        || w.split_once('-').is_some_and(|(a, b)| {
-                            a.parse::<u16>().is_ok_and(|a| a <= port)
-                                && b.parse::<u16>().is_ok_and(|b| port <= b)
-                        })
-                })
-    };
-    let mut in_input = false;
-    let mut policy = None;
-    let mut accepted = false;
-    // Statements are separated by newlines and semicolons alike.
-    for (number, line) in (1_u64..).zip(text.lines()) {
-        let line = line.split('#').next().unwrap_or_default();
-        for statement in line.split_inclusive([';', '{', '}']) {
-            let statement = statement.trim();
-            if statement.contains("chain ") {
-                in_input = false;
-            }
-            if statement.contains("hook input") {
-                in_input = true;
-            }
-            if !in_input {
-                continue;
-            }
-            if statement.contains("policy drop") {
-                policy = Some((number, line.trim().to_owned()));
-            }
-            if names_port(statement) && (statement.contains("drop") || statement.contains("reject"))
-            {
-                return Some((number, line.trim().to_owned()));
-            }
-            let last_drop = matches!(
-                statement.trim_end_matches(';'),
-                "drop" | "reject" | "counter drop" | "counter reject"
-            );
-            if last_drop && !accepted {
-                policy = Some((number, line.trim().to_owned()));
-            }
-            let bare = statement.trim_end_matches([';', '}']).trim();
-            if (names_port(line) && statement.contains("accept"))
-                || names_port(statement)
-                || bare == "accept"
-                || bare == "counter accept"
-            {
-                accepted |= line.contains("accept");
-            }
-        }
-    }
-    policy.filter(|_| !accepted)
-}
-
-fn iptables_drops(text: &str, port: u16) -> Option<(u64, String)> {
-    let accepted = text.lines().any(|l| {
-        l.starts_with("-A INPUT")
-            && l.contains("ACCEPT")
-            && (l.contains(&format!("--dport {port} ")) || l.trim() == "-A INPUT -j ACCEPT")
-    });
-    let hit = (1_u64..).zip(text.lines()).find(|(_, l)| {
-        l.starts_with(":INPUT DROP")
-            || (l.starts_with("-A INPUT")
-                && (l.contains("DROP") || l.contains("REJECT"))
-                && (l.contains(&format!("--dport {port} ")) || !l.contains("port")))
-    });
-    hit.filter(|_| !accepted).map(|(n, l)| (n, l.to_owned()))
 }
 
 /// The image gives itself another address than the one under which it is looked for.

@@ -171,6 +171,8 @@ pub fn listeners_taken(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     };
     let own = disk.units.canonical(name);
+    // A service that only its socket starts is not meant to be up before somebody connects.
+    let own_opens = disk.boot.starts(&own) && opens_its_own_socket(disk, &own);
     for socket in disk
         .boot
         .jobs
@@ -180,7 +182,7 @@ pub fn listeners_taken(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         let unit = disk.units.load(socket);
         let serves = names::prefix(socket) == names::prefix(&own)
             || unit.value("Socket", "Service") == Some(own.as_str());
-        if serves || !unit.is_loaded() {
+        if !unit.is_loaded() || (serves && !own_opens) {
             continue;
         }
         for a in unit.all("Socket", "ListenStream") {
@@ -198,6 +200,33 @@ pub fn listeners_taken(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         }
     }
     Vec::new()
+}
+
+/// Whether a service is a Node script of one file that takes no socket from systemd (`sd_listen_fds(3)`): one that never
+/// speaks of a descriptor, nor asks for a module that may.
+fn opens_its_own_socket(disk: &DiskCase<'_>, name: &str) -> bool {
+    let root = disk.base.root;
+    let unit = disk.units.load(name);
+    let service = Service::new(&unit, root, &disk.base.accounts);
+    let script = service.main().filter(|m| m.program.ends_with("/node"));
+    let script = script.and_then(|m| programs::script_of(&m));
+    let text = script.and_then(|s| root.read_text(&s)).unwrap_or_default();
+    let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+    let hands_over = words.any(|w| {
+        matches!(w, "fd" | "import" | "eval" | "Pipe" | "systemd") || w.starts_with("LISTEN_")
+    });
+    let builtin = |module: &str| {
+        let bare = module.strip_prefix("node:").unwrap_or(module);
+        BUILTIN.contains(&format!(" {bare} "))
+    };
+    let modules_known = text.matches("require").count()
+        == text
+            .split("require(")
+            .skip(1)
+            .filter_map(|rest| rest.split(['\'', '"']).nth(1))
+            .filter(|m| builtin(m))
+            .count();
+    text.contains(".listen(") && !hands_over && modules_known
 }
 
 static REQUIRE: LazyLock<Option<Regex>> =

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod fstab;
 pub mod generators;
 pub mod install;
+pub mod manager;
 pub mod names;
 pub mod network;
 pub mod parse;
@@ -45,6 +46,9 @@ const SEARCH: [&str; 6] = [
 
 /// Assignments of one unit with all its drop-ins.
 const MERGED_LIMIT: usize = 50_000;
+
+/// Bytes of systemd's library that are read; it has 3 MiB.
+const LIBRARY_LIMIT: usize = 16 << 20;
 
 /// How loading a unit ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -528,8 +532,8 @@ impl<'a> UnitSet<'a> {
         &self.search
     }
 
-    /// The major version of the systemd on the disk, by its private library.
-    pub fn systemd_version(&self) -> Option<u32> {
+    /// systemd's private library, whose name has its version: the path, and the version.
+    fn systemd_library(&self) -> Option<(String, u32)> {
         let dirs = [
             "/usr/lib/x86_64-linux-gnu/systemd",
             "/usr/lib/aarch64-linux-gnu/systemd",
@@ -538,8 +542,30 @@ impl<'a> UnitSet<'a> {
         dirs.iter().find_map(|dir| {
             self.root.list(dir).iter().find_map(|e| {
                 let rest = e.name.strip_prefix("libsystemd-shared-")?;
-                rest.split(['.', '-', '~']).next()?.parse().ok()
+                let version = rest.split(['.', '-', '~']).next()?.parse().ok()?;
+                Some((format!("{dir}/{}", e.name), version))
             })
         })
+    }
+
+    /// The major version of the systemd on the disk, by its private library.
+    pub fn systemd_version(&self) -> Option<u32> {
+        self.systemd_library().map(|(_, version)| version)
+    }
+
+    /// Whether systemd was built with a feature: the words `+FEATURE` and `-FEATURE` of `systemctl --version` stand in its
+    /// library.
+    pub fn systemd_has(&self, feature: &str) -> Option<bool> {
+        let (path, _) = self.systemd_library()?;
+        let bytes = self.root.read_at(&path, 0, LIBRARY_LIMIT)?;
+        let holds = |sign: char| {
+            let word = format!("{sign}{feature}");
+            bytes.windows(word.len()).any(|w| w == word.as_bytes())
+        };
+        match (holds('+'), holds('-')) {
+            (true, false) => Some(true),
+            (false, true) => Some(false),
+            (true, true) | (false, false) => None,
+        }
     }
 }

@@ -32,10 +32,12 @@ pub struct Variable {
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     pub set: BTreeMap<String, Variable>,
-    /// Lines of environment files that systemd ignores: the text, and where it stands.
+    /// What systemd ignores of environment files and `Environment=`: the text, and where it stands.
     pub ignored: Vec<(String, Quote)>,
     /// Mandatory files that do not exist.
     pub missing: Vec<(String, Quote)>,
+    /// Mandatory files with NUL bytes, like UTF-16 has them: systemd reads no such text (`read_full_file`, EBADMSG).
+    pub unreadable: Vec<(String, Quote)>,
 }
 
 impl Environment {
@@ -180,8 +182,17 @@ impl<'a> Service<'a> {
 
     /// The environment that the program gets from the unit.
     pub fn environment(&self) -> Environment {
-        let mut env = Environment::default();
+        self.environment_over(BTreeMap::new())
+    }
+
+    /// The same with what the manager gives to every service.
+    pub fn environment_over(&self, set: BTreeMap<String, Variable>) -> Environment {
+        let mut env = Environment {
+            set,
+            ..Environment::default()
+        };
         for a in self.unit.all("Service", "Environment") {
+            let mut lost = Vec::new();
             for word in text::words(&a.value).unwrap_or_default() {
                 // An assignment with an unknown specifier is dropped, alone.
                 let Ok(word) = self.expand(&word) else {
@@ -195,7 +206,12 @@ impl<'a> Service<'a> {
                         quote: quote_assignment(a),
                     };
                     env.set.insert(name.to_owned(), variable);
+                } else {
+                    lost.push(word);
                 }
+            }
+            if !lost.is_empty() {
+                env.ignored.push((lost.join(" "), quote_assignment(a)));
             }
         }
         for a in self.unit.all("Service", "EnvironmentFile") {
@@ -229,6 +245,12 @@ impl<'a> Service<'a> {
                 continue;
             };
             any = true;
+            if content.contains('\0') {
+                if !optional {
+                    env.unreadable.push((file, quote.clone()));
+                }
+                continue;
+            }
             let parsed = envfile::parse(&content);
             for (line, name, value) in parsed.set {
                 let quote = quote_disk(&file, Some(line), &format!("{name}={value}"));
