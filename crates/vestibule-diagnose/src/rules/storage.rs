@@ -6,7 +6,9 @@ use vestibule_api::{cause::Cause, finding::Quote};
 /// The disk is full, by its superblock or by what programs said.
 pub fn disk_space(case: &Case<'_>) -> Vec<Candidate> {
     let fix = "make the image larger, or find out what fills it; an overlay needs room for what the guest writes";
-    let said = case.log.containing("No space left on device");
+    let said = case.log.first(|l| {
+        l.text.contains("No space left on device") && !super::said::is_of_watches(&l.text)
+    });
     let superblock = case.disk.as_ref().and_then(|d| d.base.root.superblock());
     let free = superblock.filter(|s| s.blocks > 0).map(|s| {
         (

@@ -2,6 +2,7 @@
 use super::{Candidate, Strength, about};
 use crate::{
     case::{Case, DiskCase},
+    log::Line,
     units::{
         Unit, boot, condition, names,
         programs::{self, Ending},
@@ -9,7 +10,10 @@ use crate::{
         service::Service,
     },
 };
-use vestibule_api::{cause::Cause, finding::Quote};
+use vestibule_api::{
+    cause::Cause,
+    finding::{Finding, Quote},
+};
 
 /// Conditions and asserts that the disk decides.
 pub fn conditions(case: &Case<'_>, name: &str) -> Vec<Candidate> {
@@ -170,10 +174,27 @@ pub fn waits_for_others(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let mut out = Vec::new();
     for (predecessor, chain) in disk.boot.waits_for(&canonical) {
         let unit = disk.units.load(&predecessor);
+        let last = chain.last().and_then(|(_, q)| q.clone());
+        if let Some((line, seconds)) = still_starting(case, name, &predecessor) {
+            let f = about(
+                name,
+                Cause::WaitsForUnit,
+                line.quote(),
+                format!(
+                    "the unit is ordered after {predecessor}, whose start had not ended {seconds:.0} s later, when the log ended"
+                ),
+                format!("make {predecessor} end, give it TimeoutStartSec=, or drop the ordering"),
+            );
+            let f = last.into_iter().fold(f, Finding::and);
+            let f = f.refuted_by(format!(
+                "`Finished` or `Started {predecessor}` in the same boot"
+            ));
+            out.push(Candidate::observed(f).specific(6));
+            continue;
+        }
         let Some((quote, limit)) = never_ends(case, disk, &unit) else {
             continue;
         };
-        let last = chain.last().and_then(|(_, q)| q.clone());
         let until = if limit.is_finite() {
             format!("for {limit:.0} s")
         } else {
@@ -205,6 +226,26 @@ pub fn waits_for_others(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     out
 }
 
+/// The `Starting` line of a predecessor that nothing more was said of, and how much longer the log goes on; where the unit
+/// itself was not seen either. A wait for the network is told by [`super::network`].
+fn still_starting<'c>(
+    case: &'c Case<'_>,
+    name: &str,
+    predecessor: &str,
+) -> Option<(&'c Line, f64)> {
+    const PATIENCE: f64 = 30.0;
+    if !case.unit_log(name).is_empty() || predecessor.contains("wait-online") {
+        return None;
+    }
+    let log = case.unit_log(predecessor);
+    if log.manager.iter().any(|l| !l.text.starts_with("Starting ")) {
+        return None;
+    }
+    let line = log.began("Starting ")?;
+    let seconds = case.log.end()? - case.log.time_of(line)?;
+    (seconds > PATIENCE).then_some((line, seconds))
+}
+
 fn unit_of(disk: &DiskCase<'_>, name: &str) -> std::rc::Rc<Unit> {
     disk.units.load(name)
 }
@@ -214,12 +255,7 @@ pub(super) fn job_limit(unit: &Unit) -> Option<f64> {
     unit.seconds("Unit", "JobTimeoutSec").filter(|s| *s > 0.0)
 }
 
-pub(super) fn job_timeout(
-    name: &str,
-    limit: f64,
-    unit: &Unit,
-    wait: Quote,
-) -> vestibule_api::finding::Finding {
+pub(super) fn job_timeout(name: &str, limit: f64, unit: &Unit, wait: Quote) -> Finding {
     let why = format!(
         "the unit's job is given up after {limit:.0} s, which is less than what it may have to wait"
     );
