@@ -162,12 +162,13 @@ impl Log {
         self.lines.append(&mut lines);
     }
 
-    /// Seconds since boot of the last line that says when it was said.
+    /// Seconds since boot of the last line that PID 1 or a program said: the kernel speaks also of a guest that hangs.
     pub fn end(&self) -> Option<f64> {
-        self.lines
+        let said = self
+            .lines
             .iter()
-            .filter_map(|l| l.at)
-            .max_by(f64::total_cmp)
+            .filter(|l| matches!(l.speaker, Speaker::Manager | Speaker::Program));
+        said.filter_map(|l| l.at).max_by(f64::total_cmp)
     }
 
     /// Seconds since boot at which a line was said; at the earliest, where the line itself does not say.

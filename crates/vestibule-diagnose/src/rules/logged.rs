@@ -370,12 +370,12 @@ fn default_target(case: &Case<'_>, name: &str) -> Option<Candidate> {
             || l.text.starts_with("Unit default.target not found")
             || l.text.starts_with("Falling back to rescue.target")
     };
-    let choices = case
+    let mut choices = case
         .log
         .lines
         .iter()
         .filter(|l| l.speaker == Speaker::Manager);
-    let line = choices.filter(is_choice).next_back()?;
+    let line = choices.rfind(is_choice)?;
     let target = line
         .text
         .strip_prefix("Queued start job for default target ");

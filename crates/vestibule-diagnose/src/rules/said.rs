@@ -272,6 +272,7 @@ pub fn waiting_jobs(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         .log
         .lines
         .iter()
+        .filter(|l| !l.stopping)
         .filter_map(|l| Some((l, console::running_job(&l.text)?)))
         .collect();
     let Some((line, job)) = jobs

@@ -103,9 +103,11 @@ pub fn read_only_root(case: &Case<'_>) -> Vec<Candidate> {
         .log
         .first(|l| l.text.contains("Remounting filesystem read-only"));
     let said = case.log.first(|l| {
-        l.text.contains("Read-only file system")
-            || l.text.contains("EROFS")
-            || l.text.contains("read-only file system, ")
+        // Every root is made read-only in the end.
+        !l.stopping
+            && (l.text.contains("Read-only file system")
+                || l.text.contains("EROFS")
+                || l.text.contains("read-only file system, "))
     });
     let fstab = case
         .disk
