@@ -54,6 +54,7 @@ const DOWN: [Said; 4] = [
     (92, PID_1, "a.service: Deactivated successfully."),
     (93, PID_1, "Stopped a.service - A."),
 ];
+
 /// A program that starts and says nothing, and ends with `lines`.
 fn ends(lines: &[Said]) -> Vec<Said> {
     [&[(10, PID_1, "Started a.service - A.")], lines].concat()

@@ -49,12 +49,20 @@ impl<'a> UnitLog<'a> {
         let Some(ready) = self.listens() else {
             return;
         };
+        // A handful of sources; within each, lines are in order.
+        let mut starts: Vec<(&str, u64)> = Vec::new();
+        for line in self.manager.iter().filter(|l| is_start(&l.text)) {
+            match starts
+                .iter_mut()
+                .find(|(source, _)| *source == &*line.source)
+            {
+                Some((_, number)) => *number = line.number,
+                None => starts.push((&line.source, line.number)),
+            }
+        }
         let last_start = |source: &str| {
-            let starts = self.manager.iter().filter(|l| {
-                &*l.source == source
-                    && (l.text.starts_with("Started ") || l.text.starts_with("Finished "))
-            });
-            starts.map(|l| l.number).max().unwrap_or(0)
+            let found = starts.iter().find(|(of, _)| *of == source);
+            found.map_or(0, |(_, number)| *number)
         };
         let mut ends = self.manager.iter().filter(|l| is_end(&l.text)).peekable();
         let is_over = |end: &&Line| {
@@ -106,6 +114,19 @@ impl<'a> UnitLog<'a> {
         self.began("Started ").or_else(|| self.began("Finished "))
     }
 
+    /// The `Starting …` line of a start that nothing shows to have ended, or to have been given up.
+    pub fn open_start(&self) -> Option<&'a Line> {
+        let over = |l: &&Line| {
+            is_start(&l.text)
+                || is_end(&l.text)
+                || ["Stopping ", "Stopped "]
+                    .iter()
+                    .any(|v| l.text.starts_with(v))
+        };
+        let line = self.began("Starting ")?;
+        (!self.manager.iter().any(over)).then_some(line)
+    }
+
     /// A line that says that the unit, or a start of it, ended badly.
     pub fn ended_badly(&self) -> Option<&'a Line> {
         self.manager.iter().find(|l| is_bad(&l.text)).copied()
@@ -138,6 +159,11 @@ fn is_bad(text: &str) -> bool {
         "Assertion failed",
     ];
     BAD.iter().any(|m| text.contains(m))
+}
+
+/// Whether PID 1 says that a unit's start ended well.
+fn is_start(text: &str) -> bool {
+    text.starts_with("Started ") || text.starts_with("Finished ")
 }
 
 /// Whether PID 1 says that a unit ended, badly or well.

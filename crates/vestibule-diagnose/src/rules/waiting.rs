@@ -172,10 +172,12 @@ pub fn waits_for_others(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     }
     let mut out = Vec::new();
+    let silent = case.has_run() && case.unit_log(name).is_empty();
     for (predecessor, chain) in disk.boot.waits_for(&canonical) {
         let unit = disk.units.load(&predecessor);
         let last = chain.last().and_then(|(_, q)| q.clone());
-        if let Some((line, seconds)) = still_starting(case, name, &predecessor) {
+        let starting = silent.then(|| still_starting(case, &predecessor)).flatten();
+        if let Some((line, seconds)) = starting {
             let f = about(
                 name,
                 Cause::WaitsForUnit,
@@ -226,22 +228,14 @@ pub fn waits_for_others(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     out
 }
 
-/// The `Starting` line of a predecessor that nothing more was said of, and how much longer the log goes on; where the unit
-/// itself was not seen either. A wait for the network is told by [`super::network`].
-fn still_starting<'c>(
-    case: &'c Case<'_>,
-    name: &str,
-    predecessor: &str,
-) -> Option<(&'c Line, f64)> {
+/// The `Starting` line of a service whose start had not ended, and how much longer the log goes on. A wait for the network is
+/// told by [`super::network`].
+fn still_starting<'c>(case: &'c Case<'_>, predecessor: &str) -> Option<(&'c Line, f64)> {
     const PATIENCE: f64 = 30.0;
-    if !case.unit_log(name).is_empty() || predecessor.contains("wait-online") {
+    if names::unit_type(predecessor) != "service" || predecessor.contains("wait-online") {
         return None;
     }
-    let log = case.unit_log(predecessor);
-    if log.manager.iter().any(|l| !l.text.starts_with("Starting ")) {
-        return None;
-    }
-    let line = log.began("Starting ")?;
+    let line = case.unit_log(predecessor).open_start()?;
     let seconds = case.log.end()? - case.log.time_of(line)?;
     (seconds > PATIENCE).then_some((line, seconds))
 }
