@@ -86,6 +86,19 @@ const OWN_NETWORK: &[(&str, &str)] = &[
     ("multi-user.target.wants/a.service", ""),
 ];
 
+const MADE_NETWORK: &[(&str, &str)] = &[
+    (
+        "a.service",
+        "[Service]\nExecStart=/usr/bin/a\nNetworkNamespacePath=/run/netns/a\n",
+    ),
+    (
+        "netns.service",
+        "[Service]\nType=oneshot\nExecStart=/usr/bin/setup netns add a\n",
+    ),
+    ("multi-user.target.wants/a.service", ""),
+    ("multi-user.target.wants/netns.service", ""),
+];
+
 const FIRST_BOOT: &str = "[    0.000000] Linux version 6.1\n[    1.0] virtio_blk virtio0: [vda] 1310720 512-byte logical blocks\n";
 
 #[rustfmt::skip]
@@ -115,6 +128,7 @@ fn runs() -> Vec<Run> {
         // The network namespace.
         run("namespace-path-missing", &ends(&[(12, PID_1, "a.service: Failed to open network namespace path /run/netns/a: No such file or directory"), (12, PID_1, "a.service: Main process exited, code=exited, status=225/NETWORK")])),
         Run { expected: "namespace-path-missing", units: OWN_NETWORK, ..Run::default() },
+        Run { expected: "private-network", units: MADE_NETWORK, ..Run::default() },
         // Programs' own lines.
         run("shared-library-missing", &says("/usr/bin/a: /lib/libc.so.6: version `GLIBC_2.38' not found (required by /usr/bin/a)")),
         run("shared-library-missing", &says("/usr/bin/a: symbol lookup error: /usr/bin/a: undefined symbol: b")),
