@@ -48,6 +48,25 @@ pub(super) fn lines(bytes: &[u8], limit: usize) -> Vec<Line> {
         .collect()
 }
 
+/// The lines of the last boot, where it came as far as PID 1; all lines where it did not, because then an earlier boot may say
+/// why. A console keeps every boot of a VM that was reset.
+pub(super) fn last_boot(mut lines: Vec<Line>) -> Vec<Line> {
+    let is_first = |l: &Line| {
+        l.speaker == Speaker::Kernel
+            && l.at.is_some_and(|at| at < 0.001)
+            && l.text.starts_with("Linux version ")
+    };
+    let from = lines.iter().rposition(is_first).unwrap_or(0);
+    let came_up = lines
+        .iter()
+        .skip(from)
+        .any(|l| l.speaker == Speaker::Manager);
+    if came_up {
+        lines.drain(..from);
+    }
+    lines
+}
+
 fn line(source: &Rc<str>, number: u64, text: &str) -> Line {
     let (at, rest) = timestamp(text);
     let (speaker, rest) = match (at, rest) {
@@ -69,6 +88,7 @@ fn line(source: &Rc<str>, number: u64, text: &str) -> Line {
         unit: None,
         pid: None,
         harmless: is_harmless(&rest),
+        stopping: false,
         text: rest,
     }
 }

@@ -37,6 +37,8 @@ pub struct Line {
     pub text: String,
     /// It looks bad and stops nothing: never evidence.
     pub harmless: bool,
+    /// The guest was going down when it was said: what ends then was ended.
+    pub stopping: bool,
 }
 
 impl Line {
@@ -63,6 +65,44 @@ pub struct Log {
     pub has_journal: bool,
 }
 
+/// Marks what one source says once the guest goes down, in the words of logind and PID 1 (systemd-logind(8), "Signals" of
+/// systemd(1), bootup(7) on the shutdown). A target that is reached again was only left for a while.
+fn mark_stopping(lines: &mut [Line]) {
+    const UP: [&str; 2] = ["target multi-user.target", "target graphical.target"];
+    let mut stopping = false;
+    for line in lines {
+        let text = line.text.as_str();
+        let begins = |start: &str| {
+            let rest = text.strip_prefix(start);
+            rest.is_some_and(|r| UP.iter().any(|target| r.starts_with(target)))
+        };
+        stopping = match line.speaker {
+            Speaker::Manager if stopping => !begins("Reached "),
+            Speaker::Manager => {
+                begins("Stopped ")
+                    || text.starts_with("Reached target shutdown.target")
+                    // Halt, power off, reboot, kexec.
+                    || ["3", "4", "5", "6"]
+                        .iter()
+                        .any(|n| text.starts_with(&format!("Received SIGRTMIN+{n} from PID ")))
+            }
+            Speaker::Program => {
+                stopping
+                    || line.unit.as_deref() == Some("systemd-logind.service")
+                        && [
+                            "System is powering down",
+                            "System is rebooting",
+                            "System is halting",
+                        ]
+                        .iter()
+                        .any(|s| text.starts_with(s))
+            }
+            Speaker::Kernel | Speaker::Anonymous => stopping,
+        };
+        line.stopping = stopping;
+    }
+}
+
 /// Lines kept of one console.
 const LINE_LIMIT: usize = 100_000;
 
@@ -70,7 +110,9 @@ impl Log {
     /// Adds a console.
     pub fn add_console(&mut self, bytes: &[u8]) {
         self.has_console = true;
-        self.lines.extend(console::lines(bytes, LINE_LIMIT));
+        let mut lines = console::last_boot(console::lines(bytes, LINE_LIMIT));
+        mark_stopping(&mut lines);
+        self.lines.append(&mut lines);
     }
 
     /// Adds the last boot of a journal.
@@ -80,6 +122,7 @@ impl Log {
         };
         self.has_journal = true;
         let source: Rc<str> = Rc::from(journal.source.as_str());
+        let mut lines = Vec::new();
         for (number, entry) in (1_u64..)
             .zip(&journal.entries)
             .filter(|(_, e)| e.boot_id == boot)
@@ -99,7 +142,7 @@ impl Log {
             } else {
                 entry.speaker.clone()
             };
-            self.lines.push(Line {
+            lines.push(Line {
                 source: Rc::clone(&source),
                 number,
                 #[expect(
@@ -111,9 +154,33 @@ impl Log {
                 unit,
                 pid: entry.pid,
                 harmless: console::is_harmless(&entry.message),
+                stopping: false,
                 text: entry.message.to_string(),
             });
         }
+        mark_stopping(&mut lines);
+        self.lines.append(&mut lines);
+    }
+
+    /// Seconds since boot of the last line that PID 1 or a program said: the kernel speaks also of a guest that hangs.
+    pub fn end(&self) -> Option<f64> {
+        let said = self
+            .lines
+            .iter()
+            .filter(|l| matches!(l.speaker, Speaker::Manager | Speaker::Program));
+        said.filter_map(|l| l.at).max_by(f64::total_cmp)
+    }
+
+    /// Seconds since boot at which a line was said; at the earliest, where the line itself does not say.
+    pub fn time_of(&self, line: &Line) -> Option<f64> {
+        line.at.or_else(|| {
+            let before = |l: &&Line| l.source == line.source && l.number < line.number;
+            self.lines
+                .iter()
+                .filter(before)
+                .filter_map(|l| l.at)
+                .next_back()
+        })
     }
 
     /// The first line that `test` accepts.

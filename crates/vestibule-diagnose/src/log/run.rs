@@ -24,7 +24,7 @@ impl<'a> UnitLog<'a> {
             manager: Vec::new(),
             own: Vec::new(),
         };
-        for line in &log.lines {
+        for line in log.lines.iter().filter(|l| !l.stopping) {
             let named = || {
                 line.text.starts_with(&colon)
                     || is_subject(&line.text, name, full.as_deref(), description)
@@ -39,7 +39,48 @@ impl<'a> UnitLog<'a> {
                 Speaker::Program | Speaker::Manager | Speaker::Kernel | Speaker::Anonymous => {}
             }
         }
+        out.keep_last_run();
         out
+    }
+
+    /// Drops the runs that ended before the one in which the program first said that it listens: systemd restarted it, and
+    /// now it runs. Where a program said so and ended all the same, it will end again, and every run counts.
+    fn keep_last_run(&mut self) {
+        let Some(ready) = self.listens() else {
+            return;
+        };
+        // A handful of sources; within each, lines are in order.
+        let mut starts: Vec<(&str, u64)> = Vec::new();
+        for line in self.manager.iter().filter(|l| is_start(&l.text)) {
+            match starts
+                .iter_mut()
+                .find(|(source, _)| *source == &*line.source)
+            {
+                Some((_, number)) => *number = line.number,
+                None => starts.push((&line.source, line.number)),
+            }
+        }
+        let last_start = |source: &str| {
+            let found = starts.iter().find(|(of, _)| *of == source);
+            found.map_or(0, |(_, number)| *number)
+        };
+        let mut ends = self.manager.iter().filter(|l| is_end(&l.text)).peekable();
+        let is_over = |end: &&Line| {
+            end.number < last_start(&end.source)
+                && (end.source != ready.source || end.number < ready.number)
+        };
+        if ends.peek().is_none() || !ends.all(is_over) {
+            return;
+        }
+        let kept = |l: &&Line| l.number >= last_start(&l.source);
+        let manager = self.manager.iter().copied().filter(kept).collect();
+        let own = self.own.iter().copied().filter(kept).collect();
+        (self.manager, self.own) = (manager, own);
+    }
+
+    /// The first line in which the program itself says that it listens.
+    pub fn listens(&self) -> Option<&'a Line> {
+        self.printed(says_listening)
     }
 
     /// Whether the log names the unit at all.
@@ -73,23 +114,22 @@ impl<'a> UnitLog<'a> {
         self.began("Started ").or_else(|| self.began("Finished "))
     }
 
+    /// The `Starting …` line of a start that nothing shows to have ended, or to have been given up.
+    pub fn open_start(&self) -> Option<&'a Line> {
+        let over = |l: &&Line| {
+            is_start(&l.text)
+                || is_end(&l.text)
+                || ["Stopping ", "Stopped "]
+                    .iter()
+                    .any(|v| l.text.starts_with(v))
+        };
+        let line = self.began("Starting ")?;
+        (!self.manager.iter().any(over)).then_some(line)
+    }
+
     /// A line that says that the unit, or a start of it, ended badly.
     pub fn ended_badly(&self) -> Option<&'a Line> {
-        let marks = [
-            "Failed with result",
-            "Main process exited",
-            "Control process exited",
-            "Dependency failed for",
-            "Failed to start",
-            "Start request repeated too quickly",
-            "Timed out starting",
-            "asserts failed",
-            "Assertion failed",
-        ];
-        self.manager
-            .iter()
-            .find(|l| marks.iter().any(|m| l.text.contains(m)))
-            .copied()
+        self.manager.iter().find(|l| is_bad(&l.text)).copied()
     }
 
     /// Whether it was seen to start and nothing bad was said of it.
@@ -105,9 +145,51 @@ impl<'a> UnitLog<'a> {
     }
 }
 
-const VERBS: [&str; 9] = [
+/// Whether PID 1 says that a unit, or a start of it, ended badly.
+fn is_bad(text: &str) -> bool {
+    const BAD: [&str; 9] = [
+        "Failed with result",
+        "Main process exited",
+        "Control process exited",
+        "Dependency failed for",
+        "Failed to start",
+        "Start request repeated too quickly",
+        "Timed out starting",
+        "asserts failed",
+        "Assertion failed",
+    ];
+    BAD.iter().any(|m| text.contains(m))
+}
+
+/// Whether PID 1 says that a unit's start ended well.
+fn is_start(text: &str) -> bool {
+    text.starts_with("Started ") || text.starts_with("Finished ")
+}
+
+/// Whether PID 1 says that a unit ended, badly or well.
+fn is_end(text: &str) -> bool {
+    is_bad(text) || text.contains("Deactivated successfully")
+}
+
+/// Whether a program says that it listens.
+fn says_listening(text: &str) -> bool {
+    const SAYS: [&str; 6] = [
+        "listening on",
+        "listening at",
+        "serving on",
+        "serving at",
+        "server running",
+        "server started",
+    ];
+    let text = text.to_ascii_lowercase();
+    let not = ["not listening", "stopped listening", "no longer listening"];
+    SAYS.iter().any(|s| text.contains(s)) && !not.iter().any(|n| text.contains(n))
+}
+
+const VERBS: [&str; 10] = [
     "Started ",
     "Starting ",
+    "Stopping ",
     "Finished ",
     "Failed to start ",
     "Dependency failed for ",
@@ -160,5 +242,96 @@ mod tests {
         let found = UnitLog::new(&log, "vm-browser-agent.service", Some("VM Browser Agent"));
         assert!(found.ended_badly().is_some() && !found.runs());
         assert!(UnitLog::new(&log, "vm-browser.service", Some("Other")).is_empty());
+    }
+
+    /// A journal of one unit, as an export: who said what, in order.
+    fn journal(said: &[(&str, &str)]) -> Log {
+        let mut export = String::new();
+        for (number, (who, text)) in said.iter().enumerate() {
+            let from = match *who {
+                "systemd" => "_PID=1\nUNIT=a.service\nSYSLOG_IDENTIFIER=systemd".to_owned(),
+                "logind" => "_PID=9\n_SYSTEMD_UNIT=systemd-logind.service".to_owned(),
+                unit => format!("_PID=77\n_SYSTEMD_UNIT={unit}"),
+            };
+            export += &format!(
+                "__MONOTONIC_TIMESTAMP={number}000000\n_BOOT_ID=1\n{from}\nMESSAGE={text}\n\n"
+            );
+        }
+        let mut log = Log::default();
+        log.add_journal(&crate::journal::Journal::parse(
+            export.as_bytes(),
+            "journal",
+        ));
+        log
+    }
+
+    #[test]
+    fn a_run_that_the_power_off_ended_did_not_end() {
+        let up = [
+            ("systemd", "Started a.service - A."),
+            ("a.service", "listening on 8080"),
+        ];
+        let off = [
+            ("systemd", "Stopping a.service - A..."),
+            ("systemd", "a.service: Failed with result 'timeout'."),
+            ("systemd", "Stopped a.service - A."),
+        ];
+        for (mark, runs) in [
+            (Some(("logind", "System is powering down.")), true),
+            (
+                Some((
+                    "systemd",
+                    "Stopped target multi-user.target - Multi-User System.",
+                )),
+                true,
+            ),
+            (
+                Some(("systemd", "Received SIGRTMIN+4 from PID 900 (systemctl).")),
+                true,
+            ),
+            (Some(("a.service", "System is powering down.")), false),
+            (None, false),
+        ] {
+            let said: Vec<_> = up.into_iter().chain(mark).chain(off).collect();
+            assert_eq!(
+                UnitLog::new(&journal(&said), "a.service", None).runs(),
+                runs,
+                "{mark:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_run_that_listens_makes_up_for_those_before_it() {
+        let crash = [
+            ("systemd", "Started a.service."),
+            ("a.service", "Error: EADDRINUSE"),
+            (
+                "systemd",
+                "a.service: Main process exited, code=dumped, status=11/SEGV",
+            ),
+            (
+                "systemd",
+                "a.service: Scheduled restart job, restart counter is at 1.",
+            ),
+        ];
+        let good = [
+            ("systemd", "Started a.service."),
+            ("a.service", "Listening on port 8080"),
+        ];
+        let end = [(
+            "systemd",
+            "a.service: Main process exited, code=dumped, status=11/SEGV",
+        )];
+        let runs = |said: &[(&str, &str)]| {
+            let log = journal(said);
+            let unit = UnitLog::new(&log, "a.service", None);
+            (unit.runs(), unit.own.len())
+        };
+        assert_eq!(runs(&[&crash[..], &good].concat()), (true, 1));
+        assert_eq!(runs(&[&crash[..], &good, &end].concat()), (false, 2));
+        // It listened before, and ended; so it will again.
+        assert_eq!(runs(&[&good[..], &end, &good].concat()), (false, 2));
+        assert_eq!(runs(&[&crash[..], &good[..1]].concat()), (false, 1));
     }
 }

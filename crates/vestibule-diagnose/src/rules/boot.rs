@@ -36,6 +36,16 @@ pub fn root_device(case: &Case<'_>) -> Vec<Candidate> {
         return Vec::new();
     }
     let disks = visible_disks(case, line);
+    // The device has a number, and nothing that reads what is on it: the kernel says which file systems it tried.
+    let numbered = log.first(|l| {
+        l.text.contains("VFS: ")
+            && l.text
+                .split_once("unknown-block(")
+                .is_some_and(|(_, number)| !number.starts_with("0,0)"))
+    });
+    if let Some(numbered) = numbered {
+        return unreadable_root(case, line, numbered).into_iter().collect();
+    }
     let asked = case.cmdline.as_deref().and_then(|c| {
         c.split_whitespace()
             .find(|w| w.starts_with("root="))
@@ -59,12 +69,44 @@ pub fn root_device(case: &Case<'_>) -> Vec<Candidate> {
         )
         .refuted_by("the named device in the list of partitions that the kernel printed")
     };
-    vec![Candidate::observed(finding).explaining(&[
-        Cause::KernelPanic,
-        Cause::InitCrashed,
-        Cause::InitMissing,
-        Cause::VmmExited,
-    ])]
+    vec![Candidate::observed(finding).explaining(ROOT_EXPLAINS)]
+}
+
+/// What follows where there is no root file system.
+const ROOT_EXPLAINS: &[Cause] = &[
+    Cause::KernelPanic,
+    Cause::InitCrashed,
+    Cause::InitMissing,
+    Cause::VmmExited,
+];
+
+/// The root device is there and was not mounted: the kernel has no driver for its file system, unless ext4 is among what it
+/// tried; then something else is wrong, and the panic says so.
+fn unreadable_root(case: &Case<'_>, line: &Line, numbered: &Line) -> Option<Candidate> {
+    let log = &case.log;
+    let tried = log.containing("No filesystem could mount root, tried:");
+    // The names follow on the same line, or on lines of their own.
+    let mut names = tried.into_iter().flat_map(|t| {
+        let rest = log.lines.iter().skip_while(move |l| !std::ptr::eq(*l, t));
+        rest.take(32)
+            .take_while(|l| !l.text.contains("Kernel panic"))
+    });
+    // ENODEV: the file system that `rootfstype=` names is none.
+    if tried.is_none() && !numbered.text.contains("error -19") {
+        return None;
+    }
+    if names.any(|l| l.text.contains("ext4")) || log.containing("EXT4-fs (").is_some() {
+        return None;
+    }
+    let f = vm(
+        Cause::RootDriverMissing,
+        tried.unwrap_or(line).quote(),
+        "the kernel sees the root device, and has no driver for the file system on it",
+        "boot with the initrd that belongs to this kernel, or with a kernel that has ext4 built in",
+    )
+    .and(numbered.quote())
+    .refuted_by("ext4 among the file systems that the kernel says it tried");
+    Some(Candidate::observed(f).explaining(ROOT_EXPLAINS))
 }
 
 fn visible_disks(case: &Case<'_>, line: &Line) -> Vec<String> {
@@ -97,10 +139,40 @@ fn visible_disks(case: &Case<'_>, line: &Line) -> Vec<String> {
     disks
 }
 
+/// PID 1 stopped and the kernel goes on, or the initrd found no PID 1 and asks what to do.
+fn no_init(case: &Case<'_>) -> Option<Candidate> {
+    let log = &case.log;
+    // initramfs-tools(7): its shell, without a panic.
+    if let Some(line) = log.containing("No init found. Try passing init=") {
+        return Some(Candidate::observed(init_missing(line.quote())));
+    }
+    // systemd freezes rather than to exit, which would be a panic: after a crash of its own, or where it cannot begin.
+    let frozen = log.first(|l| {
+        l.text.ends_with("Freezing execution.")
+            && matches!(l.speaker, Speaker::Manager | Speaker::Anonymous)
+    })?;
+    let before = log.lines.iter().take_while(|l| !std::ptr::eq(*l, frozen));
+    let reason = before
+        .filter(|l| l.text.starts_with("Caught <") || l.text.contains("[!!!!!!] "))
+        .last();
+    let f = vm(
+        Cause::InitCrashed,
+        reason.unwrap_or(frozen).quote(),
+        "PID 1 met what it cannot go on from, and does nothing any more",
+        "rebuild the image: check that the package that holds init is complete, and that the kernel has what systemd needs",
+    )
+    .refuted_by("later lines of PID 1 in the same boot");
+    let f = match reason {
+        Some(_) => f.and(frozen.quote()),
+        None => f,
+    };
+    Some(Candidate::observed(f).explaining(&[Cause::VmmExited]))
+}
+
 /// Panics that no other rule explains.
 pub fn panics(case: &Case<'_>) -> Vec<Candidate> {
     let Some(panic) = case.log.containing("Kernel panic - not syncing") else {
-        return Vec::new();
+        return no_init(case).into_iter().collect();
     };
     let log = &case.log;
     let text = panic.text.as_str();
@@ -296,6 +368,13 @@ pub fn filesystem_check(case: &Case<'_>) -> Vec<Candidate> {
         "requires a manual fsck",
         "File system check of the root filesystem failed",
     ]);
+    // Another file system only where the boot needs it.
+    let needed = log.any_of(&[
+        "Dependency failed for local-fs.target",
+        "You are in emergency mode",
+    ]);
+    let other =
+        needed.and_then(|_| log.first(|l| l.text.starts_with("Failed to start systemd-fsck@")));
     let fix = "build or clone the image again; never write to a disk that a VM uses";
     let recorded = |f: Finding| match superblock_errors(case) {
         Some(errors) => f.and(errors),
@@ -310,6 +389,17 @@ pub fn filesystem_check(case: &Case<'_>) -> Vec<Candidate> {
         )
         .refuted_by("`Reached target local-fs.target` later in the same boot");
         return vec![Candidate::observed(recorded(f))];
+    }
+    if let Some((line, stop)) = other.zip(needed) {
+        let f = vm(
+            Cause::FilesystemCheckFailed,
+            line.quote(),
+            "the check of a file system that the boot requires found damage that it does not repair by itself",
+            "repair or make that file system anew, or add nofail to its entry in /etc/fstab",
+        )
+        .and(stop.quote())
+        .refuted_by("`Reached target local-fs.target` later in the same boot");
+        return vec![Candidate::observed(f)];
     }
     let check = log.first(|l| {
         l.text.contains("systemd-fsck-root") && l.text.contains("File System Check on Root")

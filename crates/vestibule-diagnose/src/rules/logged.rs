@@ -3,7 +3,7 @@ use super::{Candidate, about, patterns::MANAGER};
 use crate::{
     case::Case,
     elf,
-    log::{Line, run::UnitLog},
+    log::{Line, Speaker, run::UnitLog},
     units::service::Service,
 };
 use vestibule_api::{cause::Cause, finding::Finding};
@@ -55,6 +55,7 @@ pub fn manager_lines(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         out.push(Candidate::observed(f).specific(2));
     }
     out.extend(ended_cleanly(case, &log, name));
+    out.extend(environment_ignored(case, &log, name));
     out.extend(vm_wide(case, name));
     out
 }
@@ -264,10 +265,13 @@ fn pre_start(case: &Case<'_>, log: &UnitLog<'_>, name: &str) -> Option<Candidate
     (log.started().is_none()).then(|| Candidate::observed(f).specific(6).explaining(GENERAL))
 }
 
-/// `Deactivated successfully` as the last word on a service that should stay.
+/// `Deactivated successfully` as the last word on a service that should stay, or again and again.
 fn ended_cleanly(case: &Case<'_>, log: &UnitLog<'_>, name: &str) -> Option<Candidate> {
     let line = log.said("Deactivated successfully")?;
-    let stopped = log.began("Stopping ").is_some() || log.began("Stopped ").is_some();
+    let restart = log.said("Scheduled restart job");
+    // A restart says `Stopped` as well; only what was asked for says `Stopping`.
+    let stopped =
+        log.began("Stopping ").is_some() || restart.is_none() && log.began("Stopped ").is_some();
     let simple = match &case.disk {
         Some(disk) => {
             let unit = disk.units.load(name);
@@ -285,21 +289,41 @@ fn ended_cleanly(case: &Case<'_>, log: &UnitLog<'_>, name: &str) -> Option<Candi
         .iter()
         .rposition(|l| l.text.contains("Deactivated successfully"));
     let bound = log.said("but unit isn't active").is_some();
-    if !simple || bound || last_start > last_end {
+    let started_again = last_start > last_end && !repeats(case, log);
+    if !simple || bound || started_again {
         return None;
     }
     if stopped {
         return stopped_with_bound(case, line, name);
     }
-    let f = about(
+    let why = if restart.is_some() {
+        "the program ends with success, and systemd starts it anew each time: nothing failed and nothing stays"
+    } else {
+        "the program ended with success, and the unit with it: nothing failed and nothing runs"
+    };
+    let mut f = about(
         name,
         Cause::ExitedCleanly,
         line.quote(),
-        "the program ended with success, and the unit with it: nothing failed and nothing runs",
+        why,
         "run the program in the foreground, or use Type=oneshot with RemainAfterExit=yes",
     )
-    .refuted_by("a later `Started` line of the unit");
+    .refuted_by("a `Started` line of the unit, and its process still there a minute later");
+    if let Some(restart) = restart {
+        f = f.and(restart.quote());
+    }
     Some(Candidate::observed(f).specific(3))
+}
+
+/// Whether the log was cut within a loop of clean ends: the last start was seen, and a minute of life after it was not.
+fn repeats(case: &Case<'_>, log: &UnitLog<'_>) -> bool {
+    let ends = log
+        .manager
+        .iter()
+        .filter(|l| l.text.contains("Deactivated successfully"));
+    let last = log.manager.iter().rfind(|l| l.text.starts_with("Started "));
+    let since = last.and_then(|l| l.at).zip(case.log.end());
+    ends.count() > 2 && since.is_some_and(|(start, end)| end - start < 60.0)
 }
 
 /// A stop that follows the end of a unit that it is bound to.
@@ -328,9 +352,86 @@ fn stopped_with_bound(case: &Case<'_>, line: &Line, name: &str) -> Option<Candid
     Some(Candidate::observed(f).specific(6))
 }
 
+/// A default target that starts next to nothing, as PID 1 names it; a later one (after an initrd's) counts.
+fn default_target(case: &Case<'_>, name: &str) -> Option<Candidate> {
+    const SMALL: [&str; 4] = [
+        "rescue.target",
+        "emergency.target",
+        "basic.target",
+        "sysinit.target",
+    ];
+    let log = case.unit_log(name);
+    // Where a disk is there, it knows what the target pulls in.
+    if case.disk.is_some() || log.started().is_some() || log.ended_badly().is_some() {
+        return None;
+    }
+    let is_choice = |l: &&Line| {
+        l.text.starts_with("Queued start job for default target ")
+            || l.text.starts_with("Unit default.target not found")
+            || l.text.starts_with("Falling back to rescue.target")
+    };
+    let mut choices = case
+        .log
+        .lines
+        .iter()
+        .filter(|l| l.speaker == Speaker::Manager);
+    let line = choices.rfind(is_choice)?;
+    let target = line
+        .text
+        .strip_prefix("Queued start job for default target ");
+    if target.is_some_and(|t| !SMALL.iter().any(|s| t.starts_with(s))) {
+        return None;
+    }
+    let f = about(
+        name,
+        Cause::DefaultTargetWrong,
+        line.quote(),
+        "this boot starts a target that pulls in next to nothing, and the unit was never started",
+        "point default.target to multi-user.target or graphical.target; take words like `single` off the command line",
+    )
+    .refuted_by("`Reached target multi-user.target` in the same boot");
+    let reached = case.log.containing("Reached target multi-user.target");
+    reached
+        .is_none()
+        .then(|| Candidate::observed(f).specific(6))
+}
+
+/// A line of an environment file that systemd ignored, where the program then listens elsewhere. A disk says more.
+fn environment_ignored(case: &Case<'_>, log: &UnitLog<'_>, name: &str) -> Option<Candidate> {
+    if case.disk.is_some() {
+        return None;
+    }
+    let elsewhere = super::reach::logged_port(case, name).into_iter().next()?;
+    let line = log.said("Ignoring invalid environment assignment 'export ")?;
+    let assigned = line.text.split_once("'export ").map(|(_, rest)| rest)?;
+    let (variable, _) = assigned.split_once('=')?;
+    let names = if elsewhere.finding.cause == Cause::ListensOnWrongPort {
+        super::reach::PORT_NAMES.as_slice()
+    } else {
+        super::reach::HOST_NAMES.as_slice()
+    };
+    let mut f = about(
+        name,
+        Cause::EnvironmentIgnored,
+        line.quote(),
+        "systemd ignored this line, because an environment file is not a shell script; so another value of the variable applies",
+        "write NAME=value without `export`",
+    )
+    .refuted_by("the expected value in the unit's own output");
+    for quote in elsewhere.finding.evidence {
+        f = f.and(quote);
+    }
+    names.contains(&variable.trim()).then(|| {
+        Candidate::observed(f)
+            .specific(7)
+            .explaining(&[Cause::ListensOnWrongPort, Cause::ListensOnLoopback])
+    })
+}
+
 /// Lines about the unit that PID 1 says without the unit's field.
 fn vm_wide(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let mut out = Vec::new();
+    out.extend(default_target(case, name));
     let deleted = case.log.first(|l| {
         l.text
             .contains(&format!("Job {name}/start deleted to break ordering cycle"))

@@ -142,6 +142,7 @@ pub const UNIT_RULES: &[UnitRule] = &[
     exec::paths,
     exec::security,
     runtime::known_endings,
+    runtime::network_namespace,
     runtime::listeners_taken,
     reach::address_and_port,
     isolation::isolation,

@@ -183,6 +183,20 @@ pub(super) const MANAGER: &[Pattern] = &[
         "create the path, or put a dash before it",
     ),
     p(
+        "Failed to open network namespace path",
+        Cause::NamespacePathMissing,
+        8,
+        "the network namespace that the unit is to run in does not exist",
+        "make the namespace before the unit starts, or remove NetworkNamespacePath=",
+    ),
+    p(
+        "status=225/NETWORK",
+        Cause::NamespacePathMissing,
+        7,
+        "systemd could not set up the unit's network namespace",
+        "make the namespace before the unit starts, or remove NetworkNamespacePath=",
+    ),
+    p(
         "status=231/APPARMOR",
         Cause::SecurityProfileMissing,
         7,
@@ -251,6 +265,14 @@ pub(super) const MANAGER: &[Pattern] = &[
         7,
         "the program never said that it was ready",
         "send READY=1, or use another Type=",
+    ),
+    // systemd's word for a clean end before READY=1, and for a forking service without its PID file.
+    p(
+        "Failed with result 'protocol'",
+        Cause::NeverNotifiedReady,
+        7,
+        "the program ended, without an error, before it said that it was ready",
+        "send READY=1, write the file that PIDFile= names, or use another Type=",
     ),
     p(
         "status=11/SEGV",

@@ -12,7 +12,7 @@ use regex::Regex;
 use std::sync::LazyLock;
 use vestibule_api::{cause::Cause, finding::Quote};
 
-const HOST_NAMES: [&str; 8] = [
+pub(super) const HOST_NAMES: [&str; 8] = [
     "HOST",
     "BIND",
     "BIND_HOST",
@@ -22,7 +22,7 @@ const HOST_NAMES: [&str; 8] = [
     "LISTEN_ADDR",
     "LISTEN_ADDRESS",
 ];
-const PORT_NAMES: [&str; 4] = ["PORT", "AGENT_PORT", "HTTP_PORT", "LISTEN_PORT"];
+pub(super) const PORT_NAMES: [&str; 4] = ["PORT", "AGENT_PORT", "HTTP_PORT", "LISTEN_PORT"];
 
 /// Whether an address or name is the guest's loopback; names by `/etc/hosts`, where that is asked first
 /// (`nsswitch.conf(5)`).
@@ -244,7 +244,7 @@ static LISTENING: LazyLock<Option<Regex>> = LazyLock::new(|| {
 });
 
 /// The port and address that the program itself says it listens on.
-fn logged_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
+pub(super) fn logged_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let Some(port) = case.port_of(name) else {
         return Vec::new();
     };

@@ -105,6 +105,46 @@ pub fn known_endings(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     }
 }
 
+/// `NetworkNamespacePath=` (systemd.exec(5)) to a name of ip-netns(8) that nothing in the image makes: no unit of the boot and
+/// no script that one runs speaks of such namespaces. A program may make one all the same, so the disk alone does not decide.
+pub fn network_namespace(case: &Case<'_>, name: &str) -> Vec<Candidate> {
+    let Some((disk, unit)) = service_of(case, name) else {
+        return Vec::new();
+    };
+    let named = unit.last("Service", "NetworkNamespacePath");
+    let Some(a) = named.filter(|a| a.value.contains("/run/netns/")) else {
+        return Vec::new();
+    };
+    let made = disk.boot.jobs.keys().any(|job| {
+        let other = disk.units.load(job);
+        let service = Service::new(&other, disk.base.root, &disk.base.accounts);
+        let says = other.assignments.iter();
+        says.filter(|s| s.key != a.key)
+            .any(|s| s.value.contains("netns"))
+            || service.commands().into_iter().flatten().any(|c| {
+                let script = programs::script_of(&c).unwrap_or(c.program);
+                let text = disk.base.root.read_script(&script);
+                text.is_some_and(|t| t.contains("netns"))
+            })
+    });
+    if made {
+        return Vec::new();
+    }
+    let f = about(
+        name,
+        Cause::NamespacePathMissing,
+        quote_assignment(a),
+        format!(
+            "systemd cannot open {}: nothing in this image makes that network namespace",
+            a.value
+        ),
+        "make the namespace before the unit starts, or remove the line",
+    )
+    .refuted_by(REFUTES);
+    let found = Candidate::fixed(f).strength(Strength::Conditional);
+    vec![found.specific(7).explaining(&[Cause::PrivateNetwork])]
+}
+
 /// Whether nothing on the disk would make a runtime path: no unit of the boot names it in its own files.
 fn made_by_somebody(disk: &DiskCase<'_>, path: &str) -> bool {
     disk.boot.jobs.keys().any(|job| {

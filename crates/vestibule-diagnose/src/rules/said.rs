@@ -5,8 +5,9 @@ use super::{
 };
 use crate::{
     case::Case,
-    log::{Line, console},
+    log::{Line, console, run::UnitLog},
     text::ellipsized,
+    units::service::Service,
 };
 use vestibule_api::cause::Cause;
 
@@ -19,6 +20,21 @@ pub fn program_lines(case: &Case<'_>, name: &str) -> Vec<Candidate> {
             8,
             "the dynamic linker ended the program before it began",
             "install the package that holds the library",
+        ),
+        // What the linker says of a library that is older than the program: a version or a symbol is not in it.
+        p(
+            "' not found (required by ",
+            Cause::SharedLibraryMissing,
+            8,
+            "the program was built for another version of a library than the one in the image",
+            "install the library in the version that the program needs, or a build of the program for this system",
+        ),
+        p(
+            "symbol lookup error: ",
+            Cause::SharedLibraryMissing,
+            8,
+            "a library in the image does not have what the program needs of it",
+            "install the library in the version that the program needs, or a build of the program for this system",
         ),
         p(
             "Cannot find module",
@@ -129,16 +145,29 @@ pub fn program_lines(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let log = case.unit_log(name);
     let refutes = "a later line of the program that says that it is ready";
     let mut out = Vec::new();
-    for pattern in SAID {
-        let line = log.printed(|t| t.contains(pattern.needle)).or_else(|| {
+    // A program that listens met none of what keeps one from starting; it may mention it.
+    let listens = log.runs() && log.listens().is_some();
+    for pattern in SAID
+        .iter()
+        .filter(|p| !listens || STANDS.contains(&p.cause))
+    {
+        let means = |t: &str| t.contains(pattern.needle) && !is_of_watches(t);
+        let line = log.printed(means).or_else(|| {
             // Without a unit's field, a console line counts where the unit itself is known to have failed.
             case.log
-                .first(|l| l.is_console() && l.unit.is_none() && l.text.contains(pattern.needle))
+                .first(|l| l.is_console() && l.unit.is_none() && means(&l.text))
                 .filter(|_| log.ended_badly().is_some())
         });
         if let Some(line) = line {
-            let f = about(name, pattern.cause, line.quote(), pattern.why, pattern.fix)
-                .refuted_by(refutes);
+            let found = if pattern.cause == Cause::LocalhostUnresolvable {
+                unresolved(case, &log, line)
+            } else {
+                Some((pattern.cause, pattern.why, pattern.fix))
+            };
+            let Some((cause, why, fix)) = found else {
+                continue;
+            };
+            let f = about(name, cause, line.quote(), why, fix).refuted_by(refutes);
             out.push(
                 Candidate::observed(f)
                     .specific(pattern.specific)
@@ -177,6 +206,62 @@ pub fn program_lines(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     out
 }
 
+/// What a program that listens may suffer from all the same.
+const STANDS: [Cause; 3] = [Cause::DiskFull, Cause::RootReadOnly, Cause::BrowserNotReady];
+
+/// Whether a line is about the kernel's limit of watches on files (inotify(7)), which has the error of a full disk.
+pub(super) fn is_of_watches(text: &str) -> bool {
+    ["inotify", "file watchers", "Failed to watch"]
+        .iter()
+        .any(|w| text.contains(w))
+}
+
+/// Which name a program could not resolve: its own, or that of somebody outside, which matters where it ends for it.
+fn unresolved(
+    case: &Case<'_>,
+    log: &UnitLog<'_>,
+    line: &Line,
+) -> Option<(Cause, &'static str, &'static str)> {
+    let asked = ["ENOTFOUND ", "EAI_AGAIN "]
+        .iter()
+        .find_map(|m| line.text.split_once(m))
+        .and_then(|(_, rest)| rest.split_whitespace().next())
+        .map(|n| n.trim_end_matches([',', ';', ':', '.', '\'', '"']));
+    // Outside there are domains; `localhost` and the guest's own name have no dot, or are what the unit is told to bind to.
+    let outside = asked.filter(|n| n.contains('.') && !is_told(case, &log.name, n));
+    match outside {
+        None => Some((
+            Cause::LocalhostUnresolvable,
+            "the program cannot resolve the name that it binds to",
+            "bind to an address, or add the name to /etc/hosts",
+        )),
+        Some(_) if log.ended_badly().is_some() => Some((
+            Cause::NameNotFound,
+            "the program ended after it had asked for a name that has no address",
+            "correct the name or the resolver, or let the program go on without it",
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Whether the unit's environment or command names a host.
+fn is_told(case: &Case<'_>, unit: &str, host: &str) -> bool {
+    let Some(disk) = &case.disk else {
+        return false;
+    };
+    let loaded = disk.units.load(unit);
+    let service = Service::new(&loaded, disk.base.root, &disk.base.accounts);
+    let binds = super::reach::HOST_NAMES.iter();
+    let set = service.environment().set;
+    let mut values = binds.filter_map(|n| set.get(*n));
+    let own = disk.base.root.read_text("/etc/hostname");
+    values.any(|v| v.value == host)
+        || own.is_some_and(|h| h.trim() == host)
+        || service
+            .main()
+            .is_some_and(|m| m.args.iter().any(|a| a.contains(host)))
+}
+
 /// The last job that PID 1 reported as running, when the unit was never started.
 pub fn waiting_jobs(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let unit = case.unit_log(name);
@@ -187,33 +272,18 @@ pub fn waiting_jobs(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         .log
         .lines
         .iter()
+        .filter(|l| !l.stopping)
         .filter_map(|l| Some((l, console::running_job(&l.text)?)))
         .collect();
     let Some((line, job)) = jobs
         .iter()
         .rev()
+        .filter(|(line, job)| !has_ended(case, line, &job.what))
         .max_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds))
     else {
         return Vec::new();
     };
-    let ended = |what: &str| {
-        case.log
-            .lines
-            .iter()
-            .rev()
-            .take_while(|l| l.number > line.number)
-            .any(|l| {
-                let rest = ["Started ", "Finished ", "Found device ", "Failed to start "]
-                    .iter()
-                    .find_map(|v| l.text.strip_prefix(v));
-                rest.is_some_and(|r| {
-                    r.starts_with(what.split('…').next().unwrap_or(what))
-                        || r.contains(what)
-                        || ellipsized(what, r.split(" - ").next().unwrap_or(r))
-                })
-            })
-    };
-    if job.seconds < 30.0 || ended(&job.what) || ellipsized(&job.what, name) {
+    if job.seconds < 30.0 || ellipsized(&job.what, name) {
         return Vec::new();
     }
     // Only what the unit waits for may be blamed, where the disk knows.
@@ -250,6 +320,28 @@ pub fn waiting_jobs(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     )
     .refuted_by("a `Started` line of the unit in the same boot");
     vec![Candidate::observed(f)]
+}
+
+/// Whether a job that PID 1 reported as running ended: later on the console, or anywhere in a journal, which has no reports.
+/// Both names may be cut, each in its own place.
+fn has_ended(case: &Case<'_>, report: &Line, what: &str) -> bool {
+    let head = |text: &str| text.split('…').next().unwrap_or_default().to_owned();
+    let wanted = head(what);
+    case.log
+        .lines
+        .iter()
+        .filter(|l| l.source != report.source || l.number > report.number)
+        .any(|l| {
+            let rest = ["Started ", "Finished ", "Found device ", "Failed to start "]
+                .iter()
+                .find_map(|v| l.text.strip_prefix(v));
+            rest.is_some_and(|r| {
+                let shown = head(r);
+                shown.starts_with(&wanted)
+                    || shown != r && wanted.starts_with(&shown)
+                    || r.contains(what)
+            })
+        })
 }
 
 /// The agent's report: units, jobs and what they wait for.

@@ -6,7 +6,9 @@ use vestibule_api::{cause::Cause, finding::Quote};
 /// The disk is full, by its superblock or by what programs said.
 pub fn disk_space(case: &Case<'_>) -> Vec<Candidate> {
     let fix = "make the image larger, or find out what fills it; an overlay needs room for what the guest writes";
-    let said = case.log.containing("No space left on device");
+    let said = case.log.first(|l| {
+        l.text.contains("No space left on device") && !super::said::is_of_watches(&l.text)
+    });
     let superblock = case.disk.as_ref().and_then(|d| d.base.root.superblock());
     let free = superblock.filter(|s| s.blocks > 0).map(|s| {
         (
@@ -101,9 +103,11 @@ pub fn read_only_root(case: &Case<'_>) -> Vec<Candidate> {
         .log
         .first(|l| l.text.contains("Remounting filesystem read-only"));
     let said = case.log.first(|l| {
-        l.text.contains("Read-only file system")
-            || l.text.contains("EROFS")
-            || l.text.contains("read-only file system, ")
+        // Every root is made read-only in the end.
+        !l.stopping
+            && (l.text.contains("Read-only file system")
+                || l.text.contains("EROFS")
+                || l.text.contains("read-only file system, "))
     });
     let fstab = case
         .disk

@@ -2,6 +2,7 @@
 use super::{Candidate, Strength, about};
 use crate::{
     case::{Case, DiskCase},
+    log::Line,
     units::{
         Unit, boot, condition, names,
         programs::{self, Ending},
@@ -9,7 +10,10 @@ use crate::{
         service::Service,
     },
 };
-use vestibule_api::{cause::Cause, finding::Quote};
+use vestibule_api::{
+    cause::Cause,
+    finding::{Finding, Quote},
+};
 
 /// Conditions and asserts that the disk decides.
 pub fn conditions(case: &Case<'_>, name: &str) -> Vec<Candidate> {
@@ -168,12 +172,31 @@ pub fn waits_for_others(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     }
     let mut out = Vec::new();
+    let silent = case.has_run() && case.unit_log(name).is_empty();
     for (predecessor, chain) in disk.boot.waits_for(&canonical) {
         let unit = disk.units.load(&predecessor);
+        let last = chain.last().and_then(|(_, q)| q.clone());
+        let starting = silent.then(|| still_starting(case, &predecessor)).flatten();
+        if let Some((line, seconds)) = starting {
+            let f = about(
+                name,
+                Cause::WaitsForUnit,
+                line.quote(),
+                format!(
+                    "the unit is ordered after {predecessor}, whose start had not ended {seconds:.0} s later, when the log ended"
+                ),
+                format!("make {predecessor} end, give it TimeoutStartSec=, or drop the ordering"),
+            );
+            let f = last.into_iter().fold(f, Finding::and);
+            let f = f.refuted_by(format!(
+                "`Finished` or `Started {predecessor}` in the same boot"
+            ));
+            out.push(Candidate::observed(f).specific(6));
+            continue;
+        }
         let Some((quote, limit)) = never_ends(case, disk, &unit) else {
             continue;
         };
-        let last = chain.last().and_then(|(_, q)| q.clone());
         let until = if limit.is_finite() {
             format!("for {limit:.0} s")
         } else {
@@ -205,6 +228,18 @@ pub fn waits_for_others(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     out
 }
 
+/// The `Starting` line of a service whose start had not ended, and how much longer the log goes on. A wait for the network is
+/// told by [`super::network`].
+fn still_starting<'c>(case: &'c Case<'_>, predecessor: &str) -> Option<(&'c Line, f64)> {
+    const PATIENCE: f64 = 30.0;
+    if names::unit_type(predecessor) != "service" || predecessor.contains("wait-online") {
+        return None;
+    }
+    let line = case.unit_log(predecessor).open_start()?;
+    let seconds = case.log.end()? - case.log.time_of(line)?;
+    (seconds > PATIENCE).then_some((line, seconds))
+}
+
 fn unit_of(disk: &DiskCase<'_>, name: &str) -> std::rc::Rc<Unit> {
     disk.units.load(name)
 }
@@ -214,12 +249,7 @@ pub(super) fn job_limit(unit: &Unit) -> Option<f64> {
     unit.seconds("Unit", "JobTimeoutSec").filter(|s| *s > 0.0)
 }
 
-pub(super) fn job_timeout(
-    name: &str,
-    limit: f64,
-    unit: &Unit,
-    wait: Quote,
-) -> vestibule_api::finding::Finding {
+pub(super) fn job_timeout(name: &str, limit: f64, unit: &Unit, wait: Quote) -> Finding {
     let why = format!(
         "the unit's job is given up after {limit:.0} s, which is less than what it may have to wait"
     );
