@@ -14,7 +14,7 @@ use crate::{
         generators::{self, Generator},
         install::{self, MachineId},
         names,
-        network::{self, Network},
+        network::Networking,
         runtime_paths::RuntimePaths,
         users::Accounts,
     },
@@ -39,7 +39,6 @@ pub struct Base<'a> {
     pub accounts: Accounts,
     pub fstab: Fstab,
     pub generators: Vec<Generator>,
-    pub networks: Vec<Network>,
     pub machine_id: MachineId,
 }
 
@@ -51,7 +50,6 @@ impl<'a> Base<'a> {
             accounts: Accounts::read(root),
             fstab: Fstab::read(root),
             generators: generators::custom(root),
-            networks: network::networks(root),
             machine_id: install::machine_id(root),
         }
     }
@@ -110,6 +108,15 @@ impl<'a> DiskCase<'a> {
             resolver: Resolver::new(base.root, &base.accounts, &base.fstab),
             paths: RuntimePaths::read(base.root, units, &base.fstab),
         }
+    }
+
+    /// The network's configuration, and what decides which of it is for the card.
+    pub fn networking(&self, case: &Case<'_>) -> Networking {
+        let networkd = self.units.load("systemd-networkd.service");
+        let generator = "systemd-network-generator.service";
+        let generates = self.units.load(generator).is_loaded() && self.boot.starts(generator);
+        let facts = self.facts(&networkd, case);
+        Networking::read(&facts, &self.base.accounts, &networkd, generates)
     }
 
     /// The facts that decide conditions of `unit`.

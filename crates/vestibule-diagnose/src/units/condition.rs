@@ -88,6 +88,11 @@ pub fn first_false<'u>(unit: &'u Unit, prefix: &str, facts: &Facts<'_>) -> Optio
     any_of.filter(|(o, _)| *o == Outcome::False).map(|(_, a)| a)
 }
 
+/// What is known of one check outside a unit file: the `[Match]` sections of `systemd.network(5)` have the same ones.
+pub fn holds(kind: &str, value: &str, facts: &Facts<'_>) -> Outcome {
+    decide(kind, value, facts).1
+}
+
 fn decide(kind: &str, value: &str, facts: &Facts<'_>) -> (bool, Outcome) {
     let value = value.trim();
     let (triggering, value) = value
@@ -172,7 +177,7 @@ fn check(kind: &str, value: &str, facts: &Facts<'_>) -> Outcome {
         }),
         "Virtualization" => virtualization(value),
         "Architecture" => architecture(value, facts.machine),
-        "Host" => Outcome::Unknown,
+        "Host" => host(value, facts),
         "User" => Outcome::of(matches!(value, "root" | "0" | "@system")),
         "Group" => Outcome::of(matches!(value, "root" | "0")),
         "KernelVersion" => facts
@@ -193,6 +198,26 @@ fn virtualization(value: &str) -> Outcome {
         | "private-users" => Outcome::False,
         _ => Outcome::Unknown,
     }
+}
+
+/// A pattern for the host name without regard to case, or a machine-id. What the image does not name, a boot may.
+fn host(value: &str, facts: &Facts<'_>) -> Outcome {
+    if value.len() == 32 && value.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Outcome::Unknown;
+    }
+    let asked = facts.cmdline.unwrap_or_default().split_whitespace().rev();
+    let asked = asked
+        .filter_map(|w| w.strip_prefix("systemd.hostname="))
+        .next();
+    let text = facts.root.read_text("/etc/hostname").unwrap_or_default();
+    let mut lines = text.lines().map(str::trim);
+    let name = asked.or_else(|| lines.find(|l| !l.is_empty() && !l.starts_with('#')));
+    name.map_or(Outcome::Unknown, |name| {
+        Outcome::of(text::glob(
+            &value.to_ascii_lowercase(),
+            &name.to_ascii_lowercase(),
+        ))
+    })
 }
 
 fn architecture(value: &str, machine: Option<u16>) -> Outcome {
