@@ -1,7 +1,7 @@
 //! The evidence, read once, for all rules: the unit model over the disk, one log, and what they say together.
 use crate::{
     disk::Root,
-    evidence::Evidence,
+    evidence::{Evidence, Image},
     host::HostFacts,
     journal::{FileState, Journal},
     log::{Log, run::UnitLog},
@@ -43,14 +43,19 @@ pub struct Base<'a> {
 }
 
 impl<'a> Base<'a> {
-    /// Reads a disk.
-    pub fn read(root: &'a Root) -> Self {
+    /// Reads a disk as a boot with this kernel command line would.
+    pub fn read(root: &'a Root, cmdline: Option<&str>) -> Self {
+        let cmdline = cmdline.unwrap_or_default();
         Self {
             root,
             accounts: Accounts::read(root),
-            fstab: Fstab::read(root),
+            fstab: if crate::text::switch(cmdline, "fstab") == Some(false) {
+                Fstab::default()
+            } else {
+                Fstab::read(root)
+            },
             generators: generators::custom(root),
-            machine_id: install::machine_id(root),
+            machine_id: install::machine_id(root, cmdline),
         }
     }
 
@@ -139,6 +144,8 @@ pub struct Case<'a> {
     pub disk: Option<DiskCase<'a>>,
     pub disk_error: Option<String>,
     pub log: Log,
+    /// The image that the disk was read from, where it was one.
+    pub image: Option<Image>,
     pub serial_given: bool,
     /// Bytes of the serial log.
     pub serial_len: usize,
@@ -189,6 +196,7 @@ impl<'a> Case<'a> {
         Self {
             disk: None,
             disk_error: evidence.disk_error.clone(),
+            image: evidence.image,
             serial_given: evidence.serial.is_some(),
             serial_len: evidence.serial.as_ref().map_or(0, Vec::len),
             journal_given: !evidence.journals.is_empty() || !from_disk.is_empty(),

@@ -388,8 +388,69 @@ fn modules_on_disk(
     )
     .and(config.clone())
     .refuted_by("an initrd that loads virtio_net, or a line of the kernel about eth0");
-    (!there && root.is_dir(&net))
-        .then(|| Candidate::fixed(f).explaining(&[Cause::WaitsForNetworkOnline]))
+    if !there && root.is_dir(&net) {
+        return Some(Candidate::fixed(f).explaining(&[Cause::WaitsForNetworkOnline]));
+    }
+    if builtin.contains("/virtio_net.ko") {
+        return None;
+    }
+    let f = vm(
+        Cause::NetworkDriverMissing,
+        denied(case, disk)?,
+        "the driver of a virtio network card is a module, and this keeps it from being loaded",
+        "take the line or the word away",
+    )
+    .and(config.clone())
+    .refuted_by("an initrd that loads virtio_net by itself, or a line of the kernel about eth0");
+    Some(Candidate::fixed(f).strength(waiting::OUTSIDE))
+}
+
+/// What keeps udev from loading virtio_net: `modprobe.d(5)`'s `blacklist`, which counts for names that a device asks by, an
+/// `install` of nothing, or the command line's words of the kernel (`module_blacklist=`) and of kmod (`modprobe.blacklist=`).
+fn denied(case: &Case<'_>, disk: &DiskCase<'_>) -> Option<Quote> {
+    let is_driver = |name: &str| name.replace('-', "_") == "virtio_net";
+    let words = case
+        .cmdline
+        .as_deref()
+        .unwrap_or_default()
+        .split_whitespace();
+    for word in words {
+        let list = word
+            .strip_prefix("module_blacklist=")
+            .or_else(|| word.strip_prefix("modprobe.blacklist="));
+        if list.is_some_and(|list| list.split(',').any(is_driver)) {
+            return Some(Quote {
+                source: "cmdline".into(),
+                line: None,
+                text: word.to_owned(),
+            });
+        }
+    }
+    let root = disk.base.root;
+    let dirs = [
+        "/etc/modprobe.d",
+        "/usr/local/lib/modprobe.d",
+        "/usr/lib/modprobe.d",
+    ];
+    let files = network::names_in(root, &dirs.map(str::to_owned), ".conf");
+    files.into_values().find_map(|path| {
+        let text = root.read_text(&path)?;
+        let mut lines = (1_u64..).zip(text.lines());
+        lines.find_map(|(number, line)| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let denies = match words.as_slice() {
+                ["blacklist", name, ..] => is_driver(name),
+                [
+                    "install",
+                    name,
+                    "/bin/false" | "/bin/true" | "/usr/bin/false" | "/usr/bin/true",
+                    ..,
+                ] => is_driver(name),
+                _ => false,
+            };
+            denies.then(|| quote_disk(&path, Some(number), line))
+        })
+    })
 }
 
 impl Case<'_> {

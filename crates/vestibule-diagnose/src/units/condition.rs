@@ -200,24 +200,33 @@ fn virtualization(value: &str) -> Outcome {
     }
 }
 
-/// A pattern for the host name without regard to case, or a machine-id. What the image does not name, a boot may.
+/// The static host name, or the machine's id. A name from elsewhere counts only where `/etc/hostname` gives none (`hostname(5)`).
 fn host(value: &str, facts: &Facts<'_>) -> Outcome {
-    if value.len() == 32 && value.chars().all(|c| c.is_ascii_hexdigit()) {
+    let read = |path| {
+        facts
+            .root
+            .read_text(path)
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase()
+    };
+    let id = value.replace('-', "").to_ascii_lowercase();
+    if id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit()) {
+        let own = read("/etc/machine-id");
+        return if own.len() == 32 {
+            Outcome::of(own == id)
+        } else {
+            Outcome::Unknown
+        };
+    }
+    let name = read("/etc/hostname");
+    let elsewhere = facts
+        .cmdline
+        .is_some_and(|line| line.contains("systemd.hostname="));
+    if name.is_empty() || name.contains(['#', '\n']) || elsewhere {
         return Outcome::Unknown;
     }
-    let asked = facts.cmdline.unwrap_or_default().split_whitespace().rev();
-    let asked = asked
-        .filter_map(|w| w.strip_prefix("systemd.hostname="))
-        .next();
-    let text = facts.root.read_text("/etc/hostname").unwrap_or_default();
-    let mut lines = text.lines().map(str::trim);
-    let name = asked.or_else(|| lines.find(|l| !l.is_empty() && !l.starts_with('#')));
-    name.map_or(Outcome::Unknown, |name| {
-        Outcome::of(text::glob(
-            &value.to_ascii_lowercase(),
-            &name.to_ascii_lowercase(),
-        ))
-    })
+    Outcome::of(text::glob(&value.to_ascii_lowercase(), &name))
 }
 
 fn architecture(value: &str, machine: Option<u16>) -> Outcome {

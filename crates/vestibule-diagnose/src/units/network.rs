@@ -131,7 +131,7 @@ pub(super) fn configurations(root: &Root, suffix: &str) -> Vec<(String, Vec<pars
 }
 
 /// The files of some directories by name; of two with one name the first counts.
-fn names_in(root: &Root, dirs: &[String], suffix: &str) -> BTreeMap<String, String> {
+pub fn names_in(root: &Root, dirs: &[String], suffix: &str) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     for dir in dirs {
         let listing = root.list(dir);

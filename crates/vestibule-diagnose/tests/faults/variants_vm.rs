@@ -45,6 +45,33 @@ const VARIANTS: &[Variant] = &[
     Variant("rm $R/etc/systemd/network/10-eth.network", "ip=10.0.2.15::10.0.2.2:255.255.255.0::eth1:off", "network-matches-no-link"),
     Variant("rm $R/etc/systemd/network/10-eth.network", "ip=dhcp", "waits-for-network-online"),
     Variant("rm $R/etc/systemd/network/10-eth.network; ln -s /dev/null $S/systemd-network-generator.service", "ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off", "waits-for-network-online"),
+    // the driver
+    Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/drivers/net; touch $R/usr/lib/modules/6.1.0/kernel/drivers/net/virtio_net.ko $R/usr/lib/modules/6.1.0/modules.builtin", "", "healthy"),
+    Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/drivers/net; touch $R/usr/lib/modules/6.1.0/kernel/drivers/net/virtio_net.ko $R/usr/lib/modules/6.1.0/modules.builtin; mkdir -p $R/etc/modprobe.d; echo 'blacklist virtio-net' > $R/etc/modprobe.d/x.conf", "", "network-driver-missing"),
+    Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/drivers/net; touch $R/usr/lib/modules/6.1.0/kernel/drivers/net/virtio_net.ko $R/usr/lib/modules/6.1.0/modules.builtin", "module_blacklist=floppy,virtio_net", "network-driver-missing"),
+    Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/drivers/net; echo kernel/drivers/net/virtio_net.ko > $R/usr/lib/modules/6.1.0/modules.builtin", "module_blacklist=virtio_net", "healthy"),
+    // PID 1
+    Variant("true", "init=/bin/bash", "default-target-wrong"),
+    Variant("true", "init=/lib/systemd/systemd", "healthy"),
+    Variant("true", "init=/bin/sh -- -c 'exec /sbin/init'", "healthy"),
+    // first boot
+    Variant("echo uninitialized > $R/etc/machine-id; rm -f $R/etc/localtime", "", "first-boot-prompt"),
+    Variant("echo uninitialized > $R/etc/machine-id; rm -f $R/etc/localtime", "systemd.firstboot=off", "healthy"),
+    Variant("echo uninitialized > $R/etc/machine-id; rm -f $R/etc/localtime", "systemd.firstboot", "first-boot-prompt"),
+    Variant("echo uninitialized > $R/etc/machine-id; rm -f $R/etc/localtime", "systemd.condition-first-boot=0", "healthy"),
+    Variant("rm -f $R/etc/localtime", "systemd.condition-first-boot=1", "first-boot-prompt"),
+    // mounts
+    Variant("echo '/dev/vdb /data ext4 defaults 0 2' >> $R/etc/fstab", "fstab=no", "healthy"),
+    Variant("echo '/dev/vdb /data ext4 defaults 0 2' >> $R/etc/fstab; printf '[Service]\\nEnvironment=HOST=127.0.0.1\\n' | dropin x", "", "mount-device-missing"),
+    Variant("printf '[Mount]\\nWhat=/dev/vdb\\nWhere=/data\\nType=ext4\\n' > $S/data.mount; mkdir -p $S/local-fs.target.requires; ln -s ../data.mount $S/local-fs.target.requires/", "", "mount-device-missing"),
+    Variant("printf '[Mount]\\nWhat=/dev/vdb\\nWhere=/data\\nType=ext4\\n' > $S/data.mount; mkdir -p $S/local-fs.target.wants; ln -s ../data.mount $S/local-fs.target.wants/", "", "healthy"),
+    Variant("printf '[Mount]\\nWhat=tmpfs\\nWhere=/data\\nType=tmpfs\\n' > $S/data.mount; mkdir -p $S/local-fs.target.requires; ln -s ../data.mount $S/local-fs.target.requires/", "", "healthy"),
+    // a root that stays read-only
+    Variant(": > $R/etc/fstab", "ro", "root-read-only"),
+    Variant(": > $R/etc/fstab", "", "healthy"),
+    Variant("true", "ro", "healthy"),
+    Variant("ln -s /dev/null $S/systemd-remount-fs.service", "ro", "root-read-only"),
+    Variant(": > $R/etc/fstab", "ro systemd.volatile=overlay", "healthy"),
 ];
 
 #[test]
