@@ -388,7 +388,7 @@ fn modules_on_disk(
     )
     .and(config.clone())
     .refuted_by("an initrd that loads virtio_net, or a line of the kernel about eth0");
-    if !there && root.is_dir(&net) {
+    if !there && root.is_dir(&format!("{base}/kernel")) {
         return Some(Candidate::fixed(f).explaining(&[Cause::WaitsForNetworkOnline]));
     }
     if builtin.contains("/virtio_net.ko") {

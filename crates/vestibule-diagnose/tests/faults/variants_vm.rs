@@ -50,6 +50,8 @@ const VARIANTS: &[Variant] = &[
     Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/drivers/net; touch $R/usr/lib/modules/6.1.0/kernel/drivers/net/virtio_net.ko $R/usr/lib/modules/6.1.0/modules.builtin; mkdir -p $R/etc/modprobe.d; echo 'blacklist virtio-net' > $R/etc/modprobe.d/x.conf", "", "network-driver-missing"),
     Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/drivers/net; touch $R/usr/lib/modules/6.1.0/kernel/drivers/net/virtio_net.ko $R/usr/lib/modules/6.1.0/modules.builtin", "module_blacklist=floppy,virtio_net", "network-driver-missing"),
     Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/drivers/net; echo kernel/drivers/net/virtio_net.ko > $R/usr/lib/modules/6.1.0/modules.builtin", "module_blacklist=virtio_net", "healthy"),
+    Variant("mkdir -p $R/usr/lib/modules/6.1.0/kernel/fs/ext4; touch $R/usr/lib/modules/6.1.0/kernel/fs/ext4/ext4.ko $R/usr/lib/modules/6.1.0/modules.builtin", "", "network-driver-missing"),
+    Variant("mkdir -p $R/usr/lib/modules/6.1.0; touch $R/usr/lib/modules/6.1.0/modules.builtin", "", "healthy"),
     // PID 1
     Variant("true", "init=/bin/bash", "default-target-wrong"),
     Variant("true", "init=/lib/systemd/systemd", "healthy"),
