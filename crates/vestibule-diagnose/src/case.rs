@@ -1,7 +1,7 @@
 //! The evidence, read once, for all rules: the unit model over the disk, one log, and what they say together.
 use crate::{
     disk::Root,
-    evidence::Evidence,
+    evidence::{Evidence, Image},
     host::HostFacts,
     journal::{FileState, Journal},
     log::{Log, run::UnitLog},
@@ -14,7 +14,7 @@ use crate::{
         generators::{self, Generator},
         install::{self, MachineId},
         names,
-        network::{self, Network},
+        network::Networking,
         runtime_paths::RuntimePaths,
         users::Accounts,
     },
@@ -39,20 +39,23 @@ pub struct Base<'a> {
     pub accounts: Accounts,
     pub fstab: Fstab,
     pub generators: Vec<Generator>,
-    pub networks: Vec<Network>,
     pub machine_id: MachineId,
 }
 
 impl<'a> Base<'a> {
-    /// Reads a disk.
-    pub fn read(root: &'a Root) -> Self {
+    /// Reads a disk as a boot with this kernel command line would.
+    pub fn read(root: &'a Root, cmdline: Option<&str>) -> Self {
+        let cmdline = cmdline.unwrap_or_default();
         Self {
             root,
             accounts: Accounts::read(root),
-            fstab: Fstab::read(root),
+            fstab: if crate::text::switch(cmdline, "fstab") == Some(false) {
+                Fstab::default()
+            } else {
+                Fstab::read(root)
+            },
             generators: generators::custom(root),
-            networks: network::networks(root),
-            machine_id: install::machine_id(root),
+            machine_id: install::machine_id(root, cmdline),
         }
     }
 
@@ -112,6 +115,15 @@ impl<'a> DiskCase<'a> {
         }
     }
 
+    /// The network's configuration, and what decides which of it is for the card.
+    pub fn networking(&self, case: &Case<'_>) -> Networking {
+        let networkd = self.units.load("systemd-networkd.service");
+        let generator = "systemd-network-generator.service";
+        let generates = self.units.load(generator).is_loaded() && self.boot.starts(generator);
+        let facts = self.facts(&networkd, case);
+        Networking::read(&facts, &self.base.accounts, &networkd, generates)
+    }
+
     /// The facts that decide conditions of `unit`.
     pub fn facts<'f>(&'f self, unit: &'f Unit, case: &'f Case<'_>) -> Facts<'f> {
         Facts {
@@ -132,6 +144,8 @@ pub struct Case<'a> {
     pub disk: Option<DiskCase<'a>>,
     pub disk_error: Option<String>,
     pub log: Log,
+    /// The image that the disk was read from, where it was one.
+    pub image: Option<Image>,
     pub serial_given: bool,
     /// Bytes of the serial log.
     pub serial_len: usize,
@@ -182,6 +196,7 @@ impl<'a> Case<'a> {
         Self {
             disk: None,
             disk_error: evidence.disk_error.clone(),
+            image: evidence.image,
             serial_given: evidence.serial.is_some(),
             serial_len: evidence.serial.as_ref().map_or(0, Vec::len),
             journal_given: !evidence.journals.is_empty() || !from_disk.is_empty(),

@@ -6,12 +6,37 @@ use crate::{
 };
 use vestibule_api::{agent::Report, error::Chain};
 
+/// The image file that a disk was read from.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// Bytes in it.
+    pub len: u64,
+    /// The file system begins with the image: there is no partition table.
+    pub is_whole: bool,
+}
+
+impl Image {
+    fn of(source: &impl ByteSource) -> Self {
+        let read = |at| {
+            let mut found = [0_u8; 2];
+            let n = source.read_at(at, &mut found);
+            n.is_ok_and(|n| n == found.len()).then_some(found)
+        };
+        // ext4's magic number, and the signature of a boot record where partitions would be listed.
+        Self {
+            len: source.len(),
+            is_whole: read(1080) == Some([0x53, 0xef]) && read(510) != Some([0x55, 0xaa]),
+        }
+    }
+}
+
 /// The evidence of one VM, or of one image that never ran.
 #[derive(Debug, Default)]
 pub struct Evidence {
     pub(crate) disk: Option<Root>,
     /// Why a disk that was given cannot be read.
     pub(crate) disk_error: Option<String>,
+    pub(crate) image: Option<Image>,
     pub(crate) serial: Option<Vec<u8>>,
     pub(crate) journals: Vec<Journal>,
     pub(crate) cmdline: Option<String>,
@@ -41,7 +66,8 @@ impl Evidence {
 
     /// A disk or an image of one, raw or inside a partition table. One that cannot be read as ext4 is evidence too.
     #[must_use]
-    pub fn disk_image(self, source: impl ByteSource + 'static) -> Self {
+    pub fn disk_image(mut self, source: impl ByteSource + 'static) -> Self {
+        self.image = Some(Image::of(&source));
         match Ext4Tree::open(source) {
             Ok(tree) => self.disk(tree),
             Err(err) => self.unreadable_disk(Chain(&err).to_string()),

@@ -65,8 +65,8 @@ pub fn diagnose(evidence: &Evidence) -> Verdict {
     let mut verdict = match &evidence.disk {
         None => verdict::judge(&case.with_default_units()),
         Some(root) => {
-            let base = Base::read(root);
             let cmdline = case.cmdline.clone();
+            let base = Base::read(root, cmdline.as_deref());
             let units = base.units(cmdline.as_deref());
             let disk = DiskCase::new(&base, &units, cmdline.as_deref());
             verdict::judge(&case.with_disk(disk))

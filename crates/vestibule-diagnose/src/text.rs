@@ -92,6 +92,18 @@ fn set(tail: &[char]) -> Option<(Matcher, &[char])> {
     }
 }
 
+/// A boolean word of a kernel command line, as `proc_cmdline_get_bool`: the last one counts, and a word without a value
+/// switches on.
+pub(crate) fn switch(cmdline: &str, key: &str) -> Option<bool> {
+    let mut words = cmdline.split_whitespace().rev();
+    let value = words.find_map(|w| {
+        w.strip_prefix(key)?
+            .strip_prefix('=')
+            .or_else(|| (w == key).then_some("1"))
+    })?;
+    boolean(value)
+}
+
 /// Words of a value as systemd splits them (`extract_first_word` with unquoting and C escapes). `None` where a quote
 /// is not closed.
 pub(crate) fn words(value: &str) -> Option<Vec<String>> {

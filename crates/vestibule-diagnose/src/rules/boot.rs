@@ -1,5 +1,5 @@
 //! Rules about the boot itself: kernel, root device, init, mounts, checks, memory, disk space.
-use super::{Candidate, Strength, notes::superblock_errors, vm};
+use super::{Candidate, notes::superblock_errors, vm};
 use crate::{
     case::Case,
     log::{Line, Speaker},
@@ -254,7 +254,9 @@ pub fn init_on_disk(case: &Case<'_>) -> Vec<Candidate> {
         return Vec::new();
     };
     let root = disk.base.root;
-    if case.reached_userspace() || !(root.is_dir("/etc") && root.is_dir("/usr")) {
+    // A directory may hold a part of a tree; a file system is all that there is.
+    let whole = root.superblock().is_some() || root.is_dir("/etc") && root.is_dir("/usr");
+    if case.reached_userspace() || !whole {
         return Vec::new();
     }
     let asked = case.cmdline.as_deref().and_then(|c| {
@@ -296,52 +298,8 @@ pub fn init_on_disk(case: &Case<'_>) -> Vec<Candidate> {
     vec![Candidate::fixed(finding).explaining(&[Cause::KernelPanic])]
 }
 
-/// A mount of `fstab` waits for a device that is not there.
-pub fn mount_device(case: &Case<'_>) -> Vec<Candidate> {
-    let mut out = Vec::new();
-    let timed_out = case.log.first(|l| {
-        l.text.starts_with("Timed out waiting for device")
-            || l.text.contains(".device: Job") && l.text.contains("timed out")
-    });
-    let emergency = case.log.any_of(&[
-        "Dependency failed for local-fs.target",
-        "Reached target emergency.target",
-        "You are in emergency mode",
-    ]);
-    let entry = case.disk.as_ref().and_then(|d| {
-        d.base.fstab.entries.iter().find(|m| {
-            m.is_required() && m.target != "/" && m.device().is_some_and(|s| !is_own(case, s))
-        })
-    });
-    let fix = "add nofail to the entry, or give the VM the device";
-    if let (Some(line), Some(stop)) = (timed_out, emergency) {
-        let why = "a file system that the boot requires waits for a device that never appears; systemd then gives up and starts emergency mode";
-        let mut f = vm(Cause::MountDeviceMissing, line.quote(), why, fix).and(stop.quote());
-        if let Some(entry) = entry {
-            f = f.and(entry.quote.clone());
-        }
-        out.push(Candidate::observed(
-            f.refuted_by("`Found device` for it later in the same boot"),
-        ));
-    } else if let Some(entry) = entry
-        && case
-            .log
-            .first(|l| l.text.contains("Reached target local-fs.target"))
-            .is_none()
-    {
-        let why = format!(
-            "local-fs.target requires {}, and nothing shows that the VM has {}; the boot waits 90 s and ends in emergency mode",
-            entry.target, entry.source
-        );
-        let f = vm(Cause::MountDeviceMissing, entry.quote.clone(), why, fix)
-            .refuted_by("`Reached target local-fs.target` on the console");
-        out.push(Candidate::fixed(f).strength(Strength::Conditional));
-    }
-    out
-}
-
 /// Whether a device of `fstab` is the disk itself.
-fn is_own(case: &Case<'_>, source: &str) -> bool {
+pub(super) fn is_own(case: &Case<'_>, source: &str) -> bool {
     let superblock = case.disk.as_ref().and_then(|d| d.base.root.superblock());
     let by_id = superblock.is_some_and(|s| {
         source
@@ -451,15 +409,8 @@ pub fn first_boot_prompt(case: &Case<'_>) -> Vec<Candidate> {
         return Vec::new();
     };
     let unit = disk.units.load("systemd-firstboot.service");
-    let off = [
-        "systemd.firstboot=no",
-        "systemd.firstboot=0",
-        "systemd.firstboot=false",
-    ];
-    let off = case
-        .cmdline
-        .as_deref()
-        .is_some_and(|c| c.split_whitespace().any(|w| off.contains(&w)));
+    let cmdline = case.cmdline.as_deref().unwrap_or_default();
+    let off = crate::text::switch(cmdline, "systemd.firstboot") == Some(false);
     let Some(command) = unit
         .value("Service", "ExecStart")
         .filter(|_| unit.is_loaded() && !off && disk.boot.starts(&unit.name))

@@ -1,6 +1,7 @@
 //! The rules: each is one pure function from the case to what it may prove. None knows of another; [`crate::verdict`]
 //! weighs what they say.
 pub mod boot;
+pub mod cmdline;
 pub mod enablement;
 pub mod exec;
 pub mod firewall;
@@ -8,6 +9,7 @@ pub mod host;
 pub mod isolation;
 pub mod load;
 pub mod logged;
+pub mod mounts;
 pub mod network;
 pub mod notes;
 mod patterns;
@@ -113,9 +115,11 @@ pub const VM_RULES: &[VmRule] = &[
     host::vmm_exited,
     host::guest_not_executing,
     boot::root_device,
+    cmdline::root_on_disk,
     boot::panics,
     boot::init_on_disk,
-    boot::mount_device,
+    mounts::incomplete_image,
+    mounts::mount_device,
     boot::filesystem_check,
     boot::first_boot_prompt,
     boot::out_of_memory,
@@ -129,6 +133,7 @@ pub const VM_RULES: &[VmRule] = &[
 pub const UNIT_RULES: &[UnitRule] = &[
     enablement::never_queued,
     enablement::generator_masks,
+    cmdline::init_is_a_shell,
     waiting::conditions,
     waiting::cycle,
     waiting::conflict,

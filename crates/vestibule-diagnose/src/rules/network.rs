@@ -3,8 +3,10 @@
 use super::{Candidate, Strength, about, vm, waiting};
 use crate::{
     case::{Case, DiskCase},
+    log::Line,
     units::{
-        network::{self, Network},
+        condition::Outcome,
+        network::{self, Networking},
         quote_disk,
     },
 };
@@ -12,6 +14,10 @@ use vestibule_api::{cause::Cause, finding::Quote};
 
 /// `systemd-networkd-wait-online --timeout=` and its like, in seconds.
 const WAIT_DEFAULT: f64 = 120.0;
+
+/// How the names of systemd-networkd's units begin.
+const NETWORKD: &str = "systemd-networkd";
+const WAIT_ONLINE: &str = "systemd-networkd-wait-online.service";
 
 /// What the run says of waiting for the network.
 enum Wait {
@@ -57,7 +63,7 @@ pub fn waits_for_network(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let waits = disk.boot.waits_for(&canonical);
     let Some((service, chain)) = waits
         .iter()
-        .find(|(n, _)| network::is_wait_online(n) && disk.units.load(n).is_loaded())
+        .find(|(n, _)| network::is_wait_online(n) && waits_really(disk, n))
     else {
         return Vec::new();
     };
@@ -75,59 +81,19 @@ pub fn waits_for_network(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         Wait::Long(quote) => Some(quote),
         Wait::Over | Wait::Unknown => None,
     };
-    let card = disk.base.networks.iter().find(|n| n.can_match_card());
     let limit = wait_limit(disk, service);
     let own_limit = waiting::job_limit(&disk.units.load(name)).filter(|l| *l < limit);
-    let networkd = service.starts_with("systemd-networkd");
-    let mut configured = disk.base.networks.iter().filter(|n| n.is_configured());
-    let configured = configured.next();
-    let (cause, config, why) = match card {
-        None if networkd && configured.is_none() => (
-            Cause::WaitsForNetworkOnline,
-            disk.units.load(service).quote_file(),
-            format!(
-                "the unit is ordered after network-online.target; no .network file is for a card, so systemd-networkd manages none, and {service} holds the unit back for up to {limit:.0} s"
-            ),
-        ),
-        None if networkd => {
-            let line = configured.and_then(Network::match_quote);
-            let line = line
-                .unwrap_or_else(|| quote_disk("/etc/systemd/network", None, "[no .network file]"));
-            (Cause::NetworkMatchesNoLink, line, "no .network file matches a card that a VM can have, so the card stays unmanaged and the network never comes online".to_owned())
-        }
-        Some(net)
-            if net.addresses().is_empty()
-                || !service.starts_with("systemd-networkd")
-                || observed.is_some() =>
-        {
-            let line = net
-                .dhcp()
-                .or_else(|| net.match_quote())
-                .unwrap_or_else(|| quote_disk(&net.path, None, "[no address]"));
-            (
-                Cause::WaitsForNetworkOnline,
-                line,
-                format!(
-                    "the unit is ordered after network-online.target, and {service} holds that back until somebody outside gives the card an address, for up to {limit:.0} s"
-                ),
-            )
-        }
-        None => (
-            Cause::WaitsForNetworkOnline,
-            disk.units.load(service).quote_file(),
-            format!(
-                "the unit is ordered after network-online.target, which {service} holds back until the network answers"
-            ),
-        ),
-        Some(_) => return Vec::new(),
-    };
-    // Without any configuration a machine may have no card at all, and whether that holds anything up only a run tells.
-    let silent = observed.is_none() && !case.host.failed;
-    if networkd && card.is_none() && configured.is_none() && silent {
+    let networking = disk.networking(case);
+    let why = unmanaged(case, &networking, service)
+        .or_else(|| unanswered(disk, &networking, service, observed.is_some()));
+    let Some(Why { cause, config, why }) = why else {
         return Vec::new();
-    }
+    };
+    let why = format!(
+        "the unit is ordered after network-online.target, which {service} holds back for up to {limit:.0} s: {why}"
+    );
     let fix = if cause == Cause::NetworkMatchesNoLink {
-        "correct Name= in [Match] (virtio cards are eth0, or ens3 and the like), or drop the dependency on network-online.target"
+        "make a .network file match the card (virtio cards are eth0, or ens3 and the like) and readable, or drop the dependency on network-online.target"
     } else {
         "order the unit after network.target or nothing, and mask the wait-online service"
     };
@@ -157,6 +123,139 @@ pub fn waits_for_network(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     } else {
         candidate
     }]
+}
+
+/// Whether a wait-online service waits: it is loaded, and so is what it belongs to, without which it fails at once.
+fn waits_really(disk: &DiskCase<'_>, service: &str) -> bool {
+    let unit = disk.units.load(service);
+    let command = unit.value("Service", "ExecStart").unwrap_or_default();
+    let networkd = disk.units.load("systemd-networkd.service").is_loaded();
+    let own = service.starts_with(NETWORKD);
+    unit.is_loaded() && (!own || networkd && command.contains("wait-online"))
+}
+
+/// Why the network does not come online.
+struct Why {
+    cause: Cause,
+    config: Quote,
+    why: String,
+}
+
+/// systemd-networkd takes no card, so that there is never one that is online.
+fn unmanaged(case: &Case<'_>, networking: &Networking, service: &str) -> Option<Why> {
+    if !service.starts_with(NETWORKD) {
+        return None;
+    }
+    let card = card_seen(case);
+    let no_link = |config, why: String| {
+        Some(Why {
+            cause: Cause::NetworkMatchesNoLink,
+            config,
+            why,
+        })
+    };
+    let nothing = || quote_disk("/etc/systemd/network", None, "[no .network file]");
+    if let Some(net) = networking.applied() {
+        // A file for one card among several: whether it is this one, the run tells.
+        let left = card.filter(|_| net.matches == Outcome::Unknown && ignored_links(case))?;
+        return no_link(
+            net.match_quote().unwrap_or_else(nothing),
+            format!(
+                "systemd-networkd took no card although there is one ({}), so this is not for it",
+                left.text
+            ),
+        );
+    }
+    if let Some((quote, why)) = networking.unused.first() {
+        let why = format!("{why}, and no other file is for the card, which stays unmanaged");
+        return no_link(quote.clone(), why);
+    }
+    let mut configured = networking.configured();
+    match (configured.next(), &networking.card.renamed) {
+        (Some(net), Some(renamed)) => no_link(
+            renamed.clone(),
+            format!(
+                "this gives the card a name that {} does not match, so it stays unmanaged",
+                net.path
+            ),
+        ),
+        (Some(net), None) => no_link(
+            net.match_quote().unwrap_or_else(nothing),
+            "no .network file matches a card that this VM can have, so it stays unmanaged"
+                .to_owned(),
+        ),
+        (None, _) if card.is_some() => no_link(
+            nothing(),
+            "there is a card, and no .network file is for it, so it stays unmanaged".to_owned(),
+        ),
+        (None, _) => Some(Why {
+            cause: Cause::WaitsForNetworkOnline,
+            config: nothing(),
+            why: "no .network file is for a card, so systemd-networkd manages none".to_owned(),
+        }),
+    }
+}
+
+/// Somebody outside has to answer: a DHCP server, a router, or whoever a service of another program asks.
+fn unanswered(
+    disk: &DiskCase<'_>,
+    networking: &Networking,
+    service: &str,
+    observed: bool,
+) -> Option<Why> {
+    let (config, why) = match networking.applied() {
+        Some(net) if net.addresses().is_empty() || !service.starts_with(NETWORKD) || observed => {
+            let line = net.dhcp().or_else(|| net.match_quote());
+            (
+                line.unwrap_or_else(|| quote_disk(&net.path, None, "[no address]")),
+                "the card that this is for has to get an address from somebody outside",
+            )
+        }
+        Some(_) => return None,
+        None => (
+            disk.units.load(service).quote_file(),
+            "somebody in the network has to answer first",
+        ),
+    };
+    Some(Why {
+        cause: Cause::WaitsForNetworkOnline,
+        config,
+        why: why.to_owned(),
+    })
+}
+
+/// A line that only a network card beside `lo` brings about.
+fn card_seen<'c>(case: &'c Case<'_>) -> Option<&'c Line> {
+    case.log.first(|l| {
+        l.text.contains("renamed from eth")
+            || l.text.contains("virtio_net virtio")
+            // udev does not look for a name of lo.
+            || l.text.starts_with("Network interface NamePolicy= disabled")
+    })
+}
+
+/// A line of networkd, or of the kernel, about a card that networkd has taken.
+fn link_taken<'c>(case: &'c Case<'_>) -> Option<&'c Line> {
+    let marks = [
+        "Gained carrier",
+        "Link UP",
+        "found matching network",
+        "Configuring with",
+    ];
+    case.log
+        .first(|l| marks.iter().any(|m| l.text.contains(m)) && !l.text.starts_with("lo:"))
+}
+
+/// Whether networkd was heard, until the wait was over, and spoke of no card.
+fn ignored_links(case: &Case<'_>) -> bool {
+    let started = |l: &Line| l.text.starts_with("Started systemd-networkd.service");
+    let Wait::Long(waited) = wait_seen(case, WAIT_ONLINE) else {
+        return false;
+    };
+    case.log.has_journal
+        && case.log.first(started).is_some()
+        && link_taken(case).is_none()
+        && case.journals_reach(&waited)
 }
 
 fn wait_limit(disk: &DiskCase<'_>, service: &str) -> f64 {
@@ -203,7 +302,8 @@ pub fn driver_missing(case: &Case<'_>) -> Vec<Candidate> {
     let Some(disk) = &case.disk else {
         return Vec::new();
     };
-    let card = disk.base.networks.iter().find(|n| n.can_match_card());
+    let networking = disk.networking(case);
+    let card = networking.applied();
     let Some(card) = card.filter(|c| c.dhcp().is_some() || !c.addresses().is_empty()) else {
         return Vec::new();
     };
@@ -211,38 +311,22 @@ pub fn driver_missing(case: &Case<'_>) -> Vec<Candidate> {
         .match_quote()
         .unwrap_or_else(|| quote_disk(&card.path, None, "[a network file]"));
     let fix = "install the kernel's modules in the image, or use a kernel with virtio_net built in";
-    let networkd = case
-        .log
-        .first(|l| l.text.starts_with("Started systemd-networkd.service"));
-    let link = case.log.first(|l| {
-        (l.text.contains("Gained carrier")
-            || l.text.contains("Link UP")
-            || l.text.contains("found matching network")
-            || l.text.contains("Configuring with")
-            || l.text.contains("renamed from eth"))
-            && !l.text.starts_with("lo:")
-    });
-    let virtio = case.log.first(|l| l.text.contains("virtio_net virtio"));
-    if link.is_some() || virtio.is_some() {
+    let driven = ["renamed from eth", "virtio_net virtio"];
+    if link_taken(case).is_some() || case.log.any_of(&driven).is_some() {
         return Vec::new();
     }
-    let journal_from_networkd = case.log.has_journal && networkd.is_some();
-    let waited = ["systemd-networkd-wait-online.service"]
-        .iter()
-        .find_map(|s| match wait_seen(case, s) {
-            Wait::Long(q) => Some(q),
-            Wait::Over | Wait::Unknown => None,
-        });
     let mut out = Vec::new();
-    if let (true, Some(waited)) = (journal_from_networkd, waited) {
-        // networkd logs every link that it takes; a journal without any means that there was no card to take.
-        let complete = case.journals_reach(&waited);
+    // networkd logs every link that it takes; a journal without any means that there was no card to take, unless the file is
+    // for one among several, or for a name that the card need not have.
+    let any = card.matches == Outcome::True || !card.is_particular() && card_seen(case).is_none();
+    if let Wait::Long(waited) = wait_seen(case, WAIT_ONLINE)
+        && any
+        && ignored_links(case)
+    {
         let f = vm(Cause::NetworkDriverMissing, waited, "networkd ran and met no card at all, although its configuration would match any: the guest has no network card that its kernel can drive", fix)
             .and(config.clone())
             .refuted_by("a line of networkd about eth0 or ens3 in the same boot");
-        if complete {
-            out.push(Candidate::observed(f).explaining(&[Cause::WaitsForNetworkOnline]));
-        }
+        out.push(Candidate::observed(f).explaining(&[Cause::WaitsForNetworkOnline]));
     }
     out.extend(modules_on_disk(case, disk, &config, fix));
     out
@@ -304,8 +388,69 @@ fn modules_on_disk(
     )
     .and(config.clone())
     .refuted_by("an initrd that loads virtio_net, or a line of the kernel about eth0");
-    (!there && root.is_dir(&net))
-        .then(|| Candidate::fixed(f).explaining(&[Cause::WaitsForNetworkOnline]))
+    if !there && root.is_dir(&format!("{base}/kernel")) {
+        return Some(Candidate::fixed(f).explaining(&[Cause::WaitsForNetworkOnline]));
+    }
+    if builtin.contains("/virtio_net.ko") {
+        return None;
+    }
+    let f = vm(
+        Cause::NetworkDriverMissing,
+        denied(case, disk)?,
+        "the driver of a virtio network card is a module, and this keeps it from being loaded",
+        "take the line or the word away",
+    )
+    .and(config.clone())
+    .refuted_by("an initrd that loads virtio_net by itself, or a line of the kernel about eth0");
+    Some(Candidate::fixed(f).strength(waiting::OUTSIDE))
+}
+
+/// What keeps udev from loading virtio_net: `modprobe.d(5)`'s `blacklist`, which counts for names that a device asks by, an
+/// `install` of nothing, or the command line's words of the kernel (`module_blacklist=`) and of kmod (`modprobe.blacklist=`).
+fn denied(case: &Case<'_>, disk: &DiskCase<'_>) -> Option<Quote> {
+    let is_driver = |name: &str| name.replace('-', "_") == "virtio_net";
+    let words = case
+        .cmdline
+        .as_deref()
+        .unwrap_or_default()
+        .split_whitespace();
+    for word in words {
+        let list = word
+            .strip_prefix("module_blacklist=")
+            .or_else(|| word.strip_prefix("modprobe.blacklist="));
+        if list.is_some_and(|list| list.split(',').any(is_driver)) {
+            return Some(Quote {
+                source: "cmdline".into(),
+                line: None,
+                text: word.to_owned(),
+            });
+        }
+    }
+    let root = disk.base.root;
+    let dirs = [
+        "/etc/modprobe.d",
+        "/usr/local/lib/modprobe.d",
+        "/usr/lib/modprobe.d",
+    ];
+    let files = network::names_in(root, &dirs.map(str::to_owned), ".conf");
+    files.into_values().find_map(|path| {
+        let text = root.read_text(&path)?;
+        let mut lines = (1_u64..).zip(text.lines());
+        lines.find_map(|(number, line)| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let denies = match words.as_slice() {
+                ["blacklist", name, ..] => is_driver(name),
+                [
+                    "install",
+                    name,
+                    "/bin/false" | "/bin/true" | "/usr/bin/false" | "/usr/bin/true",
+                    ..,
+                ] => is_driver(name),
+                _ => false,
+            };
+            denies.then(|| quote_disk(&path, Some(number), line))
+        })
+    })
 }
 
 impl Case<'_> {

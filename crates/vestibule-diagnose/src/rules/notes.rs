@@ -1,7 +1,7 @@
 //! When evidence is weak: why a missing line proves nothing here. Notes are never the verdict.
 use crate::{
     case::Case,
-    log::Speaker,
+    log::{Line, Speaker},
     units::{
         Load,
         install::{MachineId, daemon_setting},
@@ -40,12 +40,16 @@ pub fn all(case: &Case<'_>) -> Vec<Weakness> {
 
 fn console(case: &Case<'_>) -> Option<Weakness> {
     let why = "nothing asks the kernel to print to the serial port, so an empty serial log proves nothing";
+    // A VM has one serial port, the first; what is printed to another one is read by nobody.
+    let elsewhere = case.log.first(Line::is_console).is_none();
     if let Some(cmdline) = &case.cmdline
         && cmdline.contains("console=")
         && !cmdline.split_whitespace().any(|w| {
-            w.starts_with("console=ttyS")
-                || w.starts_with("console=hvc")
-                || w.starts_with("console=ttyAMA")
+            let port = w.strip_prefix("console=").unwrap_or_default();
+            ["hvc", "ttyAMA", "ttyS0"]
+                .iter()
+                .any(|p| port.starts_with(p))
+                || port.starts_with("ttyS") && !elsewhere
         })
     {
         return Some(note(

@@ -294,7 +294,8 @@ pub fn wrong_address(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     if !disk.boot.starts(name) {
         return Vec::new();
     }
-    let Some(net) = disk.base.networks.iter().find(|n| n.can_match_card()) else {
+    let networking = disk.networking(case);
+    let Some(net) = networking.applied() else {
         return Vec::new();
     };
     let addresses = net.addresses();

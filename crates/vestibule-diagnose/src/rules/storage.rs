@@ -1,6 +1,9 @@
 //! Rules about room and writability of the root file system.
 use super::{Candidate, Strength, notes::superblock_errors, vm};
-use crate::{case::Case, units::quote_disk};
+use crate::{
+    case::Case,
+    units::{Load, quote_disk},
+};
 use vestibule_api::{cause::Cause, finding::Quote};
 
 /// The disk is full, by its superblock or by what programs said.
@@ -147,9 +150,46 @@ pub fn read_only_root(case: &Case<'_>) -> Vec<Candidate> {
                 .refuted_by("an overlay over the root");
             vec![Candidate::fixed(f).strength(Strength::Conditional)]
         }
-        Some(_) | None if !overlay => remounted_after_error(case).into_iter().collect(),
+        Some(_) | None if !overlay => remounted_after_error(case)
+            .or_else(|| never_remounted(case))
+            .into_iter()
+            .collect(),
         Some(_) | None => Vec::new(),
     }
+}
+
+/// The kernel mounts the root read-only as it is told, and nothing mounts it anew: systemd-remount-fs does that for an entry of
+/// `/` in `fstab` (`systemd-remount-fs.service(8)`).
+fn never_remounted(case: &Case<'_>) -> Option<Candidate> {
+    let disk = case.disk.as_ref()?;
+    let cmdline = case.cmdline.as_deref()?;
+    let mode = cmdline
+        .split_whitespace()
+        .rfind(|w| matches!(*w, "ro" | "rw"))?;
+    let service = disk.units.load("systemd-remount-fs.service");
+    let runs = case.units.iter().all(|unit| case.unit_log(unit).runs());
+    if mode == "rw" || (runs && !case.units.is_empty()) {
+        return None;
+    }
+    let missing = match (disk.base.fstab.root(), &service.load) {
+        (_, Load::Masked(by)) => by.clone(),
+        (None, Load::Loaded) => quote_disk("/etc/fstab", None, "[no entry for /]"),
+        (_, Load::Loaded | Load::Missing | Load::Refused(_)) => return None,
+    };
+    let quote = Quote {
+        source: "cmdline".into(),
+        line: None,
+        text: mode.to_owned(),
+    };
+    let f = vm(
+        Cause::RootReadOnly,
+        quote,
+        "the kernel mounts / read-only as this word says, and nothing makes it writable, so nothing under /var or /etc can be written",
+        "say rw on the command line, or give / an entry in /etc/fstab and leave systemd-remount-fs.service alone",
+    )
+    .and(missing)
+    .refuted_by("`rw` for / in /proc/mounts of the running guest, or an initrd that mounts an overlay");
+    Some(Candidate::fixed(f).strength(Strength::Conditional))
 }
 
 /// The kernel met an error during the last mount, of a file system that becomes read-only then, and somebody waits for a

@@ -88,6 +88,11 @@ pub fn first_false<'u>(unit: &'u Unit, prefix: &str, facts: &Facts<'_>) -> Optio
     any_of.filter(|(o, _)| *o == Outcome::False).map(|(_, a)| a)
 }
 
+/// What is known of one check outside a unit file: the `[Match]` sections of `systemd.network(5)` have the same ones.
+pub fn holds(kind: &str, value: &str, facts: &Facts<'_>) -> Outcome {
+    decide(kind, value, facts).1
+}
+
 fn decide(kind: &str, value: &str, facts: &Facts<'_>) -> (bool, Outcome) {
     let value = value.trim();
     let (triggering, value) = value
@@ -172,7 +177,7 @@ fn check(kind: &str, value: &str, facts: &Facts<'_>) -> Outcome {
         }),
         "Virtualization" => virtualization(value),
         "Architecture" => architecture(value, facts.machine),
-        "Host" => Outcome::Unknown,
+        "Host" => host(value, facts),
         "User" => Outcome::of(matches!(value, "root" | "0" | "@system")),
         "Group" => Outcome::of(matches!(value, "root" | "0")),
         "KernelVersion" => facts
@@ -193,6 +198,35 @@ fn virtualization(value: &str) -> Outcome {
         | "private-users" => Outcome::False,
         _ => Outcome::Unknown,
     }
+}
+
+/// The static host name, or the machine's id. A name from elsewhere counts only where `/etc/hostname` gives none (`hostname(5)`).
+fn host(value: &str, facts: &Facts<'_>) -> Outcome {
+    let read = |path| {
+        facts
+            .root
+            .read_text(path)
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase()
+    };
+    let id = value.replace('-', "").to_ascii_lowercase();
+    if id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit()) {
+        let own = read("/etc/machine-id");
+        return if own.len() == 32 {
+            Outcome::of(own == id)
+        } else {
+            Outcome::Unknown
+        };
+    }
+    let name = read("/etc/hostname");
+    let elsewhere = facts
+        .cmdline
+        .is_some_and(|line| line.contains("systemd.hostname="));
+    if name.is_empty() || name.contains(['#', '\n']) || elsewhere {
+        return Outcome::Unknown;
+    }
+    Outcome::of(text::glob(&value.to_ascii_lowercase(), &name))
 }
 
 fn architecture(value: &str, machine: Option<u16>) -> Outcome {

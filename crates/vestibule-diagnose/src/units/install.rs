@@ -12,6 +12,9 @@ const PRESET_DIRS: [&str; 4] = [
     "/lib/systemd/system-preset",
 ];
 
+/// The word of the command line that says whether this is a first boot.
+const FIRST_BOOT: &str = "systemd.condition-first-boot";
+
 /// What `/etc/machine-id` says of the next boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MachineId {
@@ -23,15 +26,25 @@ pub enum MachineId {
 }
 
 /// Reads `/etc/machine-id`.
-pub fn machine_id(root: &Root) -> MachineId {
+pub fn machine_id(root: &Root, cmdline: &str) -> MachineId {
     let path = "/etc/machine-id";
-    let Some(text) = root.read_text(path) else {
-        return MachineId::FirstBoot(quote_disk(path, None, "[does not exist]"));
+    let id = match root.read_text(path) {
+        None => MachineId::FirstBoot(quote_disk(path, None, "[does not exist]")),
+        Some(text) => match text.trim() {
+            "" => MachineId::Empty,
+            "uninitialized" => MachineId::FirstBoot(quote_disk(path, Some(1), "uninitialized")),
+            id => MachineId::Set(id.to_owned()),
+        },
     };
-    match text.trim() {
-        "" => MachineId::Empty,
-        "uninitialized" => MachineId::FirstBoot(quote_disk(path, Some(1), "uninitialized")),
-        id => MachineId::Set(id.to_owned()),
+    // `kernel-command-line(7)`: it decides whatever the file says.
+    match (text::switch(cmdline, FIRST_BOOT), &id) {
+        (Some(false), MachineId::FirstBoot(_)) => MachineId::Empty,
+        (Some(true), MachineId::Empty | MachineId::Set(_)) => MachineId::FirstBoot(Quote {
+            source: "cmdline".into(),
+            line: None,
+            text: FIRST_BOOT.to_owned(),
+        }),
+        _ => id,
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`boot`] builds the start transaction on top, [`exec`] resolves what a service would run.
 pub mod boot;
 pub mod capabilities;
+pub mod card;
 pub mod command;
 pub mod condition;
 pub mod envfile;

@@ -1,5 +1,6 @@
 //! The disk reader on file systems that e2fsprogs made, against what e2fsprogs itself reads of them: recorded errors,
 //! extended attributes, and journals that were not replayed. Nothing is mounted, and no root is needed.
+mod boots;
 mod content;
 mod errors;
 mod replay;

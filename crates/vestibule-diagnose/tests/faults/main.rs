@@ -17,6 +17,7 @@ mod program;
 mod tree;
 mod variants;
 mod variants_reach;
+mod variants_vm;
 
 use anyhow::{Context, Result};
 use flate2::read::GzDecoder;
