@@ -139,9 +139,9 @@ fn runs_nft(head: &[u8]) -> bool {
 
 /// Who connects to whom.
 fn world(case: &Case<'_>, disk: &DiskCase<'_>, port: u16) -> nft::World {
-    let networks = &disk.base.networks;
-    let card = networks.iter().find(|n| n.can_match_card());
-    let addresses = card.map(|n| n.addresses()).unwrap_or_default();
+    let networking = disk.networking(case);
+    let addresses = networking.applied().map(|n| n.addresses());
+    let addresses = addresses.unwrap_or_default();
     let own = match addresses.as_slice() {
         [(address, _)] => address.split('/').next().map(str::to_owned),
         _ => None,
@@ -150,7 +150,7 @@ fn world(case: &Case<'_>, disk: &DiskCase<'_>, port: u16) -> nft::World {
     let text = disk.base.root.read_text("/etc/services");
     nft::World {
         port,
-        host: isolation::host_address(disk),
+        host: isolation::host_address(case, disk),
         guest: guest.and_then(|g| g.parse().ok()),
         services: text.map(|t| tcp_services(&t)).unwrap_or_default(),
     }

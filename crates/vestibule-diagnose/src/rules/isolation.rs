@@ -32,7 +32,7 @@ pub fn isolation(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         .refuted_by(refutes);
         out.push(Candidate::fixed(f).despite_run());
     }
-    if let Some(a) = address_filter(disk, &unit) {
+    if let Some(a) = address_filter(case, disk, &unit) {
         let f = about(
             name,
             Cause::AddressFiltered,
@@ -104,9 +104,9 @@ fn bind_rule_covers(rule: &str, port: u16) -> bool {
 
 /// The line of `IPAddressDeny=` that covers the host, of the unit or a slice above it. What any of them allows is allowed
 /// (`systemd.resource-control(5)`).
-fn address_filter(disk: &DiskCase<'_>, unit: &Unit) -> Option<Assignment> {
+fn address_filter(case: &Case<'_>, disk: &DiskCase<'_>, unit: &Unit) -> Option<Assignment> {
     let mut denied = None;
-    let known = host_address(disk);
+    let known = host_address(case, disk);
     // Without an address on the disk it is that of QEMU's user network, and what else may be allowed is not known.
     let host = known.unwrap_or(Ipv4Addr::new(10, 0, 2, 2));
     for layer in std::iter::once(unit.clone()).chain(slices(disk, unit)) {
@@ -135,9 +135,9 @@ fn address_filter(disk: &DiskCase<'_>, unit: &Unit) -> Option<Assignment> {
 }
 
 /// The host as the guest sees it: the gateway, in QEMU's user network and behind a tap device alike.
-pub(super) fn host_address(disk: &DiskCase<'_>) -> Option<Ipv4Addr> {
-    let card = disk.base.networks.iter().find(|n| n.can_match_card())?;
-    card.gateways().first()?.parse().ok()
+pub(super) fn host_address(case: &Case<'_>, disk: &DiskCase<'_>) -> Option<Ipv4Addr> {
+    let networking = disk.networking(case);
+    networking.applied()?.gateways().first()?.parse().ok()
 }
 
 fn filter_covers(word: &str, host: Ipv4Addr) -> bool {
