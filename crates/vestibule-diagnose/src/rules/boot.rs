@@ -269,7 +269,7 @@ pub fn mount_device(case: &Case<'_>) -> Vec<Candidate> {
 }
 
 /// Whether a device of `fstab` is the disk itself.
-fn is_own(case: &Case<'_>, source: &str) -> bool {
+pub(super) fn is_own(case: &Case<'_>, source: &str) -> bool {
     let superblock = case.disk.as_ref().and_then(|d| d.base.root.superblock());
     let by_id = superblock.is_some_and(|s| {
         source

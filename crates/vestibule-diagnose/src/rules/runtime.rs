@@ -22,15 +22,17 @@ pub fn known_endings(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     };
     let service = Service::new(&unit, disk.base.root, &disk.base.accounts);
-    for command in service
-        .commands_of("ExecStartPre")
-        .iter()
-        .filter(|c| !c.optional)
-    {
+    let before = service.commands_of("ExecStartPre");
+    for (index, command) in before.iter().enumerate().filter(|(_, c)| !c.optional) {
+        let made = |path: &str| {
+            let mut earlier = before.iter().take(index);
+            earlier.any(|c| programs::may_make(c, path))
+        };
         let quote = quote_assignment(&command.assignment);
         let fix = "make the command succeed in the image, or put a dash before it";
         let fails = match waiting::ending_of(disk, command) {
             Some(Ending::Failure) => Some(Strength::Static),
+            Some(Ending::Test(_, path)) if made(&path) => None,
             Some(Ending::Test(op, path)) => match waiting::test_fails(disk, op, &path) {
                 Some(true) => Some(Strength::Static),
                 Some(false) => None,
