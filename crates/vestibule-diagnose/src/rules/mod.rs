@@ -7,12 +7,15 @@ pub mod host;
 pub mod load;
 pub mod logged;
 pub mod network;
+mod node;
 pub mod notes;
+pub mod paths;
 mod patterns;
 pub mod reach;
 pub mod requirements;
 pub mod runtime;
 pub mod said;
+mod scripts;
 pub mod storage;
 pub mod waiting;
 
@@ -137,7 +140,7 @@ pub const UNIT_RULES: &[UnitRule] = &[
     requirements::requirements,
     exec::commands,
     exec::accounts,
-    exec::paths,
+    paths::paths,
     exec::security,
     runtime::known_endings,
     runtime::listeners_taken,

@@ -224,6 +224,11 @@ fn start_fails(case: &Case<'_>, disk: &DiskCase<'_>, unit: &Unit) -> Option<(Quo
         if fails {
             return Some((quote(), "this command fails".into()));
         }
+        let limit = service.start_timeout();
+        if limit.is_finite() && waiting::ending_of(disk, &command) == Some(Ending::Never) {
+            let why = format!("this command does not end, and systemd ends it after {limit:.0} s");
+            return Some((quote(), why));
+        }
         earlier.push(command);
     }
     let broken = super::exec::commands(case, &unit.name)

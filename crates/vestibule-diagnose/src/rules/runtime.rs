@@ -2,7 +2,6 @@
 use super::{Candidate, Strength, about, exec::service_of, waiting};
 use crate::{
     case::{Case, DiskCase},
-    disk::Kind,
     units::{
         names,
         programs::{self, Ending},
@@ -10,8 +9,6 @@ use crate::{
         service::Service,
     },
 };
-use regex::Regex;
-use std::sync::LazyLock;
 use vestibule_api::cause::Cause;
 
 const REFUTES: &str = "a line that the unit's own process printed in the same boot";
@@ -200,68 +197,4 @@ pub fn listeners_taken(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         }
     }
     Vec::new()
-}
-
-static REQUIRE: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r#"(?m)^[^/\n]*?\brequire\(\s*['"]([^'"]+)['"]\s*\)"#).ok());
-
-/// Modules that Node has built in (`module.builtinModules`, without internals).
-const BUILTIN: &str = " assert async_hooks buffer child_process cluster console constants crypto dgram diagnostics_channel dns \
-domain events fs http http2 https inspector module net os path perf_hooks process punycode querystring readline repl \
-stream string_decoder sys timers tls trace_events tty url util v8 vm wasi worker_threads zlib test sqlite sea ";
-
-/// A `require` at the top of a script that Node cannot resolve.
-pub(super) fn missing_module(disk: &DiskCase<'_>, name: &str, script: &str) -> Option<Candidate> {
-    let root = disk.base.root;
-    let text = root.read_text(script)?;
-    let dir = script.rsplit_once('/').map_or("", |(d, _)| d);
-    let exists = |base: &str| {
-        let file = |p: &str| root.stat(p).is_some_and(|m| m.kind == Kind::File);
-        ["", ".js", ".cjs", ".json", ".node"]
-            .iter()
-            .any(|e| file(&format!("{base}{e}")))
-            || root.is_dir(base)
-    };
-    for found in REQUIRE.as_ref()?.captures_iter(&text).take(200) {
-        let (whole, module) = (found.get(0)?, found.get(1)?.as_str());
-        // Inside a function or a try it may never be asked for.
-        let line_text = whole.as_str().trim_start_matches('\n');
-        if line_text.starts_with([' ', '\t']) || line_text.contains("try") {
-            continue;
-        }
-        let bare = module.strip_prefix("node:").unwrap_or(module);
-        let top = bare.split('/').next().unwrap_or(bare);
-        if module.starts_with("node:") || BUILTIN.contains(&format!(" {top} ")) {
-            continue;
-        }
-        let resolves = if module.starts_with('.') {
-            exists(&format!("{dir}/{module}"))
-        } else if module.starts_with('/') {
-            exists(module)
-        } else {
-            let mut at = Some(dir);
-            let mut hit = false;
-            while let Some(d) = at {
-                hit |= exists(&format!("{d}/node_modules/{module}"));
-                at = d.rsplit_once('/').map(|(p, _)| p);
-            }
-            hit || [
-                "/usr/share/nodejs",
-                "/usr/lib/nodejs",
-                "/usr/lib/node_modules",
-                "/usr/lib/x86_64-linux-gnu/nodejs",
-            ]
-            .iter()
-            .any(|d| exists(&format!("{d}/{module}")))
-        };
-        if !resolves {
-            let line = text
-                .get(..whole.start())
-                .map_or(0, |t| t.matches('\n').count() as u64)
-                .saturating_add(1);
-            let f = about(name, Cause::ProgramFileMissing, quote_disk(script, Some(line), whole.as_str().trim()), format!("the script asks for the module `{module}`, which is in none of the directories where Node looks"), "install the program's dependencies in the image").refuted_by(REFUTES);
-            return Some(Candidate::fixed(f));
-        }
-    }
-    None
 }

@@ -16,6 +16,7 @@ mod oracle;
 mod program;
 mod tree;
 mod variants;
+mod variants_programs;
 mod variants_units;
 
 use anyhow::{Context, Result};

@@ -2,7 +2,7 @@
 //! disk alone decides. What is expected follows `reference/systemd.md` and systemd's manual pages; unlike the recorded
 //! failures, these trees were not booted (the refusals to load were checked with
 //! `systemd-analyze --root verify` of systemd 252).
-use super::variants_units::UNITS;
+use super::{variants_programs::PROGRAMS, variants_units::UNITS};
 use anyhow::Result;
 use vestibule_api::finding::VerdictKind;
 use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
@@ -137,7 +137,7 @@ const VARIANTS: &[Variant] = &[
     Variant("sed -i 's#^ExecStart=#ExecStartPre=/opt/none\\n&#' $U", "exec-missing"),
     Variant("rm $R/usr/lib/x86_64-linux-gnu/libz.so.1*", "shared-library-missing"),
     Variant("mkdir $R/opt/lib; mv $R/usr/lib/x86_64-linux-gnu/libcares.so.2* $R/opt/lib; dropin l <<<$'[Service]\\nEnvironment=LD_LIBRARY_PATH=/opt/lib'", "healthy"),
-    Variant("mkdir $R/opt/lib; mv $R/usr/lib/x86_64-linux-gnu/libcares.so.2* $R/opt/lib; echo /opt/lib > $R/etc/ld.so.conf.d/x.conf", "healthy"),
+    Variant("mkdir $R/opt/lib; mv $R/usr/lib/x86_64-linux-gnu/libcares.so.2* $R/opt/lib; echo /opt/lib > $R/etc/ld.so.conf.d/x.conf; ldconfig -r $R", "healthy"),
     // reach
     Variant("dropin p <<<$'[Service]\\nPrivateNetwork=yes'", "private-network"),
     Variant("dropin p <<<$'[Service]\\nIPAddressDeny=any'", "address-filtered"),
@@ -163,7 +163,7 @@ const VARIANTS: &[Variant] = &[
 
 /// All of them.
 fn all() -> impl Iterator<Item = &'static Variant> {
-    VARIANTS.iter().chain(UNITS)
+    VARIANTS.iter().chain(UNITS).chain(PROGRAMS)
 }
 
 /// The scripts of those that are healthy.
