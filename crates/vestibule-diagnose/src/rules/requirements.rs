@@ -36,7 +36,7 @@ pub fn requirements(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         let after = waiting::is_after(&disk.boot, &unit.name, &dep);
         out.extend(unloadable(disk, name, &dep, &quote, binds && after));
         if after {
-            out.extend(failing(case, disk, name, &dep, &quote));
+            out.extend(failing(case, disk, name, &dep, &quote, binds));
         }
         if binds {
             out.extend(bound(case, disk, name, &dep, &quote));
@@ -103,16 +103,24 @@ fn failing(
     name: &str,
     dep: &str,
     quote: &Quote,
+    binds: bool,
 ) -> Option<Candidate> {
     let unit = disk.units.load(dep);
-    if names::unit_type(dep) != "service" || !unit.is_loaded() {
+    if names::unit_type(dep) != "service" {
+        return None;
+    }
+    let refused = load::refusal(disk, &unit.name).map(|(_, because, why, _)| (because, why));
+    // As with one that is not there, no job is made for a unit that is refused, which holds up only who is bound to it.
+    if (refused.is_some() && !binds && !drops_jobs(disk))
+        || (refused.is_none() && !unit.is_loaded())
+    {
         return None;
     }
     // A skipped unit satisfies a requirement.
     if condition::first_false(&unit, "Condition", &disk.facts(&unit, case)).is_some() {
         return None;
     }
-    let (because, why) = start_fails(case, disk, &unit)?;
+    let (because, why) = refused.or_else(|| start_fails(case, disk, &unit))?;
     let f = about(
         name,
         Cause::RequiredUnitFailed,
@@ -184,9 +192,6 @@ fn unmounted(case: &Case<'_>, disk: &DiskCase<'_>, unit: &Unit) -> Option<Candid
 
 /// Whether a service's start job fails, and the line that says so. For `Type=simple` a missing program is no failed job.
 fn start_fails(case: &Case<'_>, disk: &DiskCase<'_>, unit: &Unit) -> Option<(Quote, String)> {
-    if let Some((_, quote, why, _)) = load::refusal(disk, &unit.name) {
-        return Some((quote, why));
-    }
     let assert = condition::first_false(unit, "Assert", &disk.facts(unit, case));
     if let Some(a) = assert {
         return Some((

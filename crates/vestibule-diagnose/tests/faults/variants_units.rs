@@ -43,6 +43,8 @@ pub(crate) const UNITS: &[Variant] = &[
     Variant("mkdir $R/data; echo 'tmpfs /data tmpfs nofail 0 2' >> $R/etc/fstab; dropin x <<<$'[Unit]\\nRequiresMountsFor=/data/agent /database'", "healthy"),
     Variant("dropin x <<<$'[Unit]\\nAfter=m.service\\nWants=m.service'; printf '[Service]\\nType=oneshot\\nTimeoutStartSec=5\\nExecStart=/bin/sleep infinity\\n' > $S/m.service", "healthy"),
     Variant("dropin x <<<$'[Unit]\\nAfter=m.service\\nRequires=m.service'; printf '[Service]\\nType=oneshot\\nTimeoutStartSec=5\\nExecStart=/bin/sleep infinity\\n' > $S/m.service", "required-unit-failed"),
+    Variant("dropin x <<<$'[Unit]\\nAfter=m.service\\nRequires=m.service'; printf '[Service]\\nType=oneshot\\n' > $S/m.service", "healthy"),
+    Variant("dropin x <<<$'[Unit]\\nAfter=m.service\\nBindsTo=m.service'; printf '[Service]\\nType=oneshot\\n' > $S/m.service", "required-unit-failed"),
     // a timer (booted)
     Variant("rm $W/$SVC; printf '[Timer]\\nOnBootSec=5\\nUnit=vm-browser-agent.service\\n' > $S/a.timer; mkdir -p $S/timers.target.wants; ln -s ../a.timer $S/timers.target.wants/", "healthy"),
     Variant("rm $W/$SVC; printf '[Timer]\\nOnBootSec=1h\\nUnit=vm-browser-agent.service\\n' > $S/a.timer; mkdir -p $S/timers.target.wants; ln -s ../a.timer $S/timers.target.wants/", "unknown"),
