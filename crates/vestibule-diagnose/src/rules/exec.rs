@@ -29,6 +29,12 @@ pub(super) fn service_of<'c>(
     (unit.is_loaded() && names::unit_type(&unit.name) == "service").then_some((disk, unit))
 }
 
+/// Whether the unit's processes may do more than its user and group.
+pub(super) fn may_do_more(unit: &Unit) -> bool {
+    let keys = ["SupplementaryGroups", "AmbientCapabilities"];
+    keys.iter().any(|key| unit.has("Service", key))
+}
+
 /// Whether paths of the unit lie in another root than the disk's.
 pub(super) fn has_other_root(unit: &Unit) -> bool {
     ["RootDirectory", "RootImage"]
@@ -58,6 +64,7 @@ pub fn commands(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         let who = As {
             user: user.as_deref().filter(|_| !command.privileged),
             group: group.as_deref().filter(|_| !command.privileged),
+            more: may_do_more(&unit),
             path: unit
                 .value("Service", "ExecSearchPath")
                 .map(str::to_owned)

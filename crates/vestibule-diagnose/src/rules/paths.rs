@@ -1,7 +1,7 @@
 //! Directories and files that a unit names: working directory, environment, credentials, namespaces, another root.
 use super::{
     Candidate, about,
-    exec::{has_other_root, service_of},
+    exec::{has_other_root, may_do_more, service_of},
 };
 use crate::{
     case::{Case, DiskCase},
@@ -253,6 +253,7 @@ fn not_entered(
     let who = As {
         user: user.as_deref(),
         group: group.as_deref(),
+        more: may_do_more(unit),
         ..As::default()
     };
     // What is made at boot may get another owner.

@@ -38,6 +38,8 @@ pub enum Problem {
 pub struct As<'a> {
     pub user: Option<&'a str>,
     pub group: Option<&'a str>,
+    /// It may do more than these two say: `SupplementaryGroups=`, `AmbientCapabilities=`.
+    pub more: bool,
     /// `PATH` of the unit, where it sets one.
     pub path: Option<String>,
     /// `LD_LIBRARY_PATH`.
@@ -165,7 +167,7 @@ impl<'a> Resolver<'a> {
             let by = mount.quote.source.trim_start_matches("disk:");
             return Some(format!("{} is mounted noexec by {by}", mount.target));
         }
-        let (uid, gids) = self.accounts.ids(who.user, who.group)?;
+        let (uid, gids) = self.ids(who)?;
         if !self.allowed(real, meta, uid, &gids) {
             return Some(if permits(meta, uid, &gids, 0o111) {
                 format!("its access list keeps uid {uid} from executing it")
@@ -174,6 +176,12 @@ impl<'a> Resolver<'a> {
             });
         }
         self.closed_above(real, uid, &gids)
+    }
+
+    /// The ids that decide what `who` may do, where they decide it.
+    fn ids(&self, who: &As<'_>) -> Option<(u32, Vec<u32>)> {
+        let ids = self.accounts.ids(who.user, who.group);
+        ids.filter(|(uid, _)| *uid == 0 || !who.more)
     }
 
     /// A directory above the real path `path` that `uid` may not enter.
@@ -194,20 +202,14 @@ impl<'a> Resolver<'a> {
 
     /// Why `who` may not change to the directory at the real path `path`.
     pub fn why_not_entered(&self, path: &str, who: &As<'_>) -> Option<String> {
-        let (uid, gids) = self
-            .accounts
-            .ids(who.user, who.group)
-            .filter(|(uid, _)| *uid != 0)?;
+        let (uid, gids) = self.ids(who).filter(|(uid, _)| *uid != 0)?;
         // As if for something in it.
         self.closed_above(&format!("{path}/."), uid, &gids)
     }
 
     /// Why `who` may not read the file at the real path `path`. Where an access list decides, nothing is said.
     pub fn why_not_read(&self, path: &str, who: &As<'_>) -> Option<String> {
-        let (uid, gids) = self
-            .accounts
-            .ids(who.user, who.group)
-            .filter(|(uid, _)| *uid != 0)?;
+        let (uid, gids) = self.ids(who).filter(|(uid, _)| *uid != 0)?;
         let meta = self.root.lstat_real(path)?;
         if self.access_list(path, meta).is_none() && !permits(meta, uid, &gids, 0o444) {
             return Some(format!(

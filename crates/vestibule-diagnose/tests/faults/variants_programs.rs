@@ -44,6 +44,7 @@ pub(crate) const PROGRAMS: &[Variant] = &[
     Variant("sed -i 's#^ExecStart=.*#ExecStart=/usr/bin/node -r ./preload.js server.js#' $U", "program-file-missing"),
     Variant("sed -i 's#^ExecStart=.*#ExecStart=/usr/bin/node --require=./preload server.js#' $U; echo > $A/preload.js", "healthy"),
     Variant("chmod 600 $A/server.js; sed -i 's/^User=.*/User=nobody/' $U", "program-file-missing"),
+    Variant("chmod 640 $A/server.js; chgrp 44 $A/server.js; sed -i 's/^User=.*/User=nobody\\nSupplementaryGroups=video/' $U", "healthy"),
     Variant("echo 'import x from \"express\";' > $A/server.mjs; sed -i 's#server.js#server.mjs#' $U", "program-file-missing"),
     Variant("echo 'import x from \"./lib\";' > $A/server.mjs; echo > $A/lib.js; sed -i 's#server.js#server.mjs#' $U", "program-file-missing"),
     Variant("printf 'import fs from \"fs\";\\nimport { a,\\n  b } from \"@x/y/z\";\\n/*\\nimport q from \"q\";\\n*/\\n' > $A/server.mjs; mkdir -p $A/node_modules/@x/y; sed -i 's#server.js#server.mjs#' $U", "healthy"),
