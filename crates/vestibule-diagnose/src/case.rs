@@ -106,11 +106,13 @@ pub struct DiskCase<'a> {
 impl<'a> DiskCase<'a> {
     /// Builds the transaction and what rules ask of a disk.
     pub fn new(base: &'a Base<'a>, units: &'a UnitSet<'a>, cmdline: Option<&str>) -> Self {
+        let boot = Boot::new(units, cmdline);
+        let mounts = base.fstab.with_units(&boot);
         Self {
             base,
             units,
-            boot: Boot::new(units, cmdline),
-            resolver: Resolver::new(base.root, &base.accounts, &base.fstab),
+            boot,
+            resolver: Resolver::new(base.root, &base.accounts, mounts),
             paths: RuntimePaths::read(base.root, units, &base.fstab),
         }
     }

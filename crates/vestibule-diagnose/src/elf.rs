@@ -73,11 +73,32 @@ pub(crate) fn read(root: &Root, path: &str) -> Result<Elf, Bad> {
         machine,
         ..Elf::default()
     };
+    if !wide && little {
+        // Of a program for 32 bits only the interpreter is looked at: its libraries are no part of a usual image.
+        elf.interpreter = narrow_interpreter(root, path, &head);
+    }
     if !wide || !little {
         return Ok(elf);
     }
     tables(root, path, &head, &mut elf).ok_or(Bad::Truncated(Some(machine)))?;
     Ok(elf)
+}
+
+/// `PT_INTERP` of an `ELFCLASS32` file.
+fn narrow_interpreter(root: &Root, path: &str, head: &[u8]) -> Option<String> {
+    let at = u64::from(le32(head, 28)?);
+    let size = usize::from(le16(head, 42)?);
+    let count = usize::from(le16(head, 44)?.min(HEADER_LIMIT));
+    let raw = root.read_at(path, at, size.checked_mul(count)?)?;
+    let found = raw
+        .chunks_exact(size.max(32))
+        .find(|h| le32(h, 0) == Some(3))?;
+    let (offset, length) = (le32(found, 4)?, le32(found, 16)?);
+    bytes_to_text(&root.read_at(
+        path,
+        u64::from(offset),
+        usize::try_from(length.min(4096)).ok()?,
+    )?)
 }
 
 struct Segment {

@@ -45,7 +45,8 @@ pub fn never_queued(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return vec![Candidate::fixed(f.refuted_by(REFUTES)).strength(Strength::Suspicion)];
     }
     if unit.load == Load::Missing {
-        return missing(disk, name).into_iter().collect();
+        let found = only_template(disk, name).or_else(|| missing(disk, name));
+        return found.into_iter().collect();
     }
     if let Some(by) = activated_otherwise(disk, &unit.name) {
         let f = about(
@@ -254,16 +255,21 @@ fn bad_link(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
             ));
         }
     }
-    // A directory whose name is no unit's: `multi-user.wants` for `multi-user.target.wants`.
-    for (dir, dir_name) in disk.units.dependency_dirs() {
-        let owner = dir_name.rsplit_once('.').map_or("", |(o, _)| o);
-        if names::is_valid(owner) {
-            continue;
-        }
-        if let Some(entry) = disk.base.root.list(&dir).iter().find(|e| means(&e.name)) {
+    // A directory that no unit has: `multi-user.wants` or `multi-user.target.want` for `multi-user.target.wants`.
+    for (dir, dir_name) in disk.units.directories() {
+        let (owner, kind) = dir_name.rsplit_once('.').unwrap_or((&dir_name, ""));
+        let why = match kind {
+            "wants" | "requires" | "upholds" if names::is_valid(owner) => continue,
+            "wants" | "requires" | "upholds" => format!("`{owner}` is no unit's name"),
+            _ => format!("`{dir_name}` is no unit's name with .wants, .requires or .upholds"),
+        };
+        let entries = disk.base.root.list(&dir);
+        // In a drop-in directory a name like that may be a drop-in's.
+        let mut entries = entries.iter().filter(|e| !e.name.ends_with(".conf"));
+        if let Some(entry) = entries.find(|e| means(&e.name)) {
             return Some(finding(
                 &format!("{dir}/{}", entry.name),
-                format!("`{owner}` is no unit's name, so systemd never looks into this directory"),
+                format!("{why}, so systemd never looks into this directory"),
             ));
         }
     }
@@ -294,12 +300,17 @@ fn bad_link(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
     None
 }
 
+/// There is no file but the template's, and nothing asks for an instance: for the one that is meant, or for any where the name
+/// that is meant has none.
 fn only_template(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
-    let template = names::template_of(name)?;
-    if disk.units.files().contains_key(name) || !disk.units.files().contains_key(&template) {
-        return None;
-    }
-    let unit = disk.units.load(name);
+    let plain = names::instance(name).is_none();
+    let template = match name.rsplit_once('.') {
+        Some((stem, kind)) if plain => format!("{stem}@.{kind}"),
+        Some(_) | None => names::template_of(name)?,
+    };
+    let files = disk.units.files();
+    let file = files.get(&template).filter(|_| !files.contains_key(name))?;
+    let file = quote_disk(file, None, &format!("[unit file of {template}]"));
     let link = disk
         .units
         .dependency_dirs()
@@ -311,23 +322,44 @@ fn only_template(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
                 .resolve_parent(&path)
                 .map(|_| quote_disk(&path, None, "[the template itself, without an instance]"))
         });
-    // An instance link under a target that is not reached is another cause.
-    if link.is_none() && enabled_somewhere(disk, name).is_some() {
+    // Where something asks for the very name, another cause says more: its target is not reached, or it has no file.
+    let asked = disk.boot.jobs.contains_key(name) || enabled_somewhere(disk, name).is_some();
+    if (link.is_none() && asked) || (plain && has_enabled_instance(disk, &template)) {
         return None;
     }
-    let quote = link.unwrap_or_else(|| unit.quote_file());
-    let why = format!("only the template {template} exists; nothing asks for the instance {name}");
-    let f = about(
-        name,
-        Cause::TemplateWithoutInstance,
-        quote,
-        why,
-        format!("enable the instance: `systemctl --root=… enable {name}`"),
-    );
+    let quote = link.unwrap_or(file);
+    let (why, fix) = if plain {
+        let instance = names::with_instance(&template, "1");
+        let why =
+            format!("there is only the template {template}; nothing asks for an instance of it");
+        (
+            why,
+            format!(
+                "enable an instance: `systemctl --root=… enable {instance}`; or install {name} without an `@`"
+            ),
+        )
+    } else {
+        let why =
+            format!("only the template {template} exists; nothing asks for the instance {name}");
+        (
+            why,
+            format!("enable the instance: `systemctl --root=… enable {name}`"),
+        )
+    };
+    let f = about(name, Cause::TemplateWithoutInstance, quote, why, fix);
     Some(
         Candidate::fixed(f.refuted_by("a generator or udev rule that starts the instance"))
             .specific(7),
     )
+}
+
+/// Whether an instance of the template has an entry of its own under some unit's directory.
+fn has_enabled_instance(disk: &DiskCase<'_>, template: &str) -> bool {
+    let is_one = |entry: &str| names::template_of(entry).is_some_and(|t| t == template);
+    disk.units.dependency_dirs().iter().any(|(dir, _)| {
+        let entries = disk.base.root.list(dir);
+        entries.iter().any(|e| is_one(&e.name))
+    })
 }
 
 /// The first link under any unit's directory that names the unit: (owner, path).

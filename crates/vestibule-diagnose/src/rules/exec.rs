@@ -1,5 +1,5 @@
 //! What the disk says of a unit's programs: the program, its account, the paths that it names, its confinement.
-use super::{Candidate, Strength, about};
+use super::{Candidate, Strength, about, paths, scripts};
 use crate::{
     case::{Case, DiskCase},
     disk::{
@@ -29,8 +29,14 @@ pub(super) fn service_of<'c>(
     (unit.is_loaded() && names::unit_type(&unit.name) == "service").then_some((disk, unit))
 }
 
+/// Whether the unit's processes may do more than its user and group.
+pub(super) fn may_do_more(unit: &Unit) -> bool {
+    let keys = ["SupplementaryGroups", "AmbientCapabilities"];
+    keys.iter().any(|key| unit.has("Service", key))
+}
+
 /// Whether paths of the unit lie in another root than the disk's.
-fn has_other_root(unit: &Unit) -> bool {
+pub(super) fn has_other_root(unit: &Unit) -> bool {
     ["RootDirectory", "RootImage"]
         .iter()
         .any(|k| unit.has("Service", k))
@@ -58,6 +64,7 @@ pub fn commands(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         let who = As {
             user: user.as_deref().filter(|_| !command.privileged),
             group: group.as_deref().filter(|_| !command.privileged),
+            more: may_do_more(&unit),
             path: unit
                 .value("Service", "ExecSearchPath")
                 .map(str::to_owned)
@@ -71,7 +78,14 @@ pub fn commands(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         {
             continue;
         }
-        if let Some(f) = hidden_program(&unit, name, &real) {
+        if let Some(f) = forbidden_program(&unit, name, &real) {
+            return vec![Candidate::fixed(f.refuted_by(REFUTES)).specific(6)];
+        }
+        if let Some(cover) = paths::hidden(disk, &service, &real, !command.privileged) {
+            let why = format!("the unit does not see its program: {}", cover.why);
+            let fix = "install the program where nothing is mounted over it";
+            let f = about(name, Cause::ExecMissing, cover.quote, why, fix)
+                .and(quote_assignment(&command.assignment));
             return vec![Candidate::fixed(f.refuted_by(REFUTES)).specific(6)];
         }
         if let Some(problem) = disk.resolver.check(&real, &who) {
@@ -83,7 +97,7 @@ pub fn commands(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         if let Some(f) = refused_capabilities(disk, &unit, name, &command) {
             return vec![Candidate::fixed(f.refuted_by(REFUTES)).specific(6)];
         }
-        if let Some(found) = script(disk, &service, name, &command, &env) {
+        if let Some(found) = scripts::script(disk, &service, name, &command, &env, &who) {
             return vec![found];
         }
     }
@@ -137,8 +151,8 @@ fn from_problem(name: &str, problem: Problem) -> Finding {
     }
 }
 
-/// A program that the unit's own sandbox hides or forbids.
-fn hidden_program(unit: &Unit, name: &str, program: &str) -> Option<Finding> {
+/// A program that the unit's own sandbox forbids.
+fn forbidden_program(unit: &Unit, name: &str, program: &str) -> Option<Finding> {
     let covers = |key: &str| {
         unit.all("Service", key).into_iter().find(|a| {
             a.value
@@ -165,21 +179,7 @@ fn hidden_program(unit: &Unit, name: &str, program: &str) -> Option<Finding> {
             "name the program in ExecPaths=, or remove the restriction",
         ));
     }
-    let home = ["/home/", "/root/", "/run/user/"]
-        .iter()
-        .any(|h| program.starts_with(h));
-    let protect = unit
-        .last("Service", "ProtectHome")
-        .filter(|a| matches!(a.value.as_str(), "yes" | "true" | "1" | "on" | "tmpfs"));
-    protect.filter(|_| home).map(|a| {
-        about(
-            name,
-            Cause::ExecMissing,
-            quote_assignment(a),
-            "ProtectHome= hides the directory of the unit's program from it",
-            "install the program outside the home directories",
-        )
-    })
+    None
 }
 
 /// A program whose file gives it capabilities at once, which the unit's bounding set keeps from it: the kernel refuses to
@@ -203,8 +203,8 @@ fn refused_capabilities(
     let head = root.read_at(&real, 0, 2)?;
     if head == b"#!"
         || disk
-            .base
-            .fstab
+            .resolver
+            .mounts
             .covering(&real)
             .is_some_and(|m| m.has("nosuid"))
     {
@@ -225,67 +225,6 @@ fn refused_capabilities(
         )
         .and(quote_assignment(line))
     })
-}
-
-/// The script that a known interpreter is told to run.
-fn script(
-    disk: &DiskCase<'_>,
-    service: &Service<'_>,
-    name: &str,
-    cmd: &command::Command,
-    env: &std::collections::BTreeMap<String, String>,
-) -> Option<Candidate> {
-    let script = command::substitute(&programs::script_of(cmd)?, env);
-    let path = if script.starts_with('/') {
-        script.clone()
-    } else {
-        let dir = service
-            .working_directory()
-            .map_or_else(String::new, |(d, _)| d);
-        format!("{}/{script}", dir.trim_end_matches('/'))
-    };
-    let root = disk.base.root;
-    let node = cmd
-        .program
-        .rsplit('/')
-        .next()
-        .is_some_and(|n| n.starts_with("node"));
-    // Node finds `server` as server.js, server.json, server/index.js.
-    let tries = if node {
-        vec![
-            path.clone(),
-            format!("{path}.js"),
-            format!("{path}.cjs"),
-            format!("{path}/package.json"),
-            format!("{path}/index.js"),
-        ]
-    } else {
-        vec![path.clone()]
-    };
-    if disk.paths.presence(root, &path) != Presence::Unknown
-        && !tries.iter().any(|p| root.exists(p))
-    {
-        let why = format!(
-            "the interpreter {} is there, and the program that it is told to run is not",
-            cmd.program
-        );
-        let f = about(
-            name,
-            Cause::ProgramFileMissing,
-            quote_disk(&path, None, "[does not exist]"),
-            why,
-            "install the program, or correct the path",
-        )
-        .and(quote_assignment(&cmd.assignment))
-        .refuted_by(REFUTES);
-        return Some(Candidate::fixed(f).specific(6));
-    }
-    let file = tries.iter().find(|p| {
-        root.stat(p)
-            .is_some_and(|m| m.kind == crate::disk::Kind::File)
-    })?;
-    node.then(|| super::runtime::missing_module(disk, name, file))
-        .flatten()
 }
 
 /// `User=`, `Group=`, `SupplementaryGroups=`.
@@ -339,166 +278,6 @@ pub fn accounts(case: &Case<'_>, name: &str) -> Vec<Candidate> {
                 .and(quote_disk(file, None, &format!("[no line {account}:]")))
                 .refuted_by(REFUTES);
                 out.push(Candidate::fixed(f).specific(7));
-            }
-        }
-    }
-    out
-}
-
-/// Directories and files that the unit names: working directory, environment, credentials, namespaces.
-pub fn paths(case: &Case<'_>, name: &str) -> Vec<Candidate> {
-    let Some((disk, unit)) = service_of(case, name).filter(|(_, u)| !has_other_root(u)) else {
-        return Vec::new();
-    };
-    let service = Service::new(&unit, disk.base.root, &disk.base.accounts);
-    let own = service.own_directories();
-    let absent = |path: &str| {
-        !own.iter()
-            .any(|d| d == path || d.starts_with(&format!("{}/", path.trim_end_matches('/'))))
-            && disk
-                .paths
-                .presence(disk.base.root, path.trim_end_matches('/'))
-                == Presence::Absent
-    };
-    let mut out = Vec::new();
-    if let (Some((path, false)), Some(a)) = (
-        service.working_directory(),
-        unit.last("Service", "WorkingDirectory"),
-    ) {
-        let is_file = disk
-            .base
-            .root
-            .stat(&path)
-            .is_some_and(|m| m.kind != crate::disk::Kind::Dir);
-        if absent(&path) || is_file {
-            let why = format!(
-                "the unit changes to {path} before it runs anything, and {}",
-                if is_file {
-                    "that is no directory"
-                } else {
-                    "there is no such directory"
-                }
-            );
-            let f = about(
-                name,
-                Cause::WorkingDirectoryMissing,
-                quote_assignment(a),
-                why,
-                "create the directory in the image, or correct the path",
-            );
-            out.push(Candidate::fixed(f.refuted_by(REFUTES)).specific(7));
-        }
-    }
-    let environment = service.environment();
-    for (path, quote) in environment.unreadable {
-        let f = about(
-            name,
-            Cause::EnvironmentFileMissing,
-            quote,
-            format!(
-                "{path} holds NUL bytes, as UTF-16 does: systemd does not read it, so the unit fails before it runs"
-            ),
-            "save the file as UTF-8 without a byte order mark",
-        );
-        let f = f.refuted_by("a `Started` line of the unit in the same boot");
-        out.push(Candidate::fixed(f).specific(8));
-    }
-    for (path, quote) in environment.missing {
-        let static_part = path
-            .split(['*', '?', '['])
-            .next()
-            .unwrap_or(&path)
-            .trim_end_matches('/');
-        if absent(&path) || (static_part != path && !disk.base.root.exists(&path)) {
-            let f = about(
-                name,
-                Cause::EnvironmentFileMissing,
-                quote,
-                format!(
-                    "{path} does not exist, and the line does not begin with a dash, so the unit fails before it runs"
-                ),
-                "create the file, or write EnvironmentFile=-",
-            );
-            out.push(
-                Candidate::fixed(
-                    f.refuted_by("a file that an earlier unit writes before this one starts"),
-                )
-                .specific(8),
-            );
-        }
-    }
-    out.extend(credentials(disk, &unit, name));
-    out.extend(namespaces(&unit, name, &absent));
-    out
-}
-
-fn credentials(disk: &DiskCase<'_>, unit: &Unit, name: &str) -> Vec<Candidate> {
-    let mut out = Vec::new();
-    let fallback: Vec<String> = unit
-        .all("Service", "SetCredential")
-        .iter()
-        .map(|a| a.value.split(':').next().unwrap_or_default().to_owned())
-        .collect();
-    for key in ["LoadCredential", "LoadCredentialEncrypted"] {
-        for a in unit.all("Service", key) {
-            // Without a path, or with a relative one, the credential comes from the VMM or the boot loader.
-            let Some((id, path)) = a.value.split_once(':').filter(|(_, p)| p.starts_with('/'))
-            else {
-                continue;
-            };
-            if fallback.iter().any(|f| f == id)
-                || disk.paths.presence(disk.base.root, path) != Presence::Absent
-            {
-                continue;
-            }
-            let f = about(
-                name,
-                Cause::CredentialMissing,
-                quote_assignment(a),
-                format!("the credential {id} is to be loaded from {path}, which does not exist"),
-                "put the file there, or give a default with SetCredential=",
-            );
-            out.push(Candidate::fixed(f.refuted_by(REFUTES)).specific(7));
-        }
-    }
-    out
-}
-
-const NAMESPACE_KEYS: [&str; 9] = [
-    "ReadWritePaths",
-    "ReadOnlyPaths",
-    "InaccessiblePaths",
-    "ExecPaths",
-    "NoExecPaths",
-    "BindPaths",
-    "BindReadOnlyPaths",
-    "ReadWriteDirectories",
-    "ReadOnlyDirectories",
-];
-
-fn namespaces(unit: &Unit, name: &str, absent: &dyn Fn(&str) -> bool) -> Vec<Candidate> {
-    let mut out = Vec::new();
-    for key in NAMESPACE_KEYS {
-        for a in unit.all("Service", key) {
-            for word in a.value.split_whitespace() {
-                let path = word.trim_start_matches('+');
-                // A dash makes it optional.
-                if path.starts_with('-') {
-                    continue;
-                }
-                let path = path.split(':').next().unwrap_or(path);
-                if path.starts_with('/') && absent(path) {
-                    let f = about(
-                        name,
-                        Cause::NamespacePathMissing,
-                        quote_assignment(a),
-                        format!(
-                            "systemd cannot set up the unit's mount namespace: {path} does not exist"
-                        ),
-                        "create the path in the image, or put a dash before it",
-                    );
-                    out.push(Candidate::fixed(f.refuted_by(REFUTES)).specific(7));
-                }
             }
         }
     }

@@ -303,7 +303,7 @@ fn winner_is_broken(case: &Case<'_>, disk: &DiskCase<'_>, unit: &Unit) -> bool {
     refusal(disk, &unit.name).is_some()
         || !super::exec::commands(case, &unit.name).is_empty()
         || !super::exec::accounts(case, &unit.name).is_empty()
-        || !super::exec::paths(case, &unit.name).is_empty()
+        || !super::paths::paths(case, &unit.name).is_empty()
         || !super::waiting::conditions(case, &unit.name).is_empty()
         || !super::runtime::known_endings(case, &unit.name).is_empty()
 }

@@ -11,12 +11,15 @@ pub mod load;
 pub mod logged;
 pub mod mounts;
 pub mod network;
+mod node;
 pub mod notes;
+pub mod paths;
 mod patterns;
 pub mod reach;
 pub mod requirements;
 pub mod runtime;
 pub mod said;
+mod scripts;
 pub mod storage;
 pub mod waiting;
 
@@ -144,7 +147,7 @@ pub const UNIT_RULES: &[UnitRule] = &[
     requirements::requirements,
     exec::commands,
     exec::accounts,
-    exec::paths,
+    paths::paths,
     exec::security,
     runtime::known_endings,
     runtime::network_namespace,

@@ -1,8 +1,7 @@
 //! What the disk tells of a program's run: commands whose end is known, modules that a script cannot find, ports taken.
-use super::{Candidate, Strength, about, exec::service_of, waiting};
+use super::{Candidate, Strength, about, exec::service_of, node, waiting};
 use crate::{
     case::{Case, DiskCase},
-    disk::Kind,
     units::{
         names,
         programs::{self, Ending},
@@ -10,8 +9,6 @@ use crate::{
         service::Service,
     },
 };
-use regex::Regex;
-use std::sync::LazyLock;
 use vestibule_api::cause::Cause;
 
 const REFUTES: &str = "a line that the unit's own process printed in the same boot";
@@ -22,15 +19,17 @@ pub fn known_endings(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     };
     let service = Service::new(&unit, disk.base.root, &disk.base.accounts);
-    for command in service
-        .commands_of("ExecStartPre")
-        .iter()
-        .filter(|c| !c.optional)
-    {
+    let before = service.commands_of("ExecStartPre");
+    for (index, command) in before.iter().enumerate().filter(|(_, c)| !c.optional) {
+        let made = |path: &str| {
+            let mut earlier = before.iter().take(index);
+            earlier.any(|c| programs::may_make(c, path))
+        };
         let quote = quote_assignment(&command.assignment);
         let fix = "make the command succeed in the image, or put a dash before it";
         let fails = match waiting::ending_of(disk, command) {
             Some(Ending::Failure) => Some(Strength::Static),
+            Some(Ending::Test(_, path)) if made(&path) => None,
             Some(Ending::Test(op, path)) => match waiting::test_fails(disk, op, &path) {
                 Some(true) => Some(Strength::Static),
                 Some(false) => None,
@@ -257,7 +256,7 @@ fn opens_its_own_socket(disk: &DiskCase<'_>, name: &str) -> bool {
     });
     let builtin = |module: &str| {
         let bare = module.strip_prefix("node:").unwrap_or(module);
-        BUILTIN.contains(&format!(" {bare} "))
+        node::BUILTIN.contains(&format!(" {bare} "))
     };
     let modules_known = text.matches("require").count()
         == text
@@ -267,68 +266,4 @@ fn opens_its_own_socket(disk: &DiskCase<'_>, name: &str) -> bool {
             .filter(|m| builtin(m))
             .count();
     text.contains(".listen(") && !hands_over && modules_known
-}
-
-static REQUIRE: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r#"(?m)^[^/\n]*?\brequire\(\s*['"]([^'"]+)['"]\s*\)"#).ok());
-
-/// Modules that Node has built in (`module.builtinModules`, without internals).
-const BUILTIN: &str = " assert async_hooks buffer child_process cluster console constants crypto dgram diagnostics_channel dns \
-domain events fs http http2 https inspector module net os path perf_hooks process punycode querystring readline repl \
-stream string_decoder sys timers tls trace_events tty url util v8 vm wasi worker_threads zlib test sqlite sea ";
-
-/// A `require` at the top of a script that Node cannot resolve.
-pub(super) fn missing_module(disk: &DiskCase<'_>, name: &str, script: &str) -> Option<Candidate> {
-    let root = disk.base.root;
-    let text = root.read_text(script)?;
-    let dir = script.rsplit_once('/').map_or("", |(d, _)| d);
-    let exists = |base: &str| {
-        let file = |p: &str| root.stat(p).is_some_and(|m| m.kind == Kind::File);
-        ["", ".js", ".cjs", ".json", ".node"]
-            .iter()
-            .any(|e| file(&format!("{base}{e}")))
-            || root.is_dir(base)
-    };
-    for found in REQUIRE.as_ref()?.captures_iter(&text).take(200) {
-        let (whole, module) = (found.get(0)?, found.get(1)?.as_str());
-        // Inside a function or a try it may never be asked for.
-        let line_text = whole.as_str().trim_start_matches('\n');
-        if line_text.starts_with([' ', '\t']) || line_text.contains("try") {
-            continue;
-        }
-        let bare = module.strip_prefix("node:").unwrap_or(module);
-        let top = bare.split('/').next().unwrap_or(bare);
-        if module.starts_with("node:") || BUILTIN.contains(&format!(" {top} ")) {
-            continue;
-        }
-        let resolves = if module.starts_with('.') {
-            exists(&format!("{dir}/{module}"))
-        } else if module.starts_with('/') {
-            exists(module)
-        } else {
-            let mut at = Some(dir);
-            let mut hit = false;
-            while let Some(d) = at {
-                hit |= exists(&format!("{d}/node_modules/{module}"));
-                at = d.rsplit_once('/').map(|(p, _)| p);
-            }
-            hit || [
-                "/usr/share/nodejs",
-                "/usr/lib/nodejs",
-                "/usr/lib/node_modules",
-                "/usr/lib/x86_64-linux-gnu/nodejs",
-            ]
-            .iter()
-            .any(|d| exists(&format!("{d}/{module}")))
-        };
-        if !resolves {
-            let line = text
-                .get(..whole.start())
-                .map_or(0, |t| t.matches('\n').count() as u64)
-                .saturating_add(1);
-            let f = about(name, Cause::ProgramFileMissing, quote_disk(script, Some(line), whole.as_str().trim()), format!("the script asks for the module `{module}`, which is in none of the directories where Node looks"), "install the program's dependencies in the image").refuted_by(REFUTES);
-            return Some(Candidate::fixed(f));
-        }
-    }
-    None
 }

@@ -15,6 +15,9 @@ use vestibule_api::{
     finding::{Finding, Quote},
 };
 
+/// Seconds that a unit may wait for another without being late.
+const SHORT_WAIT: f64 = 15.0;
+
 /// Conditions and asserts that the disk decides.
 pub fn conditions(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let Some(disk) = &case.disk else {
@@ -205,6 +208,10 @@ pub fn waits_for_others(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         if let Some(own) = job_limit(&unit_of(disk, name)).filter(|l| *l < limit) {
             let f = job_timeout(name, own, &unit_of(disk, name), quote);
             out.push(Candidate::fixed(f));
+            continue;
+        }
+        // Soon given up, it only delays the unit; whether the unit requires it is another rule's question.
+        if limit <= SHORT_WAIT {
             continue;
         }
         let why = format!(

@@ -1,6 +1,7 @@
 //! The start transaction of a boot: the effective default target, everything that it pulls in, and who waits for whom
 //! (`bootup(7)`, `systemd.unit(5)`, `systemd.special(7)`, and systemd's `transaction.c` for conflicts and cycles).
 use super::{Load, Pull, Unit, UnitSet, names, quote_assignment, quote_disk};
+use crate::text;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     rc::Rc,
@@ -123,8 +124,20 @@ impl<'a> Boot<'a> {
                 }
             }
             if let Some(service) = triggers(&unit) {
+                let service = self.units.canonical(&service);
+                // A timer that elapses soon starts its unit in every boot.
+                if let Some(quote) = elapses_soon(&unit)
+                    && self.jobs.len() < UNIT_LIMIT
+                    && !self.jobs.contains_key(&service)
+                {
+                    let by = name.clone();
+                    let pull = Pull::Wants;
+                    self.jobs
+                        .insert(service.clone(), Some(Pulled { by, pull, quote }));
+                    queue.push_back(service.clone());
+                }
                 self.triggered
-                    .entry(self.units.canonical(&service))
+                    .entry(service)
                     .or_insert_with(|| name.clone());
             }
         }
@@ -409,6 +422,14 @@ fn ordered_after(unit: &Rc<Unit>) -> Vec<(String, Option<Quote>)> {
         found.push(("dbus.socket".into(), None));
     }
     found
+}
+
+/// The line by which a timer starts its unit within a minute of a boot (`systemd.timer(5)`).
+fn elapses_soon(unit: &Unit) -> Option<Quote> {
+    let keys = ["OnBootSec", "OnStartupSec", "OnActiveSec"];
+    let mut lines = keys.iter().flat_map(|key| unit.all("Timer", key));
+    let soon = lines.find(|a| text::seconds(&a.value).is_some_and(|s| s <= 60.0))?;
+    Some(quote_assignment(soon))
 }
 
 fn triggers(unit: &Unit) -> Option<String> {

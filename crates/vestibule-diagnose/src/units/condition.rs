@@ -1,6 +1,6 @@
 //! `Condition…=` and `Assert…=` as far as a disk and a command line decide them (`systemd.unit(5)`, "Conditions and Asserts").
 use super::{
-    Assignment, Unit, names,
+    Assignment, Unit, install, names,
     runtime_paths::{Presence, RuntimePaths},
     service::glob_files,
 };
@@ -58,17 +58,16 @@ pub struct Facts<'a> {
 /// The first check of a kind (`Condition` or `Assert`) that is false, by systemd's rule: every plain one must hold, and
 /// of those with `|` at least one.
 pub fn first_false<'u>(unit: &'u Unit, prefix: &str, facts: &Facts<'_>) -> Option<&'u Assignment> {
-    let mut keys: Vec<&str> = unit
-        .assignments
-        .iter()
-        .filter(|a| a.section == "Unit")
-        .map(|a| a.key.as_str())
-        .collect();
-    keys.retain(|k| k.starts_with(prefix));
-    keys.sort_unstable();
-    keys.dedup();
-    // An empty assignment of any condition key resets the whole list (`config_parse_unit_condition_*`), per key is near enough.
-    let checks: Vec<&Assignment> = keys.iter().flat_map(|k| unit.all("Unit", k)).collect();
+    let mut checks: Vec<&Assignment> = Vec::new();
+    let all = unit.assignments.iter().filter(|a| a.section == "Unit");
+    for a in all.filter(|a| a.key.starts_with(prefix)) {
+        // An empty assignment resets the checks of every kind.
+        if a.value.is_empty() {
+            checks.clear();
+        } else {
+            checks.push(a);
+        }
+    }
     let mut any_of: Option<(Outcome, &Assignment)> = None;
     for a in checks {
         let kind = a.key.strip_prefix(prefix).unwrap_or_default();
@@ -178,27 +177,37 @@ fn check(kind: &str, value: &str, facts: &Facts<'_>) -> Outcome {
         "Virtualization" => virtualization(value),
         "Architecture" => architecture(value, facts.machine),
         "Host" => host(value, facts),
+        "OSRelease" => os_release(value, facts.root),
+        "PathIsMountPoint" if value == "/" => Outcome::True,
+        // What is mounted by `fstab` or a unit is not known here; nothing else mounts.
+        "PathIsMountPoint" | "PathIsEncrypted" => match facts.paths.presence(facts.root, value) {
+            Presence::Absent => Outcome::False,
+            Presence::There if kind == "PathIsMountPoint" && !KERNEL_MOUNTS.contains(&value) => {
+                Outcome::False
+            }
+            Presence::There | Presence::Unknown => Outcome::Unknown,
+        },
+        // It is an error, and false, where the path is not there.
+        "PathIsReadWrite" if facts.paths.presence(facts.root, value) == Presence::Absent => {
+            Outcome::False
+        }
+        "Environment" => environment(value, facts),
+        // `is_selinux_enabled(3)`: without a configuration there is none, whatever the kernel holds.
+        "Security" if value == "selinux" && !facts.root.exists("/etc/selinux/config") => {
+            Outcome::False
+        }
         "User" => Outcome::of(matches!(value, "root" | "0" | "@system")),
         "Group" => Outcome::of(matches!(value, "root" | "0")),
         "KernelVersion" => facts
             .kernel
             .map_or(Outcome::Unknown, |k| kernel_version(value, k)),
-        "Environment" | "Security" | "Capability" | "ACPower" | "NeedsUpdate" | "Memory"
-        | "CPUs" => Outcome::Unknown,
+        // The rest depends on the machine: `Capability`, `ACPower`, `NeedsUpdate`, `Memory`, `CPUs`, `Firmware` and others.
         _ => Outcome::Unknown,
     }
 }
 
-/// Vestibule's guests, and everything that has a kernel and a disk of its own, are virtual machines, not containers.
-fn virtualization(value: &str) -> Outcome {
-    match value {
-        "vm" | "yes" | "true" | "1" | "on" => Outcome::True,
-        "no" | "false" | "0" | "off" | "container" | "docker" | "podman" | "lxc"
-        | "lxc-libvirt" | "systemd-nspawn" | "openvz" | "rkt" | "wsl" | "proot" | "pouch"
-        | "private-users" => Outcome::False,
-        _ => Outcome::Unknown,
-    }
-}
+/// Where PID 1 mounts by itself before any unit.
+const KERNEL_MOUNTS: [&str; 6] = ["/dev", "/dev/shm", "/proc", "/run", "/sys", "/tmp"];
 
 /// The static host name, or the machine's id. A name from elsewhere counts only where `/etc/hostname` gives none (`hostname(5)`).
 fn host(value: &str, facts: &Facts<'_>) -> Outcome {
@@ -227,6 +236,101 @@ fn host(value: &str, facts: &Facts<'_>) -> Outcome {
         return Outcome::Unknown;
     }
     Outcome::of(text::glob(&value.to_ascii_lowercase(), &name))
+}
+
+/// `ID=debian "VERSION_ID>=12"`: each against `os-release(5)`, the first of `/etc` and `/usr/lib`.
+fn os_release(value: &str, root: &Root) -> Outcome {
+    let files = ["/etc/os-release", "/usr/lib/os-release"];
+    let Some(release) = files.iter().find_map(|f| root.read_text(f)) else {
+        return Outcome::Unknown;
+    };
+    let actual = |key: &str| {
+        let mut lines = release.lines().rev();
+        let value = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+        text::words(value)?.into_iter().next()
+    };
+    let mut all = Outcome::True;
+    for word in text::words(value).unwrap_or_default() {
+        let Some(at) = word.find(['!', '<', '=', '>']) else {
+            return Outcome::Unknown;
+        };
+        let (key, rest) = word.split_at(at);
+        let wanted = rest.trim_start_matches(['!', '<', '=', '>']);
+        let actual = actual(key);
+        match rest.strip_suffix(wanted) {
+            Some("=") if actual.as_deref() != Some(wanted) => return Outcome::False,
+            Some("!=") if actual.as_deref() == Some(wanted) => return Outcome::False,
+            Some("=" | "!=") => {}
+            Some(op @ ("<" | "<=" | ">" | ">="))
+                if is_number(wanted) && actual.as_deref().is_some_and(is_number) =>
+            {
+                let op = format!("{op}{wanted}");
+                if kernel_version(&op, &actual.unwrap_or_default()) == Outcome::False {
+                    return Outcome::False;
+                }
+            }
+            Some(_) | None => all = Outcome::Unknown,
+        }
+    }
+    all
+}
+
+/// Digits and dots alone, which every way to compare versions orders alike.
+fn is_number(version: &str) -> bool {
+    !version.is_empty() && version.chars().all(|c| c.is_ascii_digit() || c == '.')
+}
+
+/// PID 1's own environment block (`systemd.unit(5)`): what the command line sets, `ManagerEnvironment=`'s, and a few variables that
+/// systemd sets itself.
+fn environment(value: &str, facts: &Facts<'_>) -> Outcome {
+    let (name, wanted) = value
+        .split_once('=')
+        .map_or((value, None), |(n, v)| (n, Some(v)));
+    let own = [
+        "PATH",
+        "HOME",
+        "TERM",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "LANGUAGE",
+        "container",
+        "INVOCATION_ID",
+    ];
+    let Some(line) = facts
+        .cmdline
+        .filter(|_| !own.contains(&name) && !name.starts_with("LC_"))
+    else {
+        return Outcome::Unknown;
+    };
+    let settings =
+        install::daemon_setting(facts.root, "system.conf", "Manager", "ManagerEnvironment");
+    if settings.is_some() {
+        return Outcome::Unknown;
+    }
+    let mut set = None;
+    for word in line.split_whitespace() {
+        let word = word.strip_prefix("systemd.setenv=").unwrap_or(word);
+        let pair = word.split_once('=').unwrap_or((word, ""));
+        set = Some(pair.1).filter(|_| pair.0 == name).or(set);
+    }
+    Outcome::of(match (set, wanted) {
+        (Some(set), Some(wanted)) => set == wanted,
+        (set, None) => set.is_some(),
+        (None, Some(_)) => false,
+    })
+}
+
+/// Vestibule's guests, and everything that has a kernel and a disk of its own, are virtual machines, not containers.
+fn virtualization(value: &str) -> Outcome {
+    match value {
+        "vm" | "yes" | "true" | "1" | "on" => Outcome::True,
+        "no" | "false" | "0" | "off" | "container" | "docker" | "podman" | "lxc"
+        | "lxc-libvirt" | "systemd-nspawn" | "openvz" | "rkt" | "wsl" | "proot" | "pouch"
+        | "private-users" => Outcome::False,
+        _ => Outcome::Unknown,
+    }
 }
 
 fn architecture(value: &str, machine: Option<u16>) -> Outcome {

@@ -1,6 +1,6 @@
 //! Whether a program can be executed in the guest: path, permission, architecture, interpreter, shared libraries.
 //! The order of the questions is the kernel's (`execve(2)`), then the dynamic linker's (`ld.so(8)`).
-use super::{fstab::Fstab, quote_disk, users::Accounts};
+use super::{fstab::Fstab, libraries::LibraryDirs, quote_disk, users::Accounts};
 use crate::{
     disk::{
         Kind, Meta, Resolved, Root,
@@ -38,6 +38,8 @@ pub enum Problem {
 pub struct As<'a> {
     pub user: Option<&'a str>,
     pub group: Option<&'a str>,
+    /// It may do more than these two say: `SupplementaryGroups=`, `AmbientCapabilities=`.
+    pub more: bool,
     /// `PATH` of the unit, where it sets one.
     pub path: Option<String>,
     /// `LD_LIBRARY_PATH`.
@@ -49,16 +51,17 @@ pub struct As<'a> {
 pub struct Resolver<'a> {
     pub root: &'a Root,
     pub accounts: &'a Accounts,
-    pub fstab: &'a Fstab,
+    /// Of `fstab` and of mount units.
+    pub mounts: Fstab,
     /// `e_machine` of the guest, from its init.
     pub machine: Option<u16>,
-    library_dirs: Vec<String>,
+    library_dirs: LibraryDirs,
     libraries: RefCell<HashMap<String, Option<String>>>,
 }
 
 impl<'a> Resolver<'a> {
     /// A resolver for the guest on `root`.
-    pub fn new(root: &'a Root, accounts: &'a Accounts, fstab: &'a Fstab) -> Self {
+    pub fn new(root: &'a Root, accounts: &'a Accounts, mounts: Fstab) -> Self {
         let machine = [
             "/sbin/init",
             "/usr/lib/systemd/systemd",
@@ -71,9 +74,9 @@ impl<'a> Resolver<'a> {
         Self {
             root,
             accounts,
-            fstab,
+            mounts,
             machine,
-            library_dirs: library_dirs(root),
+            library_dirs: LibraryDirs::read(root),
             libraries: RefCell::default(),
         }
     }
@@ -158,24 +161,36 @@ impl<'a> Resolver<'a> {
         if meta.kind != Kind::File {
             return Some("it is not a regular file".into());
         }
-        if let Some(mount) = self.fstab.covering(real)
+        if let Some(mount) = self.mounts.covering(real)
             && (mount.has("noexec") || (mount.has("user") && !mount.has("exec")))
         {
-            return Some(format!("{} is mounted noexec by /etc/fstab", mount.target));
+            let by = mount.quote.source.trim_start_matches("disk:");
+            return Some(format!("{} is mounted noexec by {by}", mount.target));
         }
-        let (uid, gids) = self.accounts.ids(who.user, who.group)?;
+        let (uid, gids) = self.ids(who)?;
         if !self.allowed(real, meta, uid, &gids) {
-            return Some(if allowed(meta, uid, &gids) {
+            return Some(if permits(meta, uid, &gids, 0o111) {
                 format!("its access list keeps uid {uid} from executing it")
             } else {
                 "no execute permission".into()
             });
         }
-        let mut at = real;
+        self.closed_above(real, uid, &gids)
+    }
+
+    /// The ids that decide what `who` may do, where they decide it.
+    fn ids(&self, who: &As<'_>) -> Option<(u32, Vec<u32>)> {
+        let ids = self.accounts.ids(who.user, who.group);
+        ids.filter(|(uid, _)| *uid == 0 || !who.more)
+    }
+
+    /// A directory above the real path `path` that `uid` may not enter.
+    fn closed_above(&self, path: &str, uid: u32, gids: &[u32]) -> Option<String> {
+        let mut at = path;
         while let Some((parent, _)) = at.rsplit_once('/').filter(|(p, _)| !p.is_empty()) {
             if let Some(dir) = self.root.lstat_real(parent)
                 && uid != 0
-                && !self.allowed(parent, dir, uid, &gids)
+                && !self.allowed(parent, dir, uid, gids)
             {
                 let rights = self.rights(parent, dir);
                 return Some(format!("its user may not enter {parent} ({rights})"));
@@ -185,9 +200,29 @@ impl<'a> Resolver<'a> {
         None
     }
 
+    /// Why `who` may not change to the directory at the real path `path`.
+    pub fn why_not_entered(&self, path: &str, who: &As<'_>) -> Option<String> {
+        let (uid, gids) = self.ids(who).filter(|(uid, _)| *uid != 0)?;
+        // As if for something in it.
+        self.closed_above(&format!("{path}/."), uid, &gids)
+    }
+
+    /// Why `who` may not read the file at the real path `path`. Where an access list decides, nothing is said.
+    pub fn why_not_read(&self, path: &str, who: &As<'_>) -> Option<String> {
+        let (uid, gids) = self.ids(who).filter(|(uid, _)| *uid != 0)?;
+        let meta = self.root.lstat_real(path)?;
+        if self.access_list(path, meta).is_none() && !permits(meta, uid, &gids, 0o444) {
+            return Some(format!(
+                "its user may not read it ({})",
+                self.rights(path, meta)
+            ));
+        }
+        self.closed_above(path, uid, &gids)
+    }
+
     /// Whether `uid` may execute or enter what is at the real path `path`.
     fn allowed(&self, path: &str, meta: Meta, uid: u32, gids: &[u32]) -> bool {
-        let by_mode = allowed(meta, uid, gids);
+        let by_mode = permits(meta, uid, gids, 0o111);
         let by_list = self
             .access_list(path, meta)
             .filter(|_| uid != 0)
@@ -245,15 +280,25 @@ impl<'a> Resolver<'a> {
             None => {}
         }
         let runs_env = interpreter.rsplit('/').next() == Some("env");
-        let named = arg
-            .split_whitespace()
-            .find(|w| !w.starts_with('-') && !w.contains('='));
+        // The kernel hands the rest of the line over as one argument, which only `-S` splits.
+        let named = if arg.starts_with('-') {
+            let mut words = arg.split_whitespace();
+            words.find(|w| !w.starts_with('-') && !w.contains('='))
+        } else {
+            Some(arg).filter(|a| !a.is_empty() && !a.contains('='))
+        };
         let named = named.filter(|n| runs_env && !n.starts_with('/'))?;
         if arg.ends_with('\r') {
             return Some(Problem::Interpreter(quote, "the line ends with CR LF, so env looks for a program whose name ends with a carriage return".into()));
         }
         match self.locate(named, who) {
             Ok(_) => None,
+            Err(_) if named.contains([' ', '\t']) => Some(Problem::Interpreter(
+                quote,
+                format!(
+                    "env is given `{named}` as one name and finds no such program; env -S splits it"
+                ),
+            )),
             Err(_) => Some(Problem::Interpreter(
                 quote,
                 format!("env finds no `{named}` in the unit's PATH"),
@@ -328,11 +373,20 @@ impl<'a> Resolver<'a> {
             }
             let Some(at) = self.library(&library, &extra) else {
                 let quote = quote_disk(&by, None, &format!("[needs {library}]"));
-                return Some(Problem::Library(
-                    quote,
-                    format!("{library} is in none of the linker's directories"),
-                ));
+                let why = match self.library_dirs.unknown_to_cache(self.root, &library) {
+                    Some(at) => format!(
+                        "{at} lies in a directory of ld.so.conf, and the linker reads only ld.so.cache, which does not have it (ldconfig)"
+                    ),
+                    None => format!("{library} is in none of the linker's directories"),
+                };
+                return Some(Problem::Library(quote, why));
             };
+            if let Resolved::Found(real_library, _) = self.root.resolve(&at)
+                && let Some(why) = self.why_not_read(&real_library, who)
+            {
+                let quote = quote_disk(&by, None, &format!("[needs {library}]"));
+                return Some(Problem::Library(quote, format!("{at} is there, and {why}")));
+            }
             if let Ok(next) = elf::read(self.root, &at) {
                 queue.extend(next.needed.into_iter().map(|n| (n, at.clone())));
             }
@@ -353,11 +407,7 @@ impl<'a> Resolver<'a> {
         if let Some(known) = self.libraries.borrow().get(name) {
             return known.clone();
         }
-        let found = self
-            .library_dirs
-            .iter()
-            .map(|d| format!("{d}/{name}"))
-            .find(|p| self.fits(p));
+        let found = self.library_dirs.candidates(name).find(|p| self.fits(p));
         self.libraries
             .borrow_mut()
             .insert(name.to_owned(), found.clone());
@@ -384,44 +434,16 @@ fn is_program(meta: Meta) -> bool {
     meta.kind == Kind::File && meta.mode & 0o111 != 0
 }
 
-fn allowed(meta: Meta, uid: u32, gids: &[u32]) -> bool {
-    if uid == 0 {
-        return meta.mode & 0o111 != 0;
-    }
-    let bit = if meta.uid == uid {
-        0o100
+/// Whether the mode gives `uid` what all of `bits` stand for, as `0o111` for execution; to root whatever it gives anybody.
+fn permits(meta: Meta, uid: u32, gids: &[u32], bits: u32) -> bool {
+    let class = if uid == 0 {
+        0o777
+    } else if meta.uid == uid {
+        0o700
     } else if gids.contains(&meta.gid) {
-        0o010
+        0o070
     } else {
-        0o001
+        0o007
     };
-    meta.mode & bit != 0
-}
-
-/// The directories of `ld.so.conf` and the built-in ones (Debian's multiarch, `/lib64`, musl's).
-fn library_dirs(root: &Root) -> Vec<String> {
-    let mut dirs = Vec::new();
-    let mut files = vec!["/etc/ld.so.conf".to_owned()];
-    for entry in root
-        .list("/etc/ld.so.conf.d")
-        .iter()
-        .filter(|e| e.name.ends_with(".conf"))
-    {
-        files.push(format!("/etc/ld.so.conf.d/{}", entry.name));
-    }
-    for file in files {
-        for line in root.read_text(&file).unwrap_or_default().lines() {
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if line.starts_with('/') {
-                dirs.push(line.to_owned());
-            }
-        }
-    }
-    for triplet in ["x86_64-linux-gnu", "aarch64-linux-gnu", "i386-linux-gnu"] {
-        dirs.push(format!("/lib/{triplet}"));
-        dirs.push(format!("/usr/lib/{triplet}"));
-    }
-    dirs.extend(["/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib"].map(str::to_owned));
-    dirs.retain(|d| root.is_dir(d));
-    dirs
+    meta.mode & class & bits != 0
 }

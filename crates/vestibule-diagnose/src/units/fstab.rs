@@ -1,5 +1,5 @@
 //! `/etc/fstab` and what systemd-fstab-generator makes of it (`systemd-fstab-generator(8)`).
-use super::quote_disk;
+use super::{boot::Boot, names, quote_disk};
 use crate::disk::Root;
 use vestibule_api::finding::Quote;
 
@@ -76,6 +76,32 @@ impl Fstab {
             });
         }
         Self { entries }
+    }
+
+    /// The same with the mount units of a boot.
+    #[must_use]
+    pub fn with_units(&self, boot: &Boot<'_>) -> Self {
+        let mut all = self.clone();
+        for name in boot.jobs.keys().filter(|n| names::unit_type(n) == "mount") {
+            let unit = boot.units.load(name);
+            let value = |key| unit.value("Mount", key).unwrap_or_default();
+            let deciding = if unit.has("Mount", "Options") {
+                "Options"
+            } else {
+                "Type"
+            };
+            if value("Where").starts_with('/') {
+                all.entries.push(Mount {
+                    source: value("What").to_owned(),
+                    target: value("Where").to_owned(),
+                    kind: value("Type").to_owned(),
+                    options: value("Options").split(',').map(str::to_owned).collect(),
+                    pass: 0,
+                    quote: unit.quote("Mount", deciding),
+                });
+            }
+        }
+        all
     }
 
     /// The entry of `/`.

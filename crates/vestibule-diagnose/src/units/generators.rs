@@ -2,14 +2,14 @@
 //! the two things that stop a boot: it never ends, or it masks a unit.
 use super::{names, programs, quote_disk};
 use crate::disk::{Kind, Root};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use vestibule_api::finding::Quote;
 
-const DIRS: [&str; 4] = [
+/// Where generators lie on a disk, first wins; `/run` is made at boot.
+const DIRS: [&str; 3] = [
     "/etc/systemd/system-generators",
     "/usr/local/lib/systemd/system-generators",
     "/usr/lib/systemd/system-generators",
-    "/run/systemd/system-generators",
 ];
 
 /// A generator that is not systemd's own.
@@ -22,15 +22,23 @@ pub struct Generator {
     pub masks: Vec<(String, Quote)>,
 }
 
-/// The custom generators of a disk.
+/// The custom generators of a disk that PID 1 runs: of each name the first, none where that is a link to `/dev/null` or empty.
 pub fn custom(root: &Root) -> Vec<Generator> {
     let mut out = Vec::new();
+    let mut decided: HashSet<String> = HashSet::new();
     for dir in DIRS {
         for entry in root.list(dir).iter() {
             let path = format!("{dir}/{}", entry.name);
-            let Some(meta) = root.stat(&path) else {
+            let masks_name = root.link(&path).is_some_and(|target| target == "/dev/null");
+            if masks_name {
+                decided.insert(entry.name.clone());
+            }
+            let Some(meta) = root.stat(&path).filter(|_| !decided.contains(&entry.name)) else {
                 continue;
             };
+            if meta.size == 0 || meta.mode & 0o111 != 0 {
+                decided.insert(entry.name.clone());
+            }
             let own = entry.name.starts_with("systemd-") && dir.starts_with("/usr/lib/");
             if own || meta.kind != Kind::File || meta.mode & 0o111 == 0 || meta.size == 0 {
                 continue;

@@ -8,11 +8,13 @@ pub mod capabilities;
 pub mod card;
 pub mod command;
 pub mod condition;
+pub mod covers;
 pub mod envfile;
 pub mod exec;
 pub mod fstab;
 pub mod generators;
 pub mod install;
+mod libraries;
 pub mod manager;
 pub mod names;
 pub mod network;
@@ -507,23 +509,21 @@ impl<'a> UnitSet<'a> {
         (!names::is_valid(entry)).then_some("not a valid unit name")
     }
 
-    /// Every directory in the search path whose name ends in one of `suffixes`, as (directory, file name).
+    /// Every directory in the search path that may hold units' dependencies, as (directory, file name).
     pub fn dependency_dirs(&self) -> Vec<(String, String)> {
+        let mut dirs = self.directories();
+        let ends = [".wants", ".requires", ".upholds"];
+        dirs.retain(|(_, name)| ends.iter().any(|end| name.ends_with(end)));
+        dirs
+    }
+
+    /// Every directory in the search path, as (directory, file name).
+    pub fn directories(&self) -> Vec<(String, String)> {
         let mut dirs = Vec::new();
         for dir in &self.search {
-            for entry in self
-                .root
-                .list(dir)
-                .iter()
-                .filter(|e| e.meta.kind == Kind::Dir)
-            {
-                if [".wants", ".requires", ".upholds"]
-                    .iter()
-                    .any(|s| entry.name.ends_with(s))
-                {
-                    dirs.push((format!("{dir}/{}", entry.name), entry.name.clone()));
-                }
-            }
+            let entries = self.root.list(dir);
+            let found = entries.iter().filter(|e| e.meta.kind == Kind::Dir);
+            dirs.extend(found.map(|e| (format!("{dir}/{}", e.name), e.name.clone())));
         }
         dirs
     }

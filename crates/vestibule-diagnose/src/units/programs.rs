@@ -111,6 +111,39 @@ pub fn script_ending(script: &str) -> Option<Ending> {
     }
 }
 
+/// Whether an earlier command may make `path`, so that a disk says nothing of it any more: it names the path or what is above
+/// it, or nobody knows what it does.
+pub fn may_make(command: &Command, path: &str) -> bool {
+    let tests = matches!(
+        ending(command),
+        Some(Ending::Test(..) | Ending::Failure | Ending::Success(_))
+    );
+    let name = command.program.rsplit('/').next().unwrap_or_default();
+    let maker = matches!(
+        name,
+        "mkdir"
+            | "touch"
+            | "ln"
+            | "cp"
+            | "mv"
+            | "install"
+            | "tar"
+            | "chmod"
+            | "chown"
+            | "rm"
+            | "rsync"
+    );
+    if !maker {
+        return !tests || matches!(name, "sh" | "bash" | "dash");
+    }
+    let mut words = command.args.iter().map(|arg| arg.trim_end_matches('/'));
+    words.any(|word| {
+        let shorter = path.strip_prefix(word).or_else(|| word.strip_prefix(path));
+        word.starts_with('/')
+            && shorter.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}
+
 /// Whether a shell script starts something in the background as its last real command and then ends.
 pub fn backgrounds_and_ends(script: &str) -> Option<u64> {
     let mut background = None;

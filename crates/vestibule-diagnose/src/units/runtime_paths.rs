@@ -1,6 +1,6 @@
 //! Paths that a disk does not hold and a running guest may: kernel file systems, `tmpfiles.d(5)`, directories that
 //! systemd makes for units, mounts of `fstab`.
-use super::{UnitSet, fstab::Fstab, names};
+use super::{UnitSet, covers::is_below, fstab::Fstab, names};
 use crate::{disk::Root, text};
 
 /// What is known of a path at the time when a unit starts.
@@ -67,6 +67,12 @@ impl RuntimePaths {
         if makes && path.starts_with('/') {
             self.made.push(path.trim_end_matches('/').to_owned());
         }
+    }
+
+    /// Whether `tmpfiles.d` makes, below `target`, the path itself, something in it, or what it lies in.
+    pub fn is_made(&self, path: &str, target: &str) -> bool {
+        let mut made = self.made.iter().filter(|made| is_below(made, target));
+        made.any(|m| m == path || is_below(path, m) || is_below(m, path) || text::glob(m, path))
     }
 
     /// Whether `path` exists when units start, as far as the disk tells.

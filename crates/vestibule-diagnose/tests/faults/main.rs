@@ -16,7 +16,9 @@ mod oracle;
 mod program;
 mod tree;
 mod variants;
+mod variants_programs;
 mod variants_reach;
+mod variants_units;
 mod variants_vm;
 
 use anyhow::{Context, Result};

@@ -2,12 +2,13 @@
 //! disk alone decides. What is expected follows `reference/systemd.md` and systemd's manual pages; unlike the recorded
 //! failures, these trees were not booted (the refusals to load were checked with
 //! `systemd-analyze --root verify` of systemd 252).
+use super::{variants_programs::PROGRAMS, variants_units::UNITS};
 use anyhow::Result;
 use vestibule_api::finding::VerdictKind;
 use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
 
 /// What happens to the tree, and the cause that must be named; `healthy` for traps.
-struct Variant(&'static str, &'static str);
+pub(crate) struct Variant(pub(crate) &'static str, pub(crate) &'static str);
 
 pub(crate) const AGENT: &str = "vm-browser-agent.service";
 
@@ -136,7 +137,7 @@ const VARIANTS: &[Variant] = &[
     Variant("sed -i 's#^ExecStart=#ExecStartPre=/opt/none\\n&#' $U", "exec-missing"),
     Variant("rm $R/usr/lib/x86_64-linux-gnu/libz.so.1*", "shared-library-missing"),
     Variant("mkdir $R/opt/lib; mv $R/usr/lib/x86_64-linux-gnu/libcares.so.2* $R/opt/lib; dropin l <<<$'[Service]\\nEnvironment=LD_LIBRARY_PATH=/opt/lib'", "healthy"),
-    Variant("mkdir $R/opt/lib; mv $R/usr/lib/x86_64-linux-gnu/libcares.so.2* $R/opt/lib; echo /opt/lib > $R/etc/ld.so.conf.d/x.conf", "healthy"),
+    Variant("mkdir $R/opt/lib; mv $R/usr/lib/x86_64-linux-gnu/libcares.so.2* $R/opt/lib; echo /opt/lib > $R/etc/ld.so.conf.d/x.conf; ldconfig -r $R", "healthy"),
     // reach
     Variant("dropin p <<<$'[Service]\\nPrivateNetwork=yes'", "private-network"),
     Variant("dropin p <<<$'[Service]\\nIPAddressDeny=any'", "address-filtered"),
@@ -160,9 +161,14 @@ const VARIANTS: &[Variant] = &[
     Variant("printf '/dev/vda / ext4 ro 0 1\\n' > $R/etc/fstab", "root-read-only"),
 ];
 
+/// All of them.
+fn all() -> impl Iterator<Item = &'static Variant> {
+    VARIANTS.iter().chain(UNITS).chain(PROGRAMS)
+}
+
 /// The scripts of those that are healthy.
 pub(crate) fn healthy() -> impl Iterator<Item = &'static str> {
-    let healthy = VARIANTS.iter().filter(|variant| variant.1 == "healthy");
+    let healthy = all().filter(|variant| variant.1 == "healthy");
     healthy.map(|variant| variant.0)
 }
 
@@ -173,7 +179,7 @@ fn variants_of_the_failures_are_named() -> Result<()> {
     };
     let only = std::env::var("VESTIBULE_VARIANT").unwrap_or_default();
     let mut wrong = Vec::new();
-    for Variant(script, expected) in VARIANTS.iter().filter(|v| v.0.contains(&only)) {
+    for Variant(script, expected) in all().filter(|v| v.0.contains(&only)) {
         let mutated = base.script(script)?;
         let evidence = Evidence::new()
             .unit(AGENT)
@@ -195,8 +201,8 @@ fn variants_of_the_failures_are_named() -> Result<()> {
     }
     println!(
         "{} of {} variants",
-        VARIANTS.len() - wrong.len(),
-        VARIANTS.len()
+        all().count() - wrong.len(),
+        all().count()
     );
     assert!(
         wrong.is_empty(),
