@@ -24,7 +24,9 @@ use vestibule_api::{
     time::Timestamp,
 };
 
-/// Between two attempts, so that a port that closes at once does not keep a processor busy.
+/// Between two attempts: at first hardly anything, since a restored Firecracker may accept and close its first connections
+/// (Firecracker fact 11); then longer, so that a port that closes at once does not keep a processor busy.
+const REDIAL_FIRST: Duration = Duration::from_millis(10);
 const REDIAL: Duration = Duration::from_millis(250);
 /// From a connection to an authenticated one. A guest that boots says nothing for longer than this, and is dialled again; one that
 /// listens shakes hands in milliseconds. It is for connections that were accepted and stay silent (Firecracker fact 11).
@@ -75,6 +77,7 @@ impl Link {
         let over = self.shared.over.clone();
         let work = async {
             let mut held = self.shared.held.subscribe();
+            let mut redial = REDIAL_FIRST;
             loop {
                 // While the VM is being saved nobody is on the stream.
                 let _ = held.wait_for(|held| !held).await;
@@ -84,7 +87,8 @@ impl Link {
                 };
                 self.shared.mux.send_replace(None);
                 self.tell(Input::StreamDown(words)).await;
-                tokio::time::sleep(REDIAL).await;
+                tokio::time::sleep(redial).await;
+                redial = (redial * 2).min(REDIAL);
             }
         };
         tokio::select! {
