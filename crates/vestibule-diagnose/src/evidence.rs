@@ -11,22 +11,11 @@ use vestibule_api::{agent::Report, error::Chain};
 pub struct Image {
     /// Bytes in it.
     pub len: u64,
-    /// The file system begins with the image: there is no partition table.
-    pub is_whole: bool,
 }
 
 impl Image {
     fn of(source: &impl ByteSource) -> Self {
-        let read = |at| {
-            let mut found = [0_u8; 2];
-            let n = source.read_at(at, &mut found);
-            n.is_ok_and(|n| n == found.len()).then_some(found)
-        };
-        // ext4's magic number, and the signature of a boot record where partitions would be listed.
-        Self {
-            len: source.len(),
-            is_whole: read(1080) == Some([0x53, 0xef]) && read(510) != Some([0x55, 0xaa]),
-        }
+        Self { len: source.len() }
     }
 }
 

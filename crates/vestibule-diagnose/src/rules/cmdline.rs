@@ -18,7 +18,7 @@ fn last<'c>(case: &'c Case<'_>, key: &str) -> Option<(Quote, &'c str)> {
     })
 }
 
-/// `root=` names another file system than the one that is here, or a partition of a disk that has none.
+/// `root=` names another file system than the one that is here. A partition is no contradiction: what is here may be a copy of it.
 pub fn root_on_disk(case: &Case<'_>) -> Vec<Candidate> {
     let superblock = case.disk.as_ref().and_then(|d| d.base.root.superblock());
     let (Some(superblock), Some((word, root))) = (superblock, last(case, "root=")) else {
@@ -27,17 +27,6 @@ pub fn root_on_disk(case: &Case<'_>) -> Vec<Candidate> {
     if case.reached_userspace() {
         return Vec::new();
     }
-    let whole = case.image.is_some_and(|image| image.is_whole);
-    // `vda1`, `sda2`, `nvme0n1p3`: by the kernel's rule a digit after a name that ends in one is preceded by a `p`.
-    let stem = root.trim_end_matches(|c: char| c.is_ascii_digit());
-    let numbered = stem.len() < root.len();
-    let partition = ["/dev/vd", "/dev/sd", "/dev/xvd"]
-        .iter()
-        .any(|d| root.starts_with(d))
-        && numbered
-        || root.starts_with("/dev/nvme") && numbered && stem.ends_with('p')
-        || root.starts_with("PARTUUID=")
-        || root.starts_with("PARTLABEL=");
     let id = |tag: &str, path: &str| {
         let value = root.strip_prefix(tag).or_else(|| root.strip_prefix(path));
         value.map(|v| v.trim_matches('"'))
@@ -53,11 +42,6 @@ pub fn root_on_disk(case: &Case<'_>) -> Vec<Candidate> {
         (
             "the root file system has another label than the command line asks for",
             format!("label `{}`", superblock.label),
-        )
-    } else if partition && whole {
-        (
-            "the command line asks for a partition, and the image has none: the file system is the whole disk",
-            "[a file system, and no partition table]".to_owned(),
         )
     } else {
         return Vec::new();

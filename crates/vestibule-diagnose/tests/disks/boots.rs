@@ -29,10 +29,11 @@ fn a_root_device_is_the_image_or_it_is_missing() -> Result<()> {
             "root-device-missing",
         ),
         ("LABEL=other", "root-device-missing"),
-        ("/dev/vda1", "root-device-missing"),
+        // The image may be a copy of a partition.
+        ("/dev/vda1", "none"),
         ("/dev/nvme0n1", "none"),
-        ("/dev/nvme0n1p1", "root-device-missing"),
-        ("PARTUUID=0000dead-01", "root-device-missing"),
+        ("/dev/nvme0n1p1", "none"),
+        ("PARTUUID=0000dead-01", "none"),
     ] {
         let got = cause(&disk, &format!("root={root} rw"), usize::MAX)?;
         assert_eq!(got, expected, "{root}");
