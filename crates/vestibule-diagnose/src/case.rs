@@ -1,4 +1,6 @@
 //! The evidence, read once, for all rules: the unit model over the disk, one log, and what they say together.
+use std::cell::OnceCell;
+
 use crate::{
     disk::Root,
     evidence::{Evidence, Image},
@@ -101,6 +103,7 @@ pub struct DiskCase<'a> {
     pub boot: Boot<'a>,
     pub resolver: Resolver<'a>,
     pub paths: RuntimePaths,
+    networking: OnceCell<Networking>,
 }
 
 impl<'a> DiskCase<'a> {
@@ -114,16 +117,19 @@ impl<'a> DiskCase<'a> {
             boot,
             resolver: Resolver::new(base.root, &base.accounts, mounts),
             paths: RuntimePaths::read(base.root, units, &base.fstab),
+            networking: OnceCell::new(),
         }
     }
 
-    /// The network's configuration, and what decides which of it is for the card.
-    pub fn networking(&self, case: &Case<'_>) -> Networking {
-        let networkd = self.units.load("systemd-networkd.service");
-        let generator = "systemd-network-generator.service";
-        let generates = self.units.load(generator).is_loaded() && self.boot.starts(generator);
-        let facts = self.facts(&networkd, case);
-        Networking::read(&facts, &self.base.accounts, &networkd, generates)
+    /// The network's configuration, and what decides which of it is for the card. Read once: several rules of each unit ask.
+    pub fn networking(&self, case: &Case<'_>) -> &Networking {
+        self.networking.get_or_init(|| {
+            let networkd = self.units.load("systemd-networkd.service");
+            let generator = "systemd-network-generator.service";
+            let generates = self.units.load(generator).is_loaded() && self.boot.starts(generator);
+            let facts = self.facts(&networkd, case);
+            Networking::read(&facts, &self.base.accounts, &networkd, generates)
+        })
     }
 
     /// The facts that decide conditions of `unit`.

@@ -84,8 +84,8 @@ pub fn waits_for_network(case: &Case<'_>, name: &str) -> Vec<Candidate> {
     let limit = wait_limit(disk, service);
     let own_limit = waiting::job_limit(&disk.units.load(name)).filter(|l| *l < limit);
     let networking = disk.networking(case);
-    let why = unmanaged(case, &networking, service)
-        .or_else(|| unanswered(disk, &networking, service, observed.is_some()));
+    let why = unmanaged(case, networking, service)
+        .or_else(|| unanswered(disk, networking, service, observed.is_some()));
     let Some(Why { cause, config, why }) = why else {
         return Vec::new();
     };

@@ -2,9 +2,8 @@
 //! disk alone decides. What is expected follows `reference/systemd.md` and systemd's manual pages; unlike the recorded
 //! failures, these trees were not booted (the refusals to load were checked with
 //! `systemd-analyze --root verify` of systemd 252).
-use super::{variants_programs::PROGRAMS, variants_units::UNITS};
+use super::{tree::Base, variants_programs::PROGRAMS, variants_units::UNITS};
 use anyhow::Result;
-use vestibule_api::finding::VerdictKind;
 use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
 
 /// What happens to the tree, and the cause that must be named; `healthy` for traps.
@@ -172,43 +171,45 @@ pub(crate) fn healthy() -> impl Iterator<Item = &'static str> {
     healthy.map(|variant| variant.0)
 }
 
+/// Each of `variants` in a tree of its own: what happens to it, words added to the command line, and what must be named.
+/// `VESTIBULE_VARIANT` leaves those whose script contains it.
+pub(crate) fn judge<'v>(
+    base: &Base,
+    tools: &str,
+    variants: impl Iterator<Item = (&'v str, &'v str, &'v str)>,
+) -> Result<()> {
+    let only = std::env::var("VESTIBULE_VARIANT").unwrap_or_default();
+    let (mut tried, mut wrong) = (0, Vec::new());
+    for (script, words, expected) in variants.filter(|(script, ..)| script.contains(&only)) {
+        tried += 1;
+        let mutated = base.script(&format!("{tools}{script}"))?;
+        let root = if words.contains("root=") {
+            ""
+        } else {
+            "root=/dev/vda"
+        };
+        let cmdline = format!("console=ttyS0 {root} rw net.ifnames=0 {words}");
+        let evidence = Evidence::new().unit(AGENT).cmdline(cmdline);
+        let verdict = diagnose(&evidence.disk(DirTree::new(&mutated.dir)));
+        let got = crate::short(&verdict);
+        if got != expected {
+            let why = verdict
+                .finding
+                .map_or_else(String::new, |f| format!("{} {:?}", f.why, f.evidence));
+            wrong.push(format!(
+                "expected {expected}, got {got}: {script} {words}\n    {why}"
+            ));
+        }
+    }
+    println!("{tried} variants, {} wrong", wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
 #[test]
 fn variants_of_the_failures_are_named() -> Result<()> {
     let Some((_, base)) = crate::faults("variants")? else {
         return Ok(());
     };
-    let only = std::env::var("VESTIBULE_VARIANT").unwrap_or_default();
-    let mut wrong = Vec::new();
-    for Variant(script, expected) in all().filter(|v| v.0.contains(&only)) {
-        let mutated = base.script(script)?;
-        let evidence = Evidence::new()
-            .unit(AGENT)
-            .cmdline("console=ttyS0 root=/dev/vda rw net.ifnames=0");
-        let verdict = diagnose(&evidence.disk(DirTree::new(&mutated.dir)));
-        let got = match (&verdict.finding, verdict.verdict) {
-            (Some(f), _) => f.cause.id(),
-            (None, VerdictKind::Healthy) => "healthy",
-            (None, VerdictKind::Cause | VerdictKind::Unknown) => "unknown",
-        };
-        if got != *expected {
-            let why = verdict
-                .finding
-                .map_or_else(String::new, |f| format!("{} {:?}", f.why, f.evidence));
-            wrong.push(format!(
-                "expected {expected}, got {got}: {script}\n    {why}"
-            ));
-        }
-    }
-    println!(
-        "{} of {} variants",
-        all().count() - wrong.len(),
-        all().count()
-    );
-    assert!(
-        wrong.is_empty(),
-        "{} wrong:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
-    Ok(())
+    judge(&base, "", all().map(|v| (v.0, "", v.1)))
 }

@@ -1,10 +1,8 @@
 //! Variants of what keeps a running unit from being reached: packet filters, filters of systemd, address and port. The
 //! disk and the kernel command line decide. The rulesets were tried with nft 1.0.6, and `IPAddressDeny=` of slices and
 //! `SocketBindDeny=` in a booted Debian 12.
-use crate::variants::AGENT;
+use crate::variants::judge;
 use anyhow::Result;
-use vestibule_api::finding::VerdictKind;
-use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
 
 /// What happens to the tree, what the command line has more, and the cause that must be named; `healthy` for traps.
 struct Variant(&'static str, &'static str, &'static str);
@@ -87,29 +85,5 @@ fn units_that_nobody_reaches_are_named() -> Result<()> {
     let Some((_, base)) = crate::faults("variants-reach")? else {
         return Ok(());
     };
-    let only = std::env::var("VESTIBULE_VARIANT").unwrap_or_default();
-    let mut wrong = Vec::new();
-    for Variant(script, more, expected) in VARIANTS.iter().filter(|v| v.0.contains(&only)) {
-        let mutated = base.script(&format!("{TOOLS}{script}"))?;
-        let evidence = Evidence::new().unit(AGENT).cmdline(format!(
-            "console=ttyS0 root=/dev/vda rw net.ifnames=0 {more}"
-        ));
-        let verdict = diagnose(&evidence.disk(DirTree::new(&mutated.dir)));
-        let got = match (&verdict.finding, verdict.verdict) {
-            (Some(f), _) => f.cause.id(),
-            (None, VerdictKind::Healthy) => "healthy",
-            (None, VerdictKind::Cause | VerdictKind::Unknown) => "unknown",
-        };
-        if got != *expected {
-            let why = verdict
-                .finding
-                .map_or_else(String::new, |f| format!("{} {:?}", f.why, f.evidence));
-            wrong.push(format!(
-                "expected {expected}, got {got}: {script}\n    {why}"
-            ));
-        }
-    }
-    println!("{} variants, {} wrong", VARIANTS.len(), wrong.len());
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    Ok(())
+    judge(&base, TOOLS, VARIANTS.iter().map(|v| (v.0, v.1, v.2)))
 }

@@ -1,8 +1,7 @@
 //! Variants about the machine below its units: network, root device, mounts, PID 1, first boot. As those of `variants.rs`,
 //! but each with the kernel command line that it is about.
-use crate::variants::AGENT;
+use crate::variants::judge;
 use anyhow::Result;
-use vestibule_diagnose::{Evidence, diagnose, disk::dir::DirTree};
 
 /// What happens to the tree, words added to the command line, and the cause that must be named; `healthy` for traps.
 struct Variant(&'static str, &'static str, &'static str);
@@ -81,33 +80,5 @@ fn variants_of_the_machine_are_named() -> Result<()> {
     let Some((_, base)) = crate::faults("variants-vm")? else {
         return Ok(());
     };
-    let only = std::env::var("VESTIBULE_VARIANT").unwrap_or_default();
-    let mut wrong = Vec::new();
-    for Variant(script, words, expected) in VARIANTS.iter().filter(|v| v.0.contains(&only)) {
-        let mutated = base.script(script)?;
-        let root = if words.contains("root=") {
-            ""
-        } else {
-            "root=/dev/vda"
-        };
-        let cmdline = format!("console=ttyS0 {root} rw net.ifnames=0 {words}");
-        let evidence = Evidence::new().unit(AGENT).cmdline(cmdline);
-        let verdict = diagnose(&evidence.disk(DirTree::new(&mutated.dir)));
-        let got = crate::short(&verdict);
-        if got != *expected {
-            let finding = verdict
-                .finding
-                .map(|f| format!("{} {:?}", f.why, f.evidence));
-            wrong.push(format!(
-                "expected {expected}, got {got}: {script} {words}\n    {finding:?}"
-            ));
-        }
-    }
-    assert!(
-        wrong.is_empty(),
-        "{} wrong:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
-    Ok(())
+    judge(&base, "", VARIANTS.iter().map(|v| (v.0, v.1, v.2)))
 }
