@@ -3,7 +3,7 @@ use std::cell::OnceCell;
 
 use crate::{
     disk::Root,
-    evidence::{Evidence, Image},
+    evidence::Evidence,
     host::HostFacts,
     journal::{FileState, Journal},
     log::{Log, run::UnitLog},
@@ -152,8 +152,8 @@ pub struct Case<'a> {
     pub disk: Option<DiskCase<'a>>,
     pub disk_error: Option<String>,
     pub log: Log,
-    /// The image that the disk was read from, where it was one.
-    pub image: Option<Image>,
+    /// Bytes of the image that the disk was read from, where it was one.
+    pub image_len: Option<u64>,
     pub serial_given: bool,
     /// Bytes of the serial log.
     pub serial_len: usize,
@@ -204,7 +204,7 @@ impl<'a> Case<'a> {
         Self {
             disk: None,
             disk_error: evidence.disk_error.clone(),
-            image: evidence.image,
+            image_len: evidence.image_len,
             serial_given: evidence.serial.is_some(),
             serial_len: evidence.serial.as_ref().map_or(0, Vec::len),
             journal_given: !evidence.journals.is_empty() || !from_disk.is_empty(),

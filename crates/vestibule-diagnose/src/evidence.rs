@@ -6,26 +6,14 @@ use crate::{
 };
 use vestibule_api::{agent::Report, error::Chain};
 
-/// The image file that a disk was read from.
-#[derive(Clone, Copy, Debug)]
-pub struct Image {
-    /// Bytes in it.
-    pub len: u64,
-}
-
-impl Image {
-    fn of(source: &impl ByteSource) -> Self {
-        Self { len: source.len() }
-    }
-}
-
 /// The evidence of one VM, or of one image that never ran.
 #[derive(Debug, Default)]
 pub struct Evidence {
     pub(crate) disk: Option<Root>,
     /// Why a disk that was given cannot be read.
     pub(crate) disk_error: Option<String>,
-    pub(crate) image: Option<Image>,
+    /// Bytes of the image file that the disk is read from.
+    pub(crate) image_len: Option<u64>,
     pub(crate) serial: Option<Vec<u8>>,
     pub(crate) journals: Vec<Journal>,
     pub(crate) cmdline: Option<String>,
@@ -56,7 +44,7 @@ impl Evidence {
     /// A disk or an image of one, raw or inside a partition table. One that cannot be read as ext4 is evidence too.
     #[must_use]
     pub fn disk_image(mut self, source: impl ByteSource + 'static) -> Self {
-        self.image = Some(Image::of(&source));
+        self.image_len = Some(source.len());
         match Ext4Tree::open(source) {
             Ok(tree) => self.disk(tree),
             Err(err) => self.unreadable_disk(Chain(&err).to_string()),

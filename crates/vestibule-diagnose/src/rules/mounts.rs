@@ -9,11 +9,11 @@ use vestibule_api::{cause::Cause, finding::Quote};
 /// The image ends before its file system does, and a kernel refuses to mount that (`ext4_check_geometry`).
 pub fn incomplete_image(case: &Case<'_>) -> Vec<Candidate> {
     let superblock = case.disk.as_ref().and_then(|d| d.base.root.superblock());
-    let (Some(superblock), Some(image)) = (superblock, case.image) else {
+    let (Some(superblock), Some(len)) = (superblock, case.image_len) else {
         return Vec::new();
     };
     let needed = superblock.blocks.saturating_mul(superblock.block_size);
-    if needed <= image.len || case.reached_userspace() {
+    if needed <= len || case.reached_userspace() {
         return Vec::new();
     }
     let quote = quote_disk(
@@ -25,8 +25,7 @@ pub fn incomplete_image(case: &Case<'_>) -> Vec<Candidate> {
         ),
     );
     let why = format!(
-        "the root file system has {needed} bytes and its image only {}: the image is incomplete, and the kernel does not mount it",
-        image.len
+        "the root file system has {needed} bytes and its image only {len}: the image is incomplete, and the kernel does not mount it"
     );
     let f = vm(
         Cause::KernelPanic,
