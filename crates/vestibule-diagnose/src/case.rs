@@ -14,7 +14,7 @@ use crate::{
         exec::Resolver,
         fstab::Fstab,
         generators::{self, Generator},
-        install::{self, MachineId},
+        install::{self, MachineId, Presets},
         names,
         network::Networking,
         runtime_paths::RuntimePaths,
@@ -104,6 +104,7 @@ pub struct DiskCase<'a> {
     pub resolver: Resolver<'a>,
     pub paths: RuntimePaths,
     networking: OnceCell<Networking>,
+    presets: OnceCell<Presets>,
 }
 
 impl<'a> DiskCase<'a> {
@@ -118,7 +119,13 @@ impl<'a> DiskCase<'a> {
             resolver: Resolver::new(base.root, &base.accounts, mounts),
             paths: RuntimePaths::read(base.root, units, &base.fstab),
             networking: OnceCell::new(),
+            presets: OnceCell::new(),
         }
+    }
+
+    /// The preset policy, read once for a diagnosis.
+    pub fn presets(&self) -> &Presets {
+        self.presets.get_or_init(|| Presets::read(self.base.root))
     }
 
     /// The network's configuration, and what decides which of it is for the card. Read once: several rules of each unit ask.

@@ -10,84 +10,83 @@ pub(crate) fn shorten(text: &str, max: usize) -> String {
 
 /// A shell pattern with `*`, `?` and `[…]` (as `fnmatch(3)` without flags) against `text`.
 pub(crate) fn glob(pattern: &str, text: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().take(512).collect();
-    let text: Vec<char> = text.chars().take(4096).collect();
-    // One row of "does pattern[..p] match text[..t]" at a time: linear memory, no exponential case.
-    let mut reach = vec![true];
-    reach.resize(text.len().saturating_add(1), false);
-    let mut rest = pattern.as_slice();
-    while let Some((head, tail)) = rest.split_first() {
-        let mut next = vec![false; reach.len()];
-        let mut consumed = tail;
-        match head {
-            '*' => {
-                let mut seen = false;
-                for (n, r) in next.iter_mut().zip(&reach) {
-                    seen |= *r;
-                    *n = seen;
-                }
-            }
-            _ => {
-                let (matcher, after) = one(*head, tail);
-                consumed = after;
-                for ((n, r), c) in next.iter_mut().skip(1).zip(&reach).zip(&text) {
-                    *n = *r && matcher.matches(*c);
-                }
-            }
-        }
-        reach = next;
-        rest = consumed;
-    }
-    reach.last().copied().unwrap_or(false)
-}
-
-enum Matcher {
-    Any,
-    Is(char),
-    Set(bool, Vec<(char, char)>),
-}
-
-impl Matcher {
-    fn matches(&self, c: char) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Is(x) => *x == c,
-            Self::Set(negated, ranges) => {
-                ranges.iter().any(|(a, b)| (*a..=*b).contains(&c)) != *negated
-            }
-        }
-    }
-}
-
-fn one(head: char, tail: &[char]) -> (Matcher, &[char]) {
-    match (head, tail) {
-        ('?', _) => (Matcher::Any, tail),
-        ('\\', [c, rest @ ..]) => (Matcher::Is(*c), rest),
-        ('[', _) => set(tail).unwrap_or((Matcher::Is('['), tail)),
-        _ => (Matcher::Is(head), tail),
-    }
-}
-
-fn set(tail: &[char]) -> Option<(Matcher, &[char])> {
-    let (negated, mut rest) = match tail {
-        ['!' | '^', rest @ ..] => (true, rest),
-        _ => (false, tail),
-    };
-    let mut ranges = Vec::new();
+    let mut pattern = first(pattern, 512);
+    let mut text = first(text, 4096);
+    // The last `*`: what follows it, and the first of the text that it has not taken. An earlier one need not take more.
+    let mut star = None;
     loop {
-        match rest {
-            [']', after @ ..] if !ranges.is_empty() => {
-                return Some((Matcher::Set(negated, ranges), after));
+        if let Some(rest) = pattern.strip_prefix('*') {
+            star = Some((rest, text));
+            pattern = rest;
+            continue;
+        }
+        let mut chars = text.chars();
+        let Some(c) = chars.next() else {
+            return pattern.is_empty();
+        };
+        if let Some(rest) = after_one(pattern, c) {
+            (pattern, text) = (rest, chars.as_str());
+            continue;
+        }
+        let Some((rest, from)) = star else {
+            return false;
+        };
+        let mut more = from.chars();
+        more.next();
+        text = more.as_str();
+        pattern = rest;
+        star = Some((rest, text));
+    }
+}
+
+/// At most `max` characters of `text`.
+fn first(text: &str, max: usize) -> &str {
+    match text.char_indices().nth(max) {
+        Some((cut, _)) => text.get(..cut).unwrap_or_default(),
+        None => text,
+    }
+}
+
+/// What follows the first element of a pattern, which is no `*`, where that element matches `c`.
+fn after_one(pattern: &str, c: char) -> Option<&str> {
+    let mut chars = pattern.chars();
+    let head = chars.next()?;
+    let tail = chars.as_str();
+    match head {
+        '?' => Some(tail),
+        '\\' => match chars.next() {
+            Some(quoted) => (quoted == c).then_some(chars.as_str()),
+            None => (c == head).then_some(tail),
+        },
+        '[' => match in_set(tail, c) {
+            Some((holds, rest)) => holds.then_some(rest),
+            None => (c == head).then_some(tail),
+        },
+        _ => (c == head).then_some(tail),
+    }
+}
+
+/// Whether a set, of which `tail` is what follows `[`, holds `c`, and what follows the set; none where it is not closed.
+fn in_set(tail: &str, c: char) -> Option<(bool, &str)> {
+    let (negated, set) = match tail.strip_prefix(['!', '^']) {
+        Some(rest) => (true, rest),
+        None => (false, tail),
+    };
+    let (mut holds, mut empty) = (false, true);
+    let mut chars = set.chars();
+    loop {
+        let from = chars.next()?;
+        if from == ']' && !empty {
+            return Some((holds != negated, chars.as_str()));
+        }
+        empty = false;
+        let mut ahead = chars.clone();
+        match (ahead.next(), ahead.next()) {
+            (Some('-'), Some(to)) if to != ']' => {
+                holds |= (from..=to).contains(&c);
+                chars = ahead;
             }
-            [a, '-', b, after @ ..] if *b != ']' => {
-                ranges.push((*a, *b));
-                rest = after;
-            }
-            [a, after @ ..] => {
-                ranges.push((*a, *a));
-                rest = after;
-            }
-            [] => return None,
+            _ => holds |= from == c,
         }
     }
 }
@@ -245,6 +244,14 @@ mod tests {
             ("a*b*c", "aXbYc", true),
             ("a*b*c", "aXbY", false),
             ("[", "[", true),
+            ("a[b", "a[b", true),
+            ("[]a-c]x", "]x", true),
+            ("[]a-c]x", "dx", false),
+            (r"\*", "*", true),
+            (r"\*", "x", false),
+            ("*[0-9]x", "a1b2x", true),
+            ("*?b", "ab-b", true),
+            ("**", "é", true),
         ] {
             assert_eq!(glob(pattern, text), expect, "{pattern} {text}");
         }

@@ -80,11 +80,13 @@ const CONFIG_LIMIT: usize = 1 << 20;
 const LIST_LIMIT: usize = 65_536;
 /// As in the kernel: so many symbolic links on one path are a loop.
 const LINK_LIMIT: u32 = 40;
+/// Names kept of those that were looked up; then they are forgotten.
+const DENTRIES_LIMIT: usize = 65_536;
 /// No path of a Linux system call is longer.
 const PATH_LIMIT: usize = 4096;
 /// Files are read in blocks of so many bytes where less is asked for: one library is asked for a hundred times, and each
 /// time the file system would be walked from its root.
-const BLOCK: usize = 16_384;
+const BLOCK: usize = 4096;
 /// Bytes of blocks kept; then they are forgotten.
 const BLOCKS_LIMIT: usize = 8 << 20;
 /// Files whose extended attributes are kept; then they are forgotten.
@@ -106,13 +108,109 @@ pub enum Resolved {
 /// A tree with symbolic links resolved inside it.
 pub struct Root {
     tree: Box<dyn Tree>,
-    metas: RefCell<HashMap<String, Option<Meta>>>,
+    dentries: RefCell<Dentries>,
     listings: RefCell<HashMap<String, Rc<Vec<Entry>>>>,
     links: RefCell<HashMap<String, Option<Rc<str>>>>,
     blocks: RefCell<Blocks>,
     xattrs: RefCell<HashMap<String, Rc<[Xattr]>>>,
     budget: Cell<u32>,
 }
+
+/// What was found under the names that were looked up, directory by directory, as a kernel keeps it; also that there is nothing.
+struct Dentries {
+    directories: Vec<Directory>,
+    names: usize,
+}
+
+/// One directory of [`Dentries`]; [`TOP`] is its own parent.
+struct Directory {
+    meta: Meta,
+    parent: usize,
+    children: HashMap<Box<str>, Option<Child>>,
+}
+
+#[derive(Clone, Copy)]
+struct Child {
+    meta: Meta,
+    /// Which of [`Dentries::directories`], where it is one.
+    directory: Option<usize>,
+}
+
+/// The root directory in [`Dentries`].
+const TOP: usize = 0;
+
+impl Default for Dentries {
+    fn default() -> Self {
+        Self {
+            directories: vec![Directory {
+                meta: ROOT_META,
+                parent: TOP,
+                children: HashMap::new(),
+            }],
+            names: 0,
+        }
+    }
+}
+
+impl Dentries {
+    fn get(&self, directory: usize, name: &str) -> Option<Option<Child>> {
+        let directory = self.directories.get(directory)?;
+        directory.children.get(name).copied()
+    }
+
+    fn insert(&mut self, directory: usize, name: &str, meta: Option<Meta>) -> Option<Child> {
+        let next = self.directories.len();
+        let child = meta.map(|meta| Child {
+            meta,
+            directory: (meta.kind == Kind::Dir).then_some(next),
+        });
+        if let Some(meta) = meta.filter(|meta| meta.kind == Kind::Dir) {
+            self.directories.push(Directory {
+                meta,
+                parent: directory,
+                children: HashMap::new(),
+            });
+        }
+        if let Some(directory) = self.directories.get_mut(directory) {
+            directory.children.insert(name.into(), child);
+            self.names = self.names.saturating_add(1);
+        }
+        child
+    }
+
+    /// The directory above one, and its inode.
+    fn above(&self, directory: usize) -> (usize, Meta) {
+        let parent = self.directories.get(directory).map_or(TOP, |d| d.parent);
+        let meta = self.directories.get(parent).map_or(ROOT_META, |d| d.meta);
+        (parent, meta)
+    }
+}
+
+/// How far a path was followed.
+struct Walk {
+    /// The real path, empty for the root.
+    real: String,
+    meta: Meta,
+    /// Which of [`Dentries::directories`], where `real` is one.
+    directory: Option<usize>,
+    links: u32,
+}
+
+impl Walk {
+    fn restart(&mut self) {
+        self.real.clear();
+        self.meta = ROOT_META;
+        self.directory = Some(TOP);
+    }
+}
+
+const ROOT_META: Meta = Meta {
+    kind: Kind::Dir,
+    mode: 0o755,
+    uid: 0,
+    gid: 0,
+    size: 0,
+};
 
 /// Blocks of files by path and number; `None` for one that could not be read.
 #[derive(Default)]
@@ -132,7 +230,7 @@ impl Root {
     pub fn new(tree: impl Tree + 'static) -> Self {
         Self {
             tree: Box::new(tree),
-            metas: RefCell::default(),
+            dentries: RefCell::default(),
             listings: RefCell::default(),
             links: RefCell::default(),
             blocks: RefCell::default(),
@@ -159,15 +257,7 @@ impl Root {
 
     /// The inode at an already resolved parent; the last component is not followed.
     pub fn lstat_real(&self, path: &str) -> Option<Meta> {
-        if let Some(known) = self.metas.borrow().get(path) {
-            return *known;
-        }
-        if !self.spend() {
-            return None;
-        }
-        let meta = self.tree.lstat(path);
-        self.metas.borrow_mut().insert(path.to_owned(), meta);
-        meta
+        self.resolve_parent(path).map(|(_, meta)| meta)
     }
 
     /// Follows every symbolic link of `path`, as the guest's kernel would with this root.
@@ -187,61 +277,92 @@ impl Root {
         if path.len() > PATH_LIMIT {
             return Resolved::Broken(text::shorten(path, 80));
         }
-        let mut todo: Vec<String> = split_reversed(path);
-        let mut real = String::new();
-        let mut links: u32 = 0;
-        let root = Meta {
-            kind: Kind::Dir,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            size: 0,
+        let mut dentries = self.dentries.borrow_mut();
+        if dentries.names > DENTRIES_LIMIT {
+            *dentries = Dentries::default();
+        }
+        let mut walk = Walk {
+            real: String::with_capacity(path.len()),
+            meta: ROOT_META,
+            directory: Some(TOP),
+            links: 0,
         };
-        let mut meta = root;
-        while let Some(part) = todo.pop() {
+        if let Err(ended) = self.follow(&mut dentries, &mut walk, path, follow_last) {
+            return ended;
+        }
+        if walk.real.is_empty() {
+            walk.real.push('/');
+        }
+        Resolved::Found(walk.real, walk.meta)
+    }
+
+    /// Goes on from where `walk` is. Calls itself for each link, at most [`LINK_LIMIT`] times.
+    fn follow(
+        &self,
+        dentries: &mut Dentries,
+        walk: &mut Walk,
+        path: &str,
+        follow_last: bool,
+    ) -> Result<(), Resolved> {
+        let mut parts = path
+            .split('/')
+            .filter(|p| !p.is_empty() && *p != ".")
+            .peekable();
+        while let Some(part) = parts.next() {
+            let Some(directory) = walk.directory else {
+                return Err(Resolved::Broken(std::mem::take(&mut walk.real)));
+            };
+            let before = walk.real.len();
             if part == ".." {
-                let cut = real.rfind('/').unwrap_or(0);
-                real.truncate(cut);
-                meta = if real.is_empty() {
-                    root
-                } else {
-                    self.lstat_real(&real).unwrap_or(root)
-                };
+                let cut = walk.real.rfind('/').unwrap_or(0);
+                walk.real.truncate(cut);
+                let (parent, meta) = dentries.above(directory);
+                (walk.directory, walk.meta) = (Some(parent), meta);
                 continue;
             }
-            if meta.kind != Kind::Dir {
-                return Resolved::Broken(real);
+            walk.real.push('/');
+            walk.real.push_str(part);
+            if walk.real.len() > PATH_LIMIT {
+                return Err(Resolved::Broken(text::shorten(&walk.real, 80)));
             }
-            let next = format!("{real}/{part}");
-            if next.len() > PATH_LIMIT {
-                return Resolved::Broken(text::shorten(&next, 80));
-            }
-            let Some(found) = self.lstat_real(&next) else {
-                return Resolved::Missing(next);
+            let Some(found) = self.child(dentries, directory, part, &walk.real) else {
+                return Err(Resolved::Missing(std::mem::take(&mut walk.real)));
             };
-            if found.kind == Kind::Symlink && (follow_last || !todo.is_empty()) {
-                links = links.saturating_add(1);
-                let Some(target) = self.link_real(&next).filter(|_| links <= LINK_LIMIT) else {
-                    return Resolved::Broken(next);
+            if found.meta.kind == Kind::Symlink && (follow_last || parts.peek().is_some()) {
+                walk.links = walk.links.saturating_add(1);
+                let target = self.link_real(&walk.real);
+                let Some(target) = target.filter(|_| walk.links <= LINK_LIMIT) else {
+                    return Err(Resolved::Broken(std::mem::take(&mut walk.real)));
                 };
                 if target.starts_with('/') {
-                    real.clear();
-                    meta = root;
+                    walk.restart();
+                } else {
+                    walk.real.truncate(before);
                 }
-                todo.extend(split_reversed(&target));
+                self.follow(dentries, walk, &target, true)?;
                 continue;
             }
-            real = next;
-            meta = found;
+            walk.meta = found.meta;
+            walk.directory = found.directory;
         }
-        Resolved::Found(
-            if real.is_empty() {
-                "/".to_owned()
-            } else {
-                real
-            },
-            meta,
-        )
+        Ok(())
+    }
+
+    /// What `directory`, whose entry `name` has the real path `path`, holds under that name.
+    fn child(
+        &self,
+        dentries: &mut Dentries,
+        directory: usize,
+        name: &str,
+        path: &str,
+    ) -> Option<Child> {
+        if let Some(known) = dentries.get(directory, name) {
+            return known;
+        }
+        if !self.spend() {
+            return None;
+        }
+        dentries.insert(directory, name, self.tree.lstat(path))
     }
 
     /// The inode that `path` leads to.
@@ -365,8 +486,9 @@ impl Root {
 
     /// A text file; bytes that are not UTF-8 are replaced.
     pub fn read_text(&self, path: &str) -> Option<String> {
-        self.read(path)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        let bytes = self.read(path)?;
+        let text = String::from_utf8(bytes);
+        Some(text.unwrap_or_else(|err| String::from_utf8_lossy(err.as_bytes()).into_owned()))
     }
 
     /// The text of a program with a `#!` line; nothing more than that is read of another.
@@ -394,24 +516,10 @@ impl Root {
         }
         let mut entries = self.tree.list(&real, LIST_LIMIT).unwrap_or_default();
         entries.sort_by(|a, b| a.name.cmp(&b.name));
-        let base = if real == "/" { "" } else { real.as_str() };
-        let mut metas = self.metas.borrow_mut();
-        for entry in &entries {
-            metas.insert(format!("{base}/{}", entry.name), Some(entry.meta));
-        }
-        drop(metas);
         let entries = Rc::new(entries);
         self.listings.borrow_mut().insert(real, Rc::clone(&entries));
         entries
     }
-}
-
-fn split_reversed(path: &str) -> Vec<String> {
-    path.split('/')
-        .filter(|p| !p.is_empty() && *p != ".")
-        .rev()
-        .map(str::to_owned)
-        .collect()
 }
 
 #[cfg(test)]
@@ -437,10 +545,13 @@ mod tests {
             root.resolve("/bin/none/x"),
             Resolved::Missing("/usr/bin/none".into())
         );
-        assert_eq!(
-            root.resolve("/abs/x"),
-            Resolved::Broken("/usr/bin/tool".into())
-        );
+        for through_a_file in ["/abs/x", "/abs/.."] {
+            assert_eq!(
+                root.resolve(through_a_file),
+                Resolved::Broken("/usr/bin/tool".into())
+            );
+        }
+        assert!(matches!(root.resolve("/bin/../../bin/.."), Resolved::Found(p, _) if p == "/usr"));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

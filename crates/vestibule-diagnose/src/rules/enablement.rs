@@ -2,7 +2,7 @@
 use super::{Candidate, Strength, about};
 use crate::{
     case::{Case, DiskCase},
-    units::{DirLink, Load, Unit, generators::Generator, install::Presets, names, quote_disk},
+    units::{DirLink, Load, Unit, generators::Generator, names, quote_disk},
 };
 use vestibule_api::{cause::Cause, finding::Quote};
 
@@ -166,7 +166,7 @@ fn not_pulled(disk: &DiskCase<'_>, name: &str, unit: &Unit) -> Candidate {
         return candidate;
     }
     let target = &disk.boot.target;
-    let policy = Presets::read(disk.base.root);
+    let policy = disk.presets();
     let (mut why, fix) = if unit.all("Install", "WantedBy").is_empty()
         && unit.all("Install", "RequiredBy").is_empty()
     {
@@ -238,10 +238,8 @@ fn bad_link(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
         let wrong = links.iter().find(|l| {
             l.ignored.is_none()
                 && l.entry != name
-                && disk
-                    .base
-                    .root
-                    .link(&l.path)
+                && l.target
+                    .as_deref()
                     .is_some_and(|t| t.rsplit('/').next() == Some(name))
                 && !disk.units.load(&l.entry).is_loaded()
         });
@@ -257,13 +255,13 @@ fn bad_link(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
     }
     // A directory that no unit has: `multi-user.wants` or `multi-user.target.want` for `multi-user.target.wants`.
     for (dir, dir_name) in disk.units.directories() {
-        let (owner, kind) = dir_name.rsplit_once('.').unwrap_or((&dir_name, ""));
+        let (owner, kind) = dir_name.rsplit_once('.').unwrap_or((dir_name, ""));
         let why = match kind {
             "wants" | "requires" | "upholds" if names::is_valid(owner) => continue,
             "wants" | "requires" | "upholds" => format!("`{owner}` is no unit's name"),
             _ => format!("`{dir_name}` is no unit's name with .wants, .requires or .upholds"),
         };
-        let entries = disk.base.root.list(&dir);
+        let entries = disk.base.root.list(dir);
         // In a drop-in directory a name like that may be a drop-in's.
         let mut entries = entries.iter().filter(|e| !e.name.ends_with(".conf"));
         if let Some(entry) = entries.find(|e| means(&e.name)) {
@@ -356,7 +354,7 @@ fn only_template(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
 /// Whether an instance of the template has an entry of its own under some unit's directory.
 fn has_enabled_instance(disk: &DiskCase<'_>, template: &str) -> bool {
     let is_one = |entry: &str| names::template_of(entry).is_some_and(|t| t == template);
-    disk.units.dependency_dirs().iter().any(|(dir, _)| {
+    disk.units.dependency_dirs().any(|(dir, _)| {
         let entries = disk.base.root.list(dir);
         entries.iter().any(|e| is_one(&e.name))
     })
@@ -372,7 +370,7 @@ fn enabled_somewhere(disk: &DiskCase<'_>, name: &str) -> Option<(String, String)
                 .rsplit_once('.')
                 .map(|(o, _)| o.to_owned())
                 .filter(|o| names::is_valid(o))?;
-            let found = disk.base.root.list(&dir).iter().any(|e| e.name == name);
+            let found = disk.base.root.list(dir).iter().any(|e| e.name == name);
             found.then(|| (disk.units.canonical(&owner), format!("{dir}/{name}")))
         })
 }
@@ -440,11 +438,11 @@ fn unreached(disk: &DiskCase<'_>, name: &str) -> Option<Candidate> {
 fn named_by_unit(disk: &DiskCase<'_>, name: &str) -> Option<(String, Quote)> {
     disk.units
         .files()
-        .into_keys()
+        .keys()
         .filter(|n| !names::is_template(n))
         .find_map(|owner| {
-            let unit = disk.units.load(&owner);
-            if unit.name == name || !unit.is_loaded() || disk.boot.starts(&owner) {
+            let unit = disk.units.load(owner);
+            if unit.name == name || !unit.is_loaded() || disk.boot.starts(owner) {
                 return None;
             }
             ["Wants", "Requires", "BindsTo", "Upholds"]

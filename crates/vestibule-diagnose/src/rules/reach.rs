@@ -249,10 +249,9 @@ pub(super) fn logged_port(case: &Case<'_>, name: &str) -> Vec<Candidate> {
         return Vec::new();
     };
     let log = case.unit_log(name);
-    let Some(pattern) = LISTENING.as_ref() else {
-        return Vec::new();
-    };
-    let Some((line, said)) = log.own.iter().find_map(|l| {
+    let mut own = log.own.iter();
+    let Some((line, said)) = own.find_map(|l| {
+        let pattern = LISTENING.as_ref()?;
         let said: u16 = pattern.captures(&l.text)?.get(1)?.as_str().parse().ok()?;
         Some((l, said))
     }) else {

@@ -365,10 +365,10 @@ pub fn pulls(units: &UnitSet<'_>, unit: &Unit) -> Vec<(String, Pull, Quote)> {
     }
     for link in units
         .dir_links(&unit.name)
-        .into_iter()
+        .iter()
         .filter(|l| l.ignored.is_none())
     {
-        let to = units.root.link(&link.path).unwrap_or_default();
+        let to = link.target.as_deref().unwrap_or_default();
         let quote = quote_disk(&link.path, None, &format!("symbolic link to {to}"));
         found.push((resolve_name(unit, &link.entry), link.pull, quote));
     }

@@ -12,6 +12,7 @@ use crate::{
 use std::{
     cell::RefCell,
     collections::{HashMap, HashSet, VecDeque},
+    rc::Rc,
 };
 use vestibule_api::finding::Quote;
 
@@ -21,6 +22,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const DEPTH_LIMIT: u32 = 4;
 /// Libraries in one closure; Chromium has about 150.
 const LIBRARY_LIMIT: usize = 1_024;
+/// Programs and libraries of which is kept what was read; then they are forgotten.
+const ELVES_LIMIT: usize = 2_048;
 
 /// Why a program does not run.
 #[derive(Clone, Debug)]
@@ -57,6 +60,8 @@ pub struct Resolver<'a> {
     pub machine: Option<u16>,
     library_dirs: LibraryDirs,
     libraries: RefCell<HashMap<String, Option<String>>>,
+    /// What was read of programs and libraries, by path: most programs need the same ones.
+    elves: RefCell<HashMap<String, Rc<Result<elf::Elf, elf::Bad>>>>,
 }
 
 impl<'a> Resolver<'a> {
@@ -78,7 +83,21 @@ impl<'a> Resolver<'a> {
             machine,
             library_dirs: LibraryDirs::read(root),
             libraries: RefCell::default(),
+            elves: RefCell::default(),
         }
+    }
+
+    fn elf(&self, path: &str) -> Rc<Result<elf::Elf, elf::Bad>> {
+        if let Some(known) = self.elves.borrow().get(path) {
+            return Rc::clone(known);
+        }
+        let read = Rc::new(elf::read(self.root, path));
+        let mut elves = self.elves.borrow_mut();
+        if elves.len() >= ELVES_LIMIT {
+            elves.clear();
+        }
+        elves.insert(path.to_owned(), Rc::clone(&read));
+        read
     }
 
     /// The first problem that executing `program` meets; none: it runs as far as a disk can tell.
@@ -129,8 +148,8 @@ impl<'a> Resolver<'a> {
         if head.starts_with(b"#!") {
             return self.check_script(path, &head, who, depth);
         }
-        match elf::read(self.root, &real) {
-            Ok(elf) => self.check_elf(path, &real, &elf, who),
+        match self.elf(&real).as_ref() {
+            Ok(elf) => self.check_elf(path, &real, elf, who),
             Err(elf::Bad::NotElf) => {
                 let why = if head.is_empty() {
                     "it is empty"
@@ -367,7 +386,7 @@ impl<'a> Resolver<'a> {
                     .flat_map(|p| p.split(':').map(str::to_owned)),
             );
             if by != path
-                && let Ok(of) = elf::read(self.root, &by)
+                && let Ok(of) = self.elf(&by).as_ref()
             {
                 extra.extend(origin(&by, &of.run_path));
             }
@@ -387,8 +406,8 @@ impl<'a> Resolver<'a> {
                 let quote = quote_disk(&by, None, &format!("[needs {library}]"));
                 return Some(Problem::Library(quote, format!("{at} is there, and {why}")));
             }
-            if let Ok(next) = elf::read(self.root, &at) {
-                queue.extend(next.needed.into_iter().map(|n| (n, at.clone())));
+            if let Ok(next) = self.elf(&at).as_ref() {
+                queue.extend(next.needed.iter().map(|n| (n.clone(), at.clone())));
             }
         }
         None
@@ -421,7 +440,7 @@ impl<'a> Resolver<'a> {
         if meta.kind != Kind::File {
             return false;
         }
-        match elf::read(self.root, path) {
+        match self.elf(path).as_ref() {
             Ok(found) => self
                 .machine
                 .is_none_or(|m| m == found.machine || found.machine == elf::I386),

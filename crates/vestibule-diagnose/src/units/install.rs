@@ -115,17 +115,17 @@ impl Presets {
 pub fn first_boot_overlay(units: &UnitSet<'_>, because: &Quote) -> Overlay {
     let presets = Presets::read(units.root);
     let mut overlay = Overlay::default();
-    for name in units.files().into_keys() {
-        let (enabled, quote, instances) = presets.enables(&name);
-        if !enabled || units.canonical(&name) != name {
+    for name in units.files().keys() {
+        let (enabled, quote, instances) = presets.enables(name);
+        if !enabled || units.canonical(name) != *name {
             continue;
         }
         let quote = quote.unwrap_or(because);
-        if names::is_template(&name) {
+        if names::is_template(name) {
             for inst in instances {
                 enable(
                     units,
-                    &names::with_instance(&name, inst),
+                    &names::with_instance(name, inst),
                     quote,
                     &mut overlay,
                     0,
@@ -133,7 +133,7 @@ pub fn first_boot_overlay(units: &UnitSet<'_>, because: &Quote) -> Overlay {
             }
             continue;
         }
-        enable(units, &name, quote, &mut overlay, 0);
+        enable(units, name, quote, &mut overlay, 0);
     }
     overlay
 }

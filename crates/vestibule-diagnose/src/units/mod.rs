@@ -15,6 +15,7 @@ pub mod fstab;
 pub mod generators;
 pub mod install;
 mod libraries;
+mod links;
 pub mod manager;
 pub mod names;
 pub mod network;
@@ -29,9 +30,11 @@ use crate::{
     disk::{Kind, Resolved, Root},
     text,
 };
+use links::Directories;
+pub use links::{DirLink, Pull};
 pub use parse::Assignment;
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     collections::{BTreeMap, HashMap, HashSet},
     rc::Rc,
 };
@@ -170,27 +173,6 @@ pub fn quote_assignment(a: &Assignment) -> Quote {
     quote_disk(&a.file, Some(a.line), &format!("{}={}", a.key, a.value))
 }
 
-/// How one unit pulls another in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pull {
-    Wants,
-    Requires,
-    BindsTo,
-    Upholds,
-}
-
-/// An entry of a `.wants`, `.requires` or `.upholds` directory.
-#[derive(Clone, Debug)]
-pub struct DirLink {
-    pub pull: Pull,
-    /// The full path of the entry.
-    pub path: String,
-    /// Its file name, which is all that counts.
-    pub entry: String,
-    /// Why systemd ignores it; none: it counts.
-    pub ignored: Option<&'static str>,
-}
-
 /// What comes from outside the unit files: masks and wants of the command line and of generators, presets of a first boot.
 #[derive(Clone, Debug, Default)]
 pub struct Overlay {
@@ -210,6 +192,9 @@ pub struct UnitSet<'a> {
     search: Vec<String>,
     aliases: HashMap<String, String>,
     units: RefCell<HashMap<String, Rc<Unit>>>,
+    files: OnceCell<BTreeMap<String, String>>,
+    directories: OnceCell<Directories>,
+    links: RefCell<HashMap<String, Rc<[DirLink]>>>,
 }
 
 enum Found {
@@ -236,6 +221,9 @@ impl<'a> UnitSet<'a> {
             search,
             aliases: HashMap::new(),
             units: RefCell::default(),
+            files: OnceCell::new(),
+            directories: OnceCell::new(),
+            links: RefCell::default(),
         };
         set.aliases = set.scan_aliases();
         set
@@ -249,21 +237,19 @@ impl<'a> UnitSet<'a> {
     }
 
     /// Every unit name that has a file, with its path, first of the search path.
-    pub fn files(&self) -> BTreeMap<String, String> {
-        let mut files = BTreeMap::new();
-        for dir in &self.search {
-            for entry in self
-                .root
-                .list(dir)
-                .iter()
-                .filter(|e| names::is_valid(&e.name))
-            {
-                files
-                    .entry(entry.name.clone())
-                    .or_insert_with(|| format!("{dir}/{}", entry.name));
+    pub fn files(&self) -> &BTreeMap<String, String> {
+        self.files.get_or_init(|| {
+            let mut files = BTreeMap::new();
+            for dir in &self.search {
+                let entries = self.root.list(dir);
+                for entry in entries.iter().filter(|e| names::is_valid(&e.name)) {
+                    files
+                        .entry(entry.name.clone())
+                        .or_insert_with(|| format!("{dir}/{}", entry.name));
+                }
             }
-        }
-        files
+            files
+        })
     }
 
     fn scan_aliases(&self) -> HashMap<String, String> {
@@ -448,14 +434,9 @@ impl<'a> UnitSet<'a> {
     pub fn dropins(&self, name: &str) -> Vec<String> {
         let mut by_name: BTreeMap<String, String> = BTreeMap::new();
         for owner in self.names_with_aliases(name) {
-            for dir in &self.search {
-                let dir = format!("{dir}/{owner}.d");
-                for entry in self
-                    .root
-                    .list(&dir)
-                    .iter()
-                    .filter(|e| e.name.ends_with(".conf"))
-                {
+            for dir in self.directories_named(&format!("{owner}.d")) {
+                let entries = self.root.list(dir);
+                for entry in entries.iter().filter(|e| e.name.ends_with(".conf")) {
                     by_name
                         .entry(entry.name.clone())
                         .or_insert_with(|| format!("{dir}/{}", entry.name));
@@ -466,66 +447,6 @@ impl<'a> UnitSet<'a> {
             .into_values()
             .filter(|p| self.root.stat(p).is_some_and(|m| m.kind == Kind::File))
             .collect()
-    }
-
-    /// The entries of a unit's `.wants`, `.requires` and `.upholds` directories.
-    pub fn dir_links(&self, name: &str) -> Vec<DirLink> {
-        let mut found: BTreeMap<(&str, String), DirLink> = BTreeMap::new();
-        for (suffix, pull) in [
-            ("wants", Pull::Wants),
-            ("requires", Pull::Requires),
-            ("upholds", Pull::Upholds),
-        ] {
-            for owner in self.names_with_aliases(name) {
-                for dir in &self.search {
-                    let dir = format!("{dir}/{owner}.{suffix}");
-                    for entry in self.root.list(&dir).iter() {
-                        found
-                            .entry((suffix, entry.name.clone()))
-                            .or_insert_with(|| {
-                                let path = format!("{dir}/{}", entry.name);
-                                let ignored = self.why_ignored(&path, &entry.name, entry.meta.kind);
-                                DirLink {
-                                    pull,
-                                    path,
-                                    entry: entry.name.clone(),
-                                    ignored,
-                                }
-                            });
-                    }
-                }
-            }
-        }
-        found.into_values().collect()
-    }
-
-    fn why_ignored(&self, path: &str, entry: &str, kind: Kind) -> Option<&'static str> {
-        if kind != Kind::Symlink {
-            return Some("not a symbolic link");
-        }
-        if self.root.link(path).is_some_and(|t| t == "/dev/null") {
-            return Some("a link to /dev/null, which masks the dependency");
-        }
-        (!names::is_valid(entry)).then_some("not a valid unit name")
-    }
-
-    /// Every directory in the search path that may hold units' dependencies, as (directory, file name).
-    pub fn dependency_dirs(&self) -> Vec<(String, String)> {
-        let mut dirs = self.directories();
-        let ends = [".wants", ".requires", ".upholds"];
-        dirs.retain(|(_, name)| ends.iter().any(|end| name.ends_with(end)));
-        dirs
-    }
-
-    /// Every directory in the search path, as (directory, file name).
-    pub fn directories(&self) -> Vec<(String, String)> {
-        let mut dirs = Vec::new();
-        for dir in &self.search {
-            let entries = self.root.list(dir);
-            let found = entries.iter().filter(|e| e.meta.kind == Kind::Dir);
-            dirs.extend(found.map(|e| (format!("{dir}/{}", e.name), e.name.clone())));
-        }
-        dirs
     }
 
     /// What of a unit's directory is like a unit search directory: for callers that look at raw entries.
