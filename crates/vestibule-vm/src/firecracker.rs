@@ -249,8 +249,7 @@ impl Driver for FirecrackerDriver {
     ) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
         let capabilities = capabilities.clone();
         async move {
-            let machine =
-                launch::start(&self.program, self.jailer(), &capabilities, launch).await?;
+            let machine = launch::start(self, &capabilities, launch).await?;
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         }
         .boxed()

@@ -109,7 +109,7 @@ impl Driver for QemuDriver {
     ) -> BoxFuture<'_, Result<Arc<dyn Machine>, LaunchError>> {
         let capabilities = capabilities.clone();
         async move {
-            let machine = start(&self.program, &capabilities, launch).await?;
+            let machine = start(self, &capabilities, launch).await?;
             Ok(Arc::new(machine) as Arc<dyn Machine>)
         }
         .boxed()
@@ -150,16 +150,20 @@ impl Port {
 }
 
 async fn start(
-    program: &Utf8Path,
+    driver: &QemuDriver,
     capabilities: &Capabilities,
     launch: Launch,
 ) -> Result<QemuMachine, LaunchError> {
+    let program = driver.program();
     let accel = Accel::of(capabilities);
     // Only what is or becomes a snapshot is bound to anything.
     let tsc = match launch.memory {
         Memory::Own => None,
         Memory::Shared(_) | Memory::Restored(_) => {
-            Some(tokio::task::spawn_blocking(crate::tsc::khz))
+            let cache_dir = driver.cache_dir.clone();
+            Some(tokio::task::spawn_blocking(move || {
+                crate::tsc::khz(cache_dir.as_deref())
+            }))
         }
     };
     let serial = piped("console", launch.console.clone())

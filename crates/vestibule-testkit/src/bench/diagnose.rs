@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
     process::Stdio,
     time::{Duration, Instant},
@@ -17,6 +18,10 @@ const IMAGE: &str = "browser";
 const TURNS: usize = 10;
 /// Of what takes seconds.
 const FEW: usize = 3;
+/// Kinds of units that are verified.
+const KINDS: [&str; 6] = [
+    ".service", ".socket", ".target", ".timer", ".mount", ".path",
+];
 /// `consoleKeepBytes`, as the controller sets it.
 const CONSOLE_BYTES: usize = 4 << 20;
 /// Between two looks at a process's peak.
@@ -35,23 +40,30 @@ pub async fn run() -> Result<Report> {
         .with_context(|| format!("no image `{IMAGE}`: `script/test images browser` builds it"))?;
     let root = image.join("root.ext4");
     let home = camino_tempfile::tempdir()?;
+    let required = required_units(&image)?;
+    let every = every_unit(&root, home.path()).await?;
     let (mut ours, mut by_hand, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut explained, mut all_by_hand) = (Vec::new(), Vec::new());
+    let (mut explained, mut all_ours, mut all_by_hand) = (Vec::new(), Vec::new(), Vec::new());
     let evidence = failed_vm(&image, home.path())?;
     // The first turn warms the page cache.
     for turn in 0..=TURNS {
-        let (took, peak) = diagnose(&root).await?;
-        let hand = mount_and_verify(&root, home.path(), Units::Required).await?;
+        let (took, peak) = diagnose(&root, &[]).await?;
+        let hand = mount_and_verify(&root, home.path(), &required).await?;
+        let (all, all_peak) = diagnose(&root, &every).await?;
+        let all_hand = if turn <= FEW {
+            Some(mount_and_verify(&root, home.path(), &every).await?)
+        } else {
+            None
+        };
         let why = explain(&evidence, &root).await?;
         if turn > 0 {
             explained.push(why);
             ours.push(took);
             by_hand.push(hand);
-            peaks.push(peak);
+            all_ours.push(all);
+            all_by_hand.extend(all_hand);
+            peaks.push(peak.max(all_peak));
         }
-    }
-    for _ in 0..FEW {
-        all_by_hand.push(mount_and_verify(&root, home.path(), Units::All).await?);
     }
     report.median("vestibule diagnose --disk", "ms", &ours);
     report.require(Required::AtMost(300.0));
@@ -67,11 +79,21 @@ pub async fn run() -> Result<Report> {
         &[],
     );
     report.require(Required::AtLeast(20.0));
+    let what = format!("of all {} units of the image:", every.len());
     report.median(
-        "the same by hand for every unit of the image",
+        format!("{what} vestibule diagnose --disk --unit …"),
         "ms",
-        &all_by_hand,
+        &all_ours,
     );
+    report.require(Required::AtMost(300.0));
+    report.median(format!("{what} the same by hand"), "ms", &all_by_hand);
+    report.figure(
+        format!("{what} by hand ÷ vestibule"),
+        "x",
+        median(&all_by_hand) / median(&all_ours),
+        &[],
+    );
+    report.require(Required::AtLeast(20.0));
     report.median(
         "a failed VM, from the end of its evidence to the verdict",
         "ms",
@@ -85,16 +107,18 @@ pub async fn run() -> Result<Report> {
         CONSOLE_BYTES >> 20
     ));
     report.note(format!(
-        "image `{IMAGE}`, {TURNS} turns, the required units of its manifest, the program's own start included in both"
+        "image `{IMAGE}`, {TURNS} turns (by hand for all units {FEW}); the {} required units of its manifest, then all units that are files of it and no templates; the program's own start included in both",
+        required.len()
     ));
     Ok(report)
 }
 
 /// Milliseconds, and the highest resident size that was seen, in MiB.
-async fn diagnose(root: &Utf8Path) -> Result<(f64, f64)> {
+async fn diagnose(root: &Utf8Path, units: &[String]) -> Result<(f64, f64)> {
     let begun = Instant::now();
     let mut child = Command::new(stage::binary()?)
         .args(["diagnose", "--json", "--disk", root.as_str()])
+        .args(units.iter().flat_map(|unit| ["--unit", unit.as_str()]))
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()
@@ -108,7 +132,9 @@ async fn diagnose(root: &Utf8Path) -> Result<(f64, f64)> {
             break status?;
         }
     };
-    ensure!(status.success(), "the image is not healthy: {status}");
+    // Not each of an image's units has to start: some are masked or wait for somebody to ask. So of all, either is an answer.
+    let answered = status.success() || (status.code() == Some(1) && !units.is_empty());
+    ensure!(answered, "the image is not healthy: {status}");
     Ok((begun.elapsed().as_secs_f64() * 1e3, peak))
 }
 
@@ -171,55 +197,46 @@ async fn explain(evidence: &Utf8Path, root: &Utf8Path) -> Result<f64> {
     Ok(took)
 }
 
-/// What somebody verifies by hand.
-#[derive(Clone, Copy)]
-enum Units {
-    /// Who knows which units matter.
-    Required,
-    /// Who does not know where to look; `vestibule diagnose` judges whatever the boot starts.
-    All,
+/// What somebody verifies who knows which units matter, and `vestibule diagnose` by itself.
+fn required_units(image: &Utf8Path) -> Result<Vec<String>> {
+    let manifest = std::fs::read(image.join("manifest.json"))?;
+    let manifest: vestibule_api::image::BriefManifest = serde_json::from_slice(&manifest)?;
+    Ok(manifest.required_units)
 }
 
-impl Units {
-    fn names(self, image: &Utf8Path, mounted: &Utf8Path) -> Result<Vec<String>> {
-        match self {
-            Self::Required => {
-                let manifest = std::fs::read(image.with_file_name("manifest.json"))?;
-                let manifest: vestibule_api::image::BriefManifest =
-                    serde_json::from_slice(&manifest)?;
-                Ok(manifest.required_units)
-            }
-            Self::All => {
-                let mut names = std::collections::BTreeSet::new();
-                for directory in ["usr/lib/systemd/system", "etc/systemd/system"] {
-                    for entry in mounted.join(directory).read_dir_utf8()? {
-                        let name = entry?.file_name().to_owned();
-                        let kinds = [
-                            ".service", ".socket", ".target", ".timer", ".mount", ".path",
-                        ];
-                        if kinds.iter().any(|kind| name.ends_with(kind)) && !name.contains("@.") {
-                            names.insert(name);
-                        }
-                    }
+/// What somebody verifies who does not know where to look: each unit that is a file of the image.
+async fn every_unit(root: &Utf8Path, home: &Utf8Path) -> Result<Vec<String>> {
+    let at = mount(root, home).await?;
+    let names = || -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for directory in ["usr/lib/systemd/system", "etc/systemd/system"] {
+            for entry in at.join(directory).read_dir_utf8()? {
+                let name = entry?.file_name().to_owned();
+                if KINDS.iter().any(|kind| name.ends_with(kind)) && !name.contains("@.") {
+                    names.insert(name);
                 }
-                Ok(names.into_iter().collect())
             }
         }
-    }
+        Ok(names)
+    };
+    let names = names();
+    run_quietly("umount", &[at.as_str()], true).await?;
+    Ok(names?.into_iter().collect())
 }
 
-async fn mount_and_verify(root: &Utf8Path, home: &Utf8Path, units: Units) -> Result<f64> {
+async fn mount(root: &Utf8Path, home: &Utf8Path) -> Result<Utf8PathBuf> {
     let at = home.join("mounted");
     std::fs::create_dir_all(&at)?;
+    let words = ["-o", "ro,loop", root.as_str(), at.as_str()];
+    run_quietly("mount", &words, true).await?;
+    Ok(at)
+}
+
+async fn mount_and_verify(root: &Utf8Path, home: &Utf8Path, units: &[String]) -> Result<f64> {
     let begun = Instant::now();
-    run_quietly(
-        "mount",
-        &["-o", "ro,loop", root.as_str(), at.as_str()],
-        true,
-    )
-    .await?;
+    let at = mount(root, home).await?;
     let mut verify = vec!["verify".to_owned(), format!("--root={at}")];
-    verify.extend(units.names(root, &at)?);
+    verify.extend_from_slice(units);
     let verify: Vec<&str> = verify.iter().map(String::as_str).collect();
     // Its status says whether it has found something; either is an answer.
     let verified = run_quietly("systemd-analyze", &verify, false).await;

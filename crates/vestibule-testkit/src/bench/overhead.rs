@@ -20,6 +20,9 @@ use vestibule_api::{
 const TURNS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(3600);
 const PHASE: Duration = Duration::from_secs(400);
+/// Before each start: what the kernel still clears up of one VM (namespaces, mounts, after grace periods of RCU) holds the next one
+/// up by as much as a second, whoever starts it.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Before the line with the samples, on L1's console.
 const SAYS: &str = "overhead: ";
 
@@ -143,7 +146,6 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
             (Some(&snapshot), &mut samples.load),
         ] {
             let dir = snapshot.map(|snapshot| snapshot.dir.as_str());
-            // What the kernel still clears up of one VM slows the next one's start: each comes after each.
             let order = [How::ByHand, How::Jailed, How::Ours];
             for how in order
                 .into_iter()
@@ -151,6 +153,7 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
                 .skip(turn % order.len())
                 .take(order.len())
             {
+                tokio::time::sleep(SETTLE).await;
                 match how {
                     How::ByHand => series.by_hand.push(by_hand(&setup.image, dir, &[]).await?),
                     How::Jailed => {

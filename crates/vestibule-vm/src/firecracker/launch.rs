@@ -1,6 +1,6 @@
 //! From a [`Launch`] to a process that runs a VM.
 use super::{
-    END_LIMIT, FirecrackerMachine, Saved,
+    END_LIMIT, FirecrackerDriver, FirecrackerMachine, Saved,
     api::{Api, ApiError},
     place::{self, API_SOCKET},
     request::{self, BackendType, Boot, MemoryBackend, Request, Restore},
@@ -14,7 +14,6 @@ use crate::{
     log::{BoundedLog, piped},
     process::{Child, Program},
 };
-use camino::Utf8Path;
 use std::{fs::File, io, os::unix::net::UnixListener, sync::Arc, time::Duration};
 use vestibule_api::error::Chain;
 
@@ -25,19 +24,18 @@ const API_POLL: Duration = Duration::from_millis(2);
 const SERIAL_BUFFER: usize = 1 << 20;
 
 pub(super) async fn start(
-    program: &Utf8Path,
-    jailer: Option<&Utf8Path>,
+    driver: &FirecrackerDriver,
     capabilities: &Capabilities,
     launch: Launch,
 ) -> Result<FirecrackerMachine, LaunchError> {
-    let binding = snapshot::binding(capabilities, &launch).await?;
+    let binding = snapshot::binding(capabilities, driver.cache_dir.clone(), &launch).await?;
     if let (Memory::Restored(restored), Some(here)) = (&launch.memory, &binding)
         && let Some(words) = restored.manifest.binding_mismatch(here)
     {
         return Err(LaunchError::Mismatch(words));
     }
     tracing::debug!("what the snapshot is bound to is known");
-    let place = place::make(program, jailer, &launch)?;
+    let place = place::make(driver.program(), driver.jailer(), &launch)?;
     let directory = place.directory;
     let listens = vsock::hear(&directory, place.owner)
         .map_err(LaunchError::prepare("listen for the guest's word"))?;

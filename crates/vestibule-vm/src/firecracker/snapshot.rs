@@ -4,7 +4,7 @@
 //! no driver that would hear it. So a copy's entropy, like its clock and its name, comes from the config drive.
 use super::{FirecrackerMachine, launch::boot_of, request, unlink};
 use crate::driver::{Capabilities, Launch, LaunchError, MachineError, Memory};
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
@@ -18,12 +18,13 @@ use vestibule_api::snapshot::Binding;
 /// version, format of the state, CPU, and the host's kernel, of whose KVM the state is made.
 pub(super) async fn binding(
     capabilities: &Capabilities,
+    cache_dir: Option<Utf8PathBuf>,
     launch: &Launch,
 ) -> Result<Option<Binding>, LaunchError> {
     if matches!(launch.memory, Memory::Own) {
         return Ok(None);
     }
-    let tsc_khz = tokio::task::spawn_blocking(crate::tsc::khz)
+    let tsc_khz = tokio::task::spawn_blocking(move || crate::tsc::khz(cache_dir.as_deref()))
         .await
         .map_err(io::Error::other)
         .map_err(LaunchError::prepare("measure the counter"))?;
