@@ -321,12 +321,29 @@ impl<'a> Vm<'a> {
             // What else was seen follows from it.
             self.seen.problems.insert(0, problem);
         }
+        if self.seen.finding.is_none() {
+            // A runner that fails at once may be gone before anybody has asked it.
+            self.seen.finding = recorded(Utf8Path::new(&self.spec.evidence_dir));
+        }
         salvage(
             Utf8Path::new(&self.spec.vm_dir),
             Utf8Path::new(&self.spec.evidence_dir),
         );
         self.seen
     }
+}
+
+/// Why the VM failed, by the events in its evidence.
+fn recorded(evidence: &Utf8Path) -> Option<Finding> {
+    let events = std::fs::read_to_string(evidence.join("events.ndjson")).ok()?;
+    let mut lines = events.lines();
+    lines.find_map(|line| match serde_json::from_str(line).ok()? {
+        RunnerEvent {
+            event: RunnerEventKind::Failed { finding },
+            ..
+        } => Some(finding),
+        _ => None,
+    })
 }
 
 /// Takes away what a killed runner left of its VM, and keeps the logs. One that ended by itself left nothing.

@@ -5,11 +5,12 @@ use camino::Utf8PathBuf;
 use hyper::Method;
 use std::{io::Write as _, time::Duration};
 use tokio::sync::mpsc;
-use vestibule_api::control::LoginCodeReply;
+use vestibule_api::{control::LoginCodeReply, machine::DriverChoice};
 use vestibule_testkit::{
     ca::TestCa,
     conformance,
     idp::{self, Idp},
+    nested::HeldVm,
     runner,
     scan::Scan,
     stage::{Setting, Stage, binary, residue},
@@ -125,9 +126,12 @@ async fn main() -> Result<()> {
         }
         "conformance" => {
             let given = |name: &str| option(name).with_context(|| format!("`--{name}` is missing"));
+            let driver: DriverChoice = given("driver")?.parse()?;
+            let held = (driver == DriverChoice::Firecracker).then(HeldVm::make);
+            let _held = held.transpose()?;
             conformance::run(conformance::Setup {
                 program: binary()?,
-                driver: given("driver")?.parse()?,
+                driver,
                 image: Utf8PathBuf::from(given("image")?).canonicalize_utf8()?,
                 home: given("home")?.into(),
             })
@@ -135,6 +139,7 @@ async fn main() -> Result<()> {
         }
         "overhead" => {
             let given = |name: &str| option(name).with_context(|| format!("`--{name}` is missing"));
+            let _held = HeldVm::make()?;
             vestibule_testkit::bench::overhead::samples(
                 Utf8PathBuf::from(given("image")?).canonicalize_utf8()?,
                 given("home")?.into(),

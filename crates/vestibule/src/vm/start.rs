@@ -47,7 +47,9 @@ pub(crate) async fn start(home: &Home, args: StartArgs, out: Output) -> anyhow::
     let vm_dir = Utf8PathBuf::from(&spec.vm_dir);
     std::fs::create_dir_all(&vm_dir).with_context(|| format!("create `{vm_dir}`"))?;
     let mut child = spawn(&spec, &vm_dir)?;
-    let runner = wait_for_socket(&vm_dir, &mut child).await?;
+    let runner = wait_for_socket(&vm_dir, &mut child)
+        .await
+        .with_context(|| format!("begin VM {vm}; `vestibule vm why {vm}` may say more"))?;
     follow(&runner, out).await?;
     let view: MachineView = runner
         .get("/machine")
