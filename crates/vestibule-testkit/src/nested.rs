@@ -52,8 +52,8 @@ pub struct Run<'a> {
     /// Room on `/data` besides.
     pub spare_mib: u64,
     /// L1's. With more than one, QEMU 7.2 sometimes lets an interrupt between processors in where SVM's global interrupt flag forbids
-    /// it (in `__svm_vcpu_run`, right after VMRUN), and L1 panics. On a host that is overloaded besides, it may
-    /// stand still (`soft lockup`). One processor has shown neither.
+    /// it (in `__svm_vcpu_run`, right after VMRUN), and L1 panics. Without a [`HeldVm`] it may stand still (`soft lockup`). One
+    /// processor has shown neither.
     pub cpus: u32,
     pub memory_mib: u32,
     pub limit: Duration,
