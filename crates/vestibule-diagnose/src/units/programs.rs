@@ -111,6 +111,61 @@ pub fn script_ending(script: &str) -> Option<Ending> {
     }
 }
 
+/// A loop of a shell script that only sleeps until a path is there: its line, and the path.
+pub fn waiting_loop(script: &str) -> Option<(u64, String)> {
+    let lines = (1_u64..).zip(script.lines());
+    let mut statements = lines.flat_map(|(number, line)| {
+        let line = if line.trim_start().starts_with('#') {
+            ""
+        } else {
+            line
+        };
+        line.split(';').map(move |part| (number, part.trim()))
+    });
+    while let Some((number, statement)) = statements.next() {
+        let Some(path) = awaited(statement) else {
+            continue;
+        };
+        let mut body = statements.by_ref().map(|(_, part)| part);
+        let idle = body.by_ref().find(|part| {
+            let part = part.strip_prefix("do").unwrap_or(part).trim();
+            !(part.is_empty() || part == ":" || part.starts_with("sleep "))
+        });
+        if idle == Some("done") {
+            return Some((number, path));
+        }
+    }
+    None
+}
+
+/// The path of `until [ -e PATH ]` and `while ! [ -e PATH ]`.
+fn awaited(statement: &str) -> Option<String> {
+    let words = text::words(statement)?;
+    let (keyword, condition) = words.split_first()?;
+    let mut present = match keyword.as_str() {
+        "until" => true,
+        "while" => false,
+        _ => return None,
+    };
+    let mut condition = condition.iter().filter(|word| {
+        let not = word.as_str() == "!";
+        present ^= not;
+        !not
+    });
+    let (Some(test), Some(op), Some(path)) = (condition.next(), condition.next(), condition.next())
+    else {
+        return None;
+    };
+    let rest = condition.all(|word| matches!(word.as_str(), "]" | "]]"));
+    let tests = matches!(test.as_str(), "[" | "[[" | "test");
+    let of_a_path = matches!(
+        op.as_str(),
+        "-e" | "-f" | "-d" | "-s" | "-S" | "-L" | "-h" | "-r" | "-x" | "-p" | "-b" | "-c"
+    );
+    let plain = path.starts_with('/') && !path.contains(['$', '*', '?', '`']);
+    (present && tests && of_a_path && plain && rest).then(|| path.clone())
+}
+
 /// Whether an earlier command may make `path`, so that a disk says nothing of it any more: it names the path or what is above
 /// it, or nobody knows what it does.
 pub fn may_make(command: &Command, path: &str) -> bool {
@@ -245,5 +300,28 @@ mod tests {
             Some(2)
         );
         assert_eq!(backgrounds_and_ends("node x &\nwait\n"), None);
+    }
+
+    #[test]
+    fn loops_that_wait_for_a_path() {
+        let wait = |script: &str| waiting_loop(script).map(|(line, path)| (line, path));
+        let found = |line| Some((line, "/run/x".to_owned()));
+        let one_line = "#!/bin/sh\nuntil [ -e /run/x ]; do sleep 1; done\n";
+        assert_eq!(wait(one_line), found(2));
+        assert_eq!(
+            wait("while ! test -S /run/x\ndo\n sleep 0.1\ndone"),
+            found(1)
+        );
+        assert_eq!(wait("while [ ! -f /run/x ]; do :; done"), found(1));
+        for other in [
+            "while [ -e /run/x ]; do sleep 1; done",
+            "until [ -e \"$1/x\" ]; do sleep 1; done",
+            "until [ -e /run/x ]; do n=$((n+1)); [ $n -gt 9 ] && break; sleep 1; done",
+            "until [ -e /run/x -o -e /run/y ]; do sleep 1; done",
+            "# until [ -e /run/x ]; do sleep 1; done",
+            "until [ -e /run/x ]; do sleep 1",
+        ] {
+            assert_eq!(wait(other), None, "{other}");
+        }
     }
 }

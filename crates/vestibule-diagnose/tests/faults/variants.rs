@@ -41,6 +41,8 @@ const VARIANTS: &[Variant] = &[
     Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nln -s /dev/null \"$2/other.service\"\\n' > $S-generators/x; chmod 755 $S-generators/x", "healthy"),
     Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nexec sleep 1000\\n' > $S-generators/x", "healthy"),
     Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nwhile true; do sleep 1; done\\n' > $S-generators/x; chmod 755 $S-generators/x", "generator-hangs"),
+    Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nuntil [ -e /run/agent/ready ]; do sleep 1; done\\n' > $S-generators/x; chmod 755 $S-generators/x", "generator-hangs"),
+    Variant("mkdir -p $S-generators; printf '#!/bin/sh\\nwhile [ ! -e /etc/passwd ]; do sleep 1; done\\n' > $S-generators/x; chmod 755 $S-generators/x", "healthy"),
     // What a generator or a SysV script starts is not on the disk: no cause, and no verdict that it is well either.
     Variant("rm $W/$SVC; mkdir -p $S-generators; printf '#!/bin/sh\\nln -s /etc/systemd/system/vm-browser-agent.service \"$1/multi-user.target.wants/\"\\n' > $S-generators/x; chmod 755 $S-generators/x", "unknown"),
     Variant("rm $W/$SVC; mkdir -p $S-generators; printf '#!/bin/sh\\n# not vm-browser-agent.service\\n' > $S-generators/x; chmod 755 $S-generators/x", "unit-not-enabled"),
