@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn loops_that_wait_for_a_path() {
-        let wait = |script: &str| waiting_loop(script).map(|(line, path)| (line, path));
+        let wait = waiting_loop;
         let found = |line| Some((line, "/run/x".to_owned()));
         let one_line = "#!/bin/sh\nuntil [ -e /run/x ]; do sleep 1; done\n";
         assert_eq!(wait(one_line), found(2));
