@@ -27,11 +27,12 @@ use vestibule_api::{
 const DEVICE_WAIT: Duration = Duration::from_secs(60);
 /// The host has so long to answer the hello.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
-/// Between an attempt and the next: short, for a stream that ended before a word was said is what a restore leaves of one
-/// (Firecracker fact 11), and the host is there already.
-const PAUSE_FIRST: Duration = Duration::from_millis(10);
-/// Each is twice as long as the one before, so that a host with the wrong key costs no processor.
-const PAUSE_LAST: Duration = Duration::from_millis(500);
+/// Between an attempt and the next, so that a host with the wrong key costs no processor. A port is one line to whoever holds its
+/// other end: a host that was refused has gone by then, and is not taken for the next one.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The first pause where each connection is one of its own, which is then doubled: a stream that ended before a word was said is
+/// what a restore leaves of one (Firecracker fact 11), and the host is there already.
+const PAUSE_VSOCK: Duration = Duration::from_millis(10);
 /// Bytes in flight each way of one screen stream.
 const RELAY_BUFFER: usize = 64 * 1024;
 
@@ -58,11 +59,12 @@ enum LinkError {
 
 /// Keeps the stream up for as long as the agent runs.
 pub(crate) async fn keep(agent: Arc<Agent>) {
-    let mut pause = PAUSE_FIRST;
+    let first = if by_vsock().await { PAUSE_VSOCK } else { PAUSE };
+    let mut pause = first;
     loop {
         match connect(&agent).await {
             Ok((mux, incoming)) => {
-                pause = PAUSE_FIRST;
+                pause = first;
                 info!("the host is on the stream");
                 agent.link.send_replace(Some(mux.clone()));
                 agent.readiness.set(Condition::Stream, Vec::new());
@@ -81,7 +83,7 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
             Err(err) => warn!(error = %Chain(&err), "no stream to the host"),
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_LAST);
+        pause = (pause * 2).min(PAUSE);
     }
 }
 
@@ -119,11 +121,16 @@ async fn connect(agent: &Arc<Agent>) -> Result<(Mux, Incoming), LinkError> {
 trait Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Transport for T {}
 
-/// Waits until a host is there, by the way that this machine has.
-async fn host() -> Result<Box<dyn Transport>, LinkError> {
+/// Whether this machine's stream is a vsock.
+async fn by_vsock() -> bool {
     // A kernel that does not show its command line is none of ours.
     let options = tokio::fs::read_to_string("/proc/cmdline").await;
-    if vsock::chosen(&options.unwrap_or_default()) {
+    vsock::chosen(&options.unwrap_or_default())
+}
+
+/// Waits until a host is there, by the way that this machine has.
+async fn host() -> Result<Box<dyn Transport>, LinkError> {
+    if by_vsock().await {
         return Ok(Box::new(vsock::connected().await?));
     }
     let found = tokio::task::spawn_blocking(|| port::find(PORT_NAME, DEVICE_WAIT));
