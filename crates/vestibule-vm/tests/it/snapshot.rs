@@ -214,10 +214,13 @@ async fn other_key(from: &RestoreSpec) {
     assert!(soon(host_handshake(&mut io, &other)).await.is_err());
     drop(io);
     let io = soon(async {
-        // The guest closes its end after a refusal and opens it again; in between a host reads end of file.
+        // The guest closes its end after a refusal and opens it again; in between a host reads end of file, or nothing, and dials
+        // again, as the runner does.
         loop {
             let mut io = machine.dial().await.unwrap();
-            if host_handshake(&mut io, &key).await.is_ok() {
+            let shaken = host_handshake(&mut io, &key);
+            let shaken = tokio::time::timeout(Duration::from_secs(5), shaken).await;
+            if shaken.is_ok_and(|shaken| shaken.is_ok()) {
                 return io;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
