@@ -17,6 +17,11 @@ pub(crate) fn identity(program: &Utf8Path) -> Option<Of> {
     Some((program.to_owned(), FileIdentity::from(meta)))
 }
 
+/// What this boot of the host is told from others by (random(4), `/proc/sys/kernel/random/boot_id`).
+pub(crate) fn boot_id() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+}
+
 #[derive(Serialize)]
 struct Keeping<'a, K, T> {
     of: &'a K,

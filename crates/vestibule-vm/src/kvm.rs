@@ -89,7 +89,7 @@ const KEPT: &str = "kvm.json";
 /// What [`probe`] says. Where it worked before since this host was booted, that is kept in `cache_dir`: a guest of its own that
 /// fails says so soon enough.
 pub fn probe_once(cache_dir: Option<&Utf8Path>) -> KvmVerdict {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let boot = kept::boot_id().ok();
     let of = boot.map(|boot| (boot, rustix::process::geteuid().as_raw()));
     let found = kept::find(cache_dir, KEPT, of.as_ref(), || {
         let verdict = probe();

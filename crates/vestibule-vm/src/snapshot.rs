@@ -7,7 +7,7 @@
 //! unseen, and only root can do either. What a disk loses or a crash leaves unwritten shows after a boot, when the page
 //! cache is gone too and the file is read again. Whoever could forge the note could as well forge the runner: both belong
 //! to the same user.
-use crate::file::FileIdentity;
+use crate::{file::FileIdentity, kept::boot_id};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::{
     fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek},
@@ -157,10 +157,6 @@ fn stamp(file: &File, sha256: &str) -> io::Result<Stamp> {
         file: file.metadata()?.into(),
         sha256: sha256.to_owned(),
     })
-}
-
-fn boot_id() -> io::Result<String> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
 }
 
 /// Checks both files, or sees that they were checked.

@@ -17,7 +17,7 @@ const KEPT: &str = "tsc.json";
 /// What the counter ticks, as it was measured before since this host was booted and is kept in `cache_dir`, or else is measured
 /// now: a kernel measures it once, too. Blocks for about 20 ms then.
 pub fn khz(cache_dir: Option<&Utf8Path>) -> u64 {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let boot = kept::boot_id().ok();
     kept::find(cache_dir, KEPT, boot.as_ref(), measure).unwrap_or_else(|rough| rough)
 }
 

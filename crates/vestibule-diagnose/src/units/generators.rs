@@ -51,13 +51,8 @@ pub fn custom(root: &Root) -> Vec<Generator> {
                 });
                 continue;
             };
-            let hangs = endless(root, &text).map(|line| {
-                let content = usize::try_from(line).ok().and_then(|line| {
-                    let mut lines = text.lines();
-                    lines.nth(line.saturating_sub(1))
-                });
-                quote_disk(&path, Some(line), content.unwrap_or_default())
-            });
+            let hangs =
+                endless(root, &text).map(|(line, content)| quote_disk(&path, Some(line), content));
             out.push(Generator {
                 masks: masks(&text, &path),
                 hangs,
@@ -70,15 +65,15 @@ pub fn custom(root: &Root) -> Vec<Generator> {
 
 /// The line by which a generator never ends: by itself, or because it waits for a path that is not there yet when PID 1 runs
 /// generators, before anything else.
-fn endless(root: &Root, script: &str) -> Option<u64> {
+fn endless<'s>(root: &Root, script: &'s str) -> Option<(u64, &'s str)> {
+    let mut lines = (1_u64..).zip(script.lines());
     if programs::script_ending(script) == Some(programs::Ending::Never) {
-        let mut lines = (1_u64..).zip(script.lines());
         let waits = |l: &str| l.contains("sleep") || l.contains("while") || l.contains("tail");
-        return lines.find(|(_, l)| waits(l)).map(|(line, _)| line);
+        return lines.find(|(_, l)| waits(l));
     }
-    let (line, path) = programs::waiting_loop(script)?;
-    let named_once = script.matches(&path).count() == 1;
-    (named_once && !root.exists(&path)).then_some(line)
+    let (number, path) = programs::waiting_loop(script)?;
+    let may_be_there = script.matches(&path).count() > 1 || root.exists(&path);
+    lines.find(|(line, _)| *line == number && !may_be_there)
 }
 
 /// Lines that put a link to `/dev/null` or an empty file into the early directory, which outranks `/etc`.
