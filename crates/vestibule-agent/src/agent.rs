@@ -1,7 +1,7 @@
 //! The role `agent`: one thread, one runtime, and the state that its tasks share.
 use crate::{
-    api, attach, desktop, events::EventLog, guest::Guest, link, login::Logins, notify, proxy,
-    readiness::Readiness, renew::Life, shim, watchdog,
+    api, attach, clock::Clock, desktop, events::EventLog, guest::Guest, link, login::Logins,
+    notify, proxy, readiness::Readiness, renew::Life, shim, watchdog,
 };
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -56,6 +56,7 @@ pub(crate) struct Agent {
     pub(crate) display: watch::Sender<Option<DisplayReport>>,
     /// The session that this VM belongs to; once set it stays.
     pub(crate) session: OnceLock<SessionId>,
+    pub(crate) clock: Clock,
     /// Whether the host has set the clock.
     pub(crate) clock_set: watch::Sender<bool>,
     /// Whether the guest is ready to be saved; then the agent begins anew when the stream ends.
@@ -74,6 +75,7 @@ impl Agent {
             login: Logins::new(),
             display: watch::Sender::new(None),
             session: OnceLock::new(),
+            clock: Clock::default(),
             clock_set: watch::Sender::new(false),
             prepared: watch::Sender::new(false),
             build,

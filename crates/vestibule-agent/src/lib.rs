@@ -19,6 +19,7 @@ mod api;
 mod attach;
 mod browser;
 mod capture;
+mod clock;
 mod config_drive;
 mod desktop;
 mod events;

@@ -48,7 +48,7 @@ pub struct Health {
 }
 
 /// Version of the API of this module.
-pub const AGENT_API: u32 = 1;
+pub const AGENT_API: u32 = 2;
 /// The agent's port in the guest.
 pub const AGENT_PORT: u16 = 8080;
 /// Where the egress proxy listens on the guest's loopback.
@@ -370,6 +370,8 @@ pub enum TerminalControl {
 pub struct ClockRequest {
     /// First set the guest's clock forward by so many µs (back, where negative); 0: leave it.
     pub adjust_micros: i64,
+    /// [`ClockReply::adjusted`] of the reading by which it is off by so much. Where the clock has been set since, it is left.
+    pub adjusted: u64,
 }
 
 /// The guest's clock after that.
@@ -378,6 +380,8 @@ pub struct ClockRequest {
 pub struct ClockReply {
     /// In µs since the epoch.
     pub now_micros: i64,
+    /// How often this agent has set it for its host.
+    pub adjusted: u64,
 }
 
 /// `POST /exec`: for engineers; refused in a VM that belongs to a session.

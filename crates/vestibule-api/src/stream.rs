@@ -6,16 +6,18 @@
 //!
 //! ```text
 //! guest → host   MAGIC, 32 bytes nonce G
-//! host  → guest  MAGIC, 32 bytes nonce H, HMAC(key, "vestibule host v1"  | G | H)
+//! host  → guest  MAGIC, G, 32 bytes nonce H, HMAC(key, "vestibule host v1"  | G | H)
 //! guest → host   HMAC(key, "vestibule guest v1" | G | H)
 //! ```
 //! A virtio-serial port has no notion of a connection: after a restore or a restart of one side, stale bytes may
-//! stand in it. The host therefore skips up to [`RESYNC_LIMIT`] bytes until it sees [`MAGIC`]; the guest sends its
-//! hello again whenever it reopens the port.
+//! stand in it, and a side whose peer has gone and come back need not see it. So each side skips up to [`RESYNC_LIMIT`]
+//! bytes until it sees [`MAGIC`]; a hello that comes where the host waits for a proof is answered anew; a guest passes over
+//! an answer to a hello that is not its own; and a host that hears nothing asks for the hello again, with [`MAGIC`] and zeros
+//! where G would be.
 use serde::{Deserialize, Serialize};
 
-/// Begins each side's hello. Contains bytes that no yamux header begins with.
-pub const MAGIC: [u8; 8] = *b"\xf5VSTBL1\n";
+/// Begins what each side says. Contains bytes that no yamux header begins with; the last but one is the handshake's version.
+pub const MAGIC: [u8; 8] = *b"\xf5VSTBL2\n";
 /// Bytes in a nonce, in the key and in a tag.
 pub const KEY_LEN: usize = 32;
 /// Label of the host's tag.

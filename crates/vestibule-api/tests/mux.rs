@@ -75,13 +75,85 @@ async fn a_reflected_answer_is_refused() {
     // A guest without the key sends the host's own tag back to it.
     guest.write_all(&MAGIC).await.unwrap();
     guest.write_all(&[7; 32]).await.unwrap();
-    let mut answer = [0; 72];
+    let mut answer = [0; 104];
     soon(guest.read_exact(&mut answer)).await.unwrap();
-    guest.write_all(&answer[40..]).await.unwrap();
+    guest.write_all(&answer[72..]).await.unwrap();
     assert!(matches!(
         soon(serve).await.unwrap(),
         Err(HandshakeError::WrongKey)
     ));
+}
+
+/// A guest whose hello was read by whoever held the port before, as a virtio-serial port has no connections.
+#[tokio::test(start_paused = true)]
+async fn a_hello_that_is_lost_is_asked_for() {
+    let key = StreamKey::generate();
+    let (mut host, mut guest) = duplex(4096);
+    let theirs = key.clone();
+    let shaken = tokio::spawn(async move {
+        let shaken = guest_handshake(&mut guest, &theirs).await;
+        (shaken, guest)
+    });
+    let mut lost = [0; 40];
+    soon(host.read_exact(&mut lost)).await.unwrap();
+    soon(host_handshake(&mut host, &key)).await.unwrap();
+    let (shaken, mut guest) = soon(shaken).await.unwrap();
+    shaken.unwrap();
+    guest.write_all(b"after").await.unwrap();
+    let mut rest = [0; 5];
+    soon(host.read_exact(&mut rest)).await.unwrap();
+    assert_eq!(&rest, b"after");
+}
+
+/// A guest that comes late finds several questions, and says its hello once for each.
+#[tokio::test(start_paused = true)]
+async fn questions_that_waited_do_no_harm() {
+    let key = StreamKey::generate();
+    let (mut host, mut guest) = duplex(4096);
+    let ours = key.clone();
+    let serve = tokio::spawn(async move {
+        let shaken = host_handshake(&mut host, &ours).await;
+        (shaken, host)
+    });
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    soon(guest_handshake(&mut guest, &key)).await.unwrap();
+    let (shaken, mut host) = soon(serve).await.unwrap();
+    shaken.unwrap();
+    host.write_all(b"after").await.unwrap();
+    let mut rest = [0; 5];
+    soon(guest.read_exact(&mut rest)).await.unwrap();
+    assert_eq!(&rest, b"after");
+}
+
+/// The agent is started anew between its hello and its proof; what was the first one's is still in the port.
+#[tokio::test]
+async fn a_guest_that_begins_anew_is_answered_anew() {
+    let key = StreamKey::generate();
+    let (mut host, mut guest) = duplex(4096);
+    guest.write_all(&MAGIC).await.unwrap();
+    guest.write_all(&[7; 32]).await.unwrap();
+    let (h, g) = soon(async {
+        tokio::join!(
+            host_handshake(&mut host, &key),
+            guest_handshake(&mut guest, &key)
+        )
+    })
+    .await;
+    h.unwrap();
+    g.unwrap();
+    guest.write_all(b"after").await.unwrap();
+    let mut rest = [0; 5];
+    soon(host.read_exact(&mut rest)).await.unwrap();
+    assert_eq!(&rest, b"after");
+}
+
+#[tokio::test]
+async fn a_guest_of_another_version_is_told_apart() {
+    let (mut host, mut guest) = duplex(4096);
+    guest.write_all(b"\xf5VST\xf5VSTBL1\n").await.unwrap();
+    guest.write_all(&[7; 32]).await.unwrap();
+    let refused = soon(host_handshake(&mut host, &StreamKey::generate())).await;
+    assert!(matches!(refused, Err(HandshakeError::Version('1'))));
 }
 
 #[tokio::test]

@@ -9,7 +9,6 @@ use axum::{
 use vestibule_api::{
     agent::{ClockReply, ClockRequest},
     error::Chain,
-    time::Timestamp,
 };
 
 /// `POST /clock`.
@@ -17,17 +16,12 @@ pub(super) async fn clock(
     State(agent): Shared,
     Json(request): Json<ClockRequest>,
 ) -> Result<Json<ClockReply>, Refusal> {
-    if request.adjust_micros != 0 {
-        let wanted = Timestamp::now()
-            .as_micros()
-            .saturating_add(request.adjust_micros);
-        identity::set_clock(wanted).map_err(|err| {
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, Chain(&err).to_string())
-        })?;
-    }
-    let now_micros = Timestamp::now().as_micros();
+    let reply = agent
+        .clock
+        .ask(request, identity::set_clock)
+        .map_err(|err| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, Chain(&err).to_string()))?;
     agent.clock_set.send_replace(true);
-    Ok(Json(ClockReply { now_micros }))
+    Ok(Json(reply))
 }
 
 /// `POST /prepare-snapshot`.

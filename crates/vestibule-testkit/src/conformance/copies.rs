@@ -4,7 +4,7 @@ use super::{
     vm::{Running, Vm, failed, gone, processes_of, soon},
 };
 use crate::clock;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use hyper::Method;
 use sha2::Digest as _;
@@ -29,12 +29,13 @@ use vestibule_api::{
 
 const SAVING: Duration = Duration::from_secs(400);
 const COPIES: usize = 2;
-/// With watchdogs none would outlast an hour, which is too long for a test: that there are none is looked at as well.
-const PAUSE: Duration = Duration::from_secs(20);
+/// Longer than the runner leaves the guest's clock alone, so that it wants to look at it meanwhile. With watchdogs none would
+/// outlast an hour, which is too long for a test: that there are none is looked at as well.
+const PAUSE: Duration = Duration::from_secs(25);
 /// Ways in which a snapshot may not fit.
 const REFUSALS: usize = 10;
-/// A copy's clock may be off by so much, as far as asking it allows to tell.
-const CLOCK_MS: f64 = 250.0;
+/// A copy's clock may be off by so much, the time that it takes to ask included.
+const CLOCK_MS: f64 = 100.0;
 
 /// A snapshot that was taken.
 pub(crate) struct Taken(pub(crate) RestoreSpec, String);
@@ -118,6 +119,9 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
     if let Some((vm, running)) = copies.pop() {
         suite
             .case("a pause that outlasts the watchdogs", long_pause(&running))
+            .await;
+        suite
+            .case("a guest that does not answer is not kept", deaf(&running))
             .await;
         suite
             .case("pause, resume, claim", pause_and_claim(&running))
@@ -258,18 +262,13 @@ async fn own(from: &RestoreSpec, copies: &[(Result<Vm>, Running)]) -> Result<()>
     Ok(())
 }
 
-/// How far the guest's clock is off, in ms.
-async fn clock_error_ms(running: &Running) -> Result<f64> {
-    clock::error_ms(async || Ok(running.exec(clock::SCRIPT).await?.stdout)).await
-}
-
 async fn clocks(copies: &[(Result<Vm>, Running)]) -> Result<String> {
     let mut worst = 0.0_f64;
     for (_, running) in copies {
-        worst = worst.max(clock_error_ms(running).await?);
+        worst = worst.max(clock::error_ms(&running.client).await?);
     }
     ensure!(worst < CLOCK_MS, "{worst} ms");
-    Ok(format!("off by {worst:.0} ms or more"))
+    Ok(format!("off by {worst:.0} ms at most"))
 }
 
 /// In the pool a VM is paused for an hour. Timers that are due when it goes on must do no harm: a service whose watchdog was not
@@ -281,6 +280,8 @@ async fn long_pause(running: &Running) -> Result<String> {
     let _: MachineView = running.post("/pause").await?;
     tokio::time::sleep(PAUSE).await;
     let _: MachineView = running.post("/resume").await?;
+    let off = clock::error_ms(&running.client).await?;
+    ensure!(off < CLOCK_MS, "after a pause the clock is off by {off} ms");
     // What is due runs first, and what it kills is started again.
     let (later, after) = lines_of(running, &format!("sleep 3; {script}")).await?;
     ensure!(
@@ -293,7 +294,30 @@ async fn long_pause(running: &Running) -> Result<String> {
     });
     ensure!(watched.is_none(), "a longer pause would end one: {after}");
     let guest = later - uptime;
-    Ok(format!("{guest:.0} s passed in the guest"))
+    Ok(format!(
+        "{guest:.0} s passed in the guest; its clock is off by {off:.0} ms at most"
+    ))
+}
+
+/// A VM that is kept in stock has answered for its clock just before.
+async fn deaf(running: &Running) -> Result<()> {
+    let script = "agent=$(systemctl show -P MainPID vm-browser-agent); \
+                  systemd-run -q --no-block sh -c \"sleep 1; kill -STOP $agent; sleep 20; kill -CONT $agent\"";
+    running.exec(script).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let asked = running
+        .client
+        .call::<_, MachineView>(Method::POST, "/pause", None::<&()>);
+    let Err(err) = soon("a refusal", asked).await? else {
+        bail!("it was paused");
+    };
+    let said = format!("{err:#?}");
+    ensure!(said.contains("listening-not-answering"), "{said}");
+    let view = running.view().await?;
+    ensure!(view.state == MachineState::Up, "{view:?}");
+    // When it goes on it is as it was.
+    running.exec("true").await?;
+    Ok(())
 }
 
 /// The number on the first line, and the other lines.
@@ -320,7 +344,7 @@ async fn pause_and_claim(running: &Running) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let view: MachineView = running.post("/resume").await?;
     ensure!(view.state == MachineState::Up, "{view:?}");
-    let off = clock_error_ms(running).await?;
+    let off = clock::error_ms(&running.client).await?;
     ensure!(off < CLOCK_MS, "after a pause the clock is off by {off} ms");
     let _: MachineView = running.post("/pause").await?;
     let claim = Claim {

@@ -13,6 +13,7 @@ use vestibule_api::{
     error::Chain,
     finding::{Finding, Quote},
     machine::Exit,
+    mux::HandshakeError,
 };
 
 /// What is known of a start that did not reach *ready*.
@@ -257,12 +258,9 @@ pub(super) fn stream_lost(words: &str, shared: &Shared) -> Finding {
 /// The agent that answers is not the one the image declares, or speaks another version.
 pub(super) fn agent_mismatch(health: &Health, declared_build: &str) -> Option<Finding> {
     if health.api != AGENT_API {
-        return Some(Finding::new(
-            Cause::AgentIncompatible,
-            quote("report", format!("api {}", health.api)),
-            format!("this host speaks version {AGENT_API} of the agent's API"),
-            "build the image again with the agent of this version",
-        ));
+        let said = quote("report", format!("api {}", health.api));
+        let why = format!("this host speaks version {AGENT_API} of the agent's API");
+        return Some(incompatible(said, why));
     }
     (health.build != declared_build).then(|| {
         Finding::new(
@@ -272,6 +270,34 @@ pub(super) fn agent_mismatch(health: &Health, declared_build: &str) -> Option<Fi
             "the image was changed after it was built; build it again",
         )
     })
+}
+
+/// A VM was resumed, and whether its clock is right is not known.
+pub(super) fn silent(words: &str, shared: &Shared) -> Finding {
+    Finding::new(
+        Cause::ListeningNotAnswering,
+        quote("events", words),
+        "the VM was resumed, and its agent did not answer for the guest's clock",
+        "another VM may do; on a host that is too busy, keep fewer of them (`limits.vms`)",
+    )
+    .and(last_line("serial", &shared.console))
+    .refuted_by("an answer to `POST /clock` after the phase `resumed`")
+    .retryable()
+}
+
+/// The agent's first word is of another version.
+pub(super) fn another_handshake(err: &HandshakeError) -> Finding {
+    let why = "agent and host cannot prove to each other who they are";
+    incompatible(quote("events", Chain(err).to_string()), why)
+}
+
+fn incompatible(quote: Quote, why: impl Into<String>) -> Finding {
+    Finding::new(
+        Cause::AgentIncompatible,
+        quote,
+        why,
+        "build the image again with the agent of this version",
+    )
 }
 
 /// The boot deadline passed: the earliest milestone that is missing says which layer failed.

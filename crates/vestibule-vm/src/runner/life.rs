@@ -27,6 +27,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use vestibule_api::{
     agent::{AgentEvent, Health, HealthStatus},
+    error::Chain,
     finding::Finding,
     machine::{Claim, Disposal, Exit, MachineState, MachineView, Phase, RunnerEventKind, Saved},
     time::Timestamp,
@@ -35,8 +36,8 @@ use vestibule_api::{
 /// An agent that restarts (systemd does that) is back within this.
 const STREAM_GRACE: Duration = Duration::from_secs(60);
 
-/// A resumed guest answers at once; the claim does not wait longer for its clock.
-const RESUME_CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
+/// A resumed guest answers at once, or soon on a host with too much to do. One that does not is nobody's.
+const RESUME_CLOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often refusals that were held back are looked at.
 const EGRESS_TICK: Duration = Duration::from_secs(5);
@@ -315,7 +316,12 @@ impl Life {
         }
         if self.state() == MachineState::Up {
             // The way that a resume takes is gone once: an emulator then has it translated when somebody waits for it.
-            self.set_clock().await;
+            if let Err(words) = self.set_clock().await {
+                return Err(Refused::Failed(Box::new(findings::silent(
+                    &words,
+                    &self.shared,
+                ))));
+            }
             let paused = machine.pause().await;
             paused.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
             self.enter(MachineState::Paused);
@@ -323,28 +329,41 @@ impl Life {
         Ok(self.shared.view())
     }
 
-    /// The guest's clock stood still while it was paused; it is right again before anybody is told.
+    /// The guest's clock stood still while it was paused; it is right again before anybody is told, or the VM stays paused.
     async fn resume(&mut self) -> Result<MachineView, Refused> {
         let machine = self.pausable("resumed")?;
         if self.state() == MachineState::Paused {
             let resumed = machine.resume().await;
             resumed.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
             self.phase(Phase::Resumed);
-            self.set_clock().await;
+            if let Err(words) = self.set_clock().await {
+                // It is paused, as before: whoever asks again gets this answer again, or a VM that answers.
+                let paused = machine.pause().await;
+                paused.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
+                return Err(Refused::Failed(Box::new(findings::silent(
+                    &words,
+                    &self.shared,
+                ))));
+            }
             self.enter(MachineState::Up);
         }
         Ok(self.shared.view())
     }
 
-    async fn set_clock(&self) {
-        let mux = self.shared.mux.borrow().clone();
-        if let Some(mux) = mux {
-            let set = link::set_clock(&mux, link::CLOCK_ENOUGH_MICROS);
-            let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, set).await;
-            if !matches!(set, Ok(Ok(()))) {
-                tracing::warn!("the guest's clock is not set yet");
-            }
-        }
+    /// Gives the guest the host's time, by a stream that may have to come up again first; in words why it has not got it.
+    async fn set_clock(&self) -> Result<(), String> {
+        let mut stream = self.shared.mux.subscribe();
+        let set = async {
+            let mux = match stream.wait_for(Option::is_some).await {
+                Ok(mux) => mux.clone(),
+                Err(_) => None,
+            };
+            let mux = mux.ok_or_else(|| String::from("the stream has ended"))?;
+            let set = link::set_clock(&mux, link::CLOCK_ENOUGH_MICROS).await;
+            set.map_err(|err| Chain(&err).to_string())
+        };
+        let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, set).await;
+        set.unwrap_or_else(|_| Err(format!("no answer within {RESUME_CLOCK_TIMEOUT:?}")))
     }
 
     /// Begins to save, or says why not.

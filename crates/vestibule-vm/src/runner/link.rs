@@ -9,7 +9,7 @@ use crate::driver::Machine;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::BodyExt;
-use hyper::{Method, Response, StatusCode, body};
+use hyper::{Method, Response, body};
 use std::{sync::Arc, time::Duration};
 use tokio_util::{
     codec::{FramedRead, LinesCodec},
@@ -19,7 +19,7 @@ use vestibule_api::{
     agent::{AgentEventLine, ClockReply, ClockRequest, Health},
     client::{self, CallError, json_request},
     error::Chain,
-    mux::{Incoming, Mux, MuxError, Side, StreamKey, host_handshake, start},
+    mux::{HandshakeError, Incoming, Mux, MuxError, Side, StreamKey, host_handshake, start},
     stream::Open,
     time::Timestamp,
 };
@@ -112,7 +112,13 @@ impl Link {
         let shaken = host_handshake(&mut io, &self.key);
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
             Ok(Ok(())) => Ok(start(io, Side::Host)),
-            Ok(Err(err)) => Err(Chain(&err).to_string()),
+            Ok(Err(err)) => {
+                if let HandshakeError::Version(_) = err {
+                    let finding = Box::new(findings::another_handshake(&err));
+                    self.tell(Input::AgentRefused(finding)).await;
+                }
+                Err(Chain(&err).to_string())
+            }
             Err(_) => Err(format!("the guest said nothing for {HANDSHAKE_TIMEOUT:?}")),
         }
     }
@@ -259,13 +265,16 @@ async fn call<B: serde::Serialize>(
 struct Offset {
     behind: i64,
     error: i64,
+    /// [`ClockReply::adjusted`] of the reading.
+    adjusted: u64,
 }
 
 impl Offset {
     /// Of a guest that said `guest` between two moments of the host's. It may say anything.
-    fn of(asked: i64, answered: i64, guest: i64) -> Self {
+    fn of(asked: i64, answered: i64, guest: ClockReply) -> Self {
         Self {
-            behind: i64::midpoint(asked, answered).saturating_sub(guest),
+            behind: i64::midpoint(asked, answered).saturating_sub(guest.now_micros),
+            adjusted: guest.adjusted,
             // The guest read its clock at some moment between the two; the host's may have been set back meanwhile.
             error: answered.saturating_sub(asked).max(0) / 2,
         }
@@ -277,37 +286,33 @@ impl Offset {
     }
 }
 
-/// Reads the guest's clock; none from an agent that has no such route.
-async fn clock(mux: &Mux, adjust_micros: i64) -> Result<Option<Offset>, AgentCallError> {
+/// Reads the guest's clock, after it was set as asked for.
+async fn clock(mux: &Mux, request: ClockRequest) -> Result<Offset, AgentCallError> {
     let asked = Timestamp::now().as_micros();
-    let request = ClockRequest { adjust_micros };
-    let bytes = match call(mux, "/clock", Some(&request)).await {
-        Ok(bytes) => bytes,
-        Err(AgentCallError::Call(err)) if err.status() == Some(StatusCode::NOT_FOUND) => {
-            return Ok(None);
-        }
-        Err(err) => return Err(err),
-    };
+    let bytes = call(mux, "/clock", Some(&request)).await?;
     let answered = Timestamp::now().as_micros();
     let reply: ClockReply = serde_json::from_slice(&bytes).map_err(|err| {
         let what = String::from("POST /clock");
         CallError::Decode { what, err }
     })?;
-    Ok(Some(Offset::of(asked, answered, reply.now_micros)))
+    Ok(Offset::of(asked, answered, reply))
 }
 
 /// The best of some readings, the last of which may be off by so much.
-async fn measure(mux: &Mux, enough_micros: i64) -> Result<Option<Offset>, AgentCallError> {
-    let mut best: Option<Offset> = None;
-    for _ in 0..CLOCK_READINGS {
-        let Some(read) = clock(mux, 0).await? else {
-            return Ok(None);
-        };
-        if best.is_none_or(|best| read.error < best.error) {
-            best = Some(read);
-        }
-        if best.is_some_and(|best| best.error <= enough_micros) {
+async fn measure(mux: &Mux, enough_micros: i64) -> Result<Offset, AgentCallError> {
+    let look = ClockRequest {
+        adjust_micros: 0,
+        adjusted: 0,
+    };
+    let mut best = clock(mux, look).await?;
+    for _ in 1..CLOCK_READINGS {
+        if best.error <= enough_micros {
             break;
+        }
+        let read = clock(mux, look).await?;
+        // What was read before somebody set it is of no use.
+        if read.error < best.error || read.adjusted != best.adjusted {
+            best = read;
         }
     }
     Ok(best)
@@ -316,16 +321,18 @@ async fn measure(mux: &Mux, enough_micros: i64) -> Result<Option<Offset>, AgentC
 /// Gives the guest the host's time. The guest is told by how much it is off, not what time it is: how long the telling
 /// takes does not matter; it may stay off by `enough_micros`.
 pub(super) async fn set_clock(mux: &Mux, enough_micros: i64) -> Result<(), AgentCallError> {
-    let Some(off) = measure(mux, enough_micros).await? else {
-        return Ok(());
-    };
+    let off = measure(mux, enough_micros).await?;
     tracing::debug!(
         behind_micros = off.behind,
         error_micros = off.error,
         "the guest's clock"
     );
     if off.is_off() {
-        clock(mux, off.behind).await?;
+        let adjust = ClockRequest {
+            adjust_micros: off.behind,
+            adjusted: off.adjusted,
+        };
+        clock(mux, adjust).await?;
     }
     Ok(())
 }
@@ -374,13 +381,20 @@ mod tests {
     #[test]
     fn a_guest_may_say_any_time() {
         let now = 1_800_000_000_000_000;
-        let off = |guest| Offset::of(now, now + 8_000, guest);
+        let of = |answered, now_micros| {
+            let reply = ClockReply {
+                now_micros,
+                adjusted: 0,
+            };
+            Offset::of(now, answered, reply)
+        };
+        let off = |guest| of(now + 8_000, guest);
         assert_eq!((off(now + 4_000).behind, off(now).error), (0, 4_000));
         assert!(!off(now).is_off() && off(now - 6_000).is_off());
         for guest in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
             assert!(off(guest).is_off(), "{guest}");
         }
         assert_eq!(off(i64::MIN).behind, i64::MAX);
-        assert_eq!(Offset::of(now, now - 8_000, now).error, 0);
+        assert_eq!(of(now - 8_000, now).error, 0);
     }
 }
