@@ -4,8 +4,9 @@
 //! checked is not read again while nothing can have changed it: [`VERIFIED_FILE`] keeps device, inode, size, mtime and
 //! ctime together with the host's boot id. Every way of changing a file's content through the kernel changes its ctime,
 //! and no system call sets one; only a clock that was set back to the same nanosecond, or a write to the raw disk, goes
-//! unseen, and only root can do either. What a disk loses or a crash leaves unwritten shows after a boot, when the page
-//! cache is gone too and the file is read again. Whoever could forge the note could as well forge the runner: both belong
+//! unseen, and only root can do either. What a crash leaves unwritten shows after the boot, when the file is read again. What a
+//! disk loses while the host is up does not: a page that the kernel dropped is read again by whichever copy touches it.
+//! Whoever could forge the note could as well forge the runner: both belong
 //! to the same user.
 use crate::{file::FileIdentity, kept::boot_id};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -277,8 +278,10 @@ pub fn seal(directory: &Utf8Path, binding: Binding) -> io::Result<Saved> {
     };
     let (memory, state) = (open(MEMORY_FILE)?, open(STATE_FILE)?);
     trim(&memory)?;
-    // A jailed Firecracker, whom the files are bound for, is another user; the directory lets nobody else in.
-    let foreign = DriverChoice::of(&binding.driver) == Some(DriverChoice::Firecracker);
+    // A jailed Firecracker, whom the files are bound for, is another user; the directory lets nobody else in. Changed later, they
+    // would have to be read again.
+    let foreign = rustix::process::geteuid().is_root()
+        && DriverChoice::of(&binding.driver) == Some(DriverChoice::Firecracker);
     let saved = |file: &File| -> io::Result<SavedFile> {
         let sha256 = digest(file)?;
         // Blocks are counted when they are written, not before.

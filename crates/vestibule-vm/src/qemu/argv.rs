@@ -196,7 +196,10 @@ pub(super) fn argv(capabilities: &Capabilities, launch: &Launch, fds: &Descripto
             format!("virtserialport,id=stream,chardev=stream,name={PORT_NAME}"),
         )
         .pair("-object", "rng-builtin,id=rng")
-        .pair("-device", "virtio-rng-pci,rng=rng");
+        .pair("-device", "virtio-rng-pci,rng=rng")
+        // Another one for each VM, copies too: a kernel that has the driver reseeds its generator when it changes (QEMU's
+        // docs/specs/vmgenid). The agent does so in any case.
+        .pair("-device", "vmgenid,guid=auto");
     if let Some(memory) = memory {
         args.own("-object", memory.to_string());
     }
