@@ -37,6 +37,8 @@ pub enum KvmVerdict {
     Absent,
     /// It is there and this user may not open it.
     NoPermission,
+    /// The host gives no VM to anybody, or not now: the error, and at what.
+    Refused { errno: i32, what: String },
     /// It opens and cannot run a guest.
     Broken { what: String },
     /// It runs guests, each instruction by hand.
@@ -59,10 +61,31 @@ impl KvmVerdict {
             Self::NoPermission => {
                 Some("for speed, add this user to the group `kvm` and sign in again")
             }
+            Self::Refused { errno, .. } => Some(refused_fix(*errno)),
             Self::Broken { .. } | Self::TooSlow { .. } => Some(
                 "this /dev/kvm has no hardware behind it (PVM and its like): it opens, a VM says that it runs, and Linux does not get far; for speed, use a host with hardware or nested virtualisation",
             ),
         }
+    }
+}
+
+/// What to do about an error (ioctl(2) on /dev/kvm, the kernel's Documentation/virt/kvm/api.rst).
+fn refused_fix(errno: i32) -> &'static str {
+    match errno {
+        libc::ENODEV | libc::ENXIO => {
+            "for speed, load kvm_intel or kvm_amd (`modprobe`), with virtualisation enabled in the firmware: /dev/kvm has no driver behind it"
+        }
+        libc::EPERM => {
+            "for speed, let this container or unit use the device: `--device /dev/kvm`, or `DeviceAllow=/dev/kvm rw`"
+        }
+        libc::EBUSY => {
+            "for speed, end the other hypervisor that has the processor's virtualisation (VirtualBox, VMware), or unload its module"
+        }
+        libc::EMFILE | libc::ENFILE => {
+            "raise the limit of open files (`LimitNOFILE=`, `ulimit -n`, `fs.file-max`): nothing is known of KVM without a descriptor"
+        }
+        libc::ENOMEM => "free some memory: nothing is known of KVM without a VM",
+        _ => "see in the kernel's log (`dmesg`) why KVM makes no VM",
     }
 }
 
@@ -74,6 +97,7 @@ impl fmt::Display for KvmVerdict {
             }
             Self::Absent => f.write_str("there is no /dev/kvm"),
             Self::NoPermission => f.write_str("/dev/kvm is there and this user may not open it"),
+            Self::Refused { what, .. } => write!(f, "/dev/kvm is there and gives no VM: {what}"),
             Self::Broken { what } => write!(f, "/dev/kvm opens and cannot run a guest: {what}"),
             Self::TooSlow { iterations, micros } => write!(
                 f,
@@ -110,7 +134,7 @@ pub fn probe() -> KvmVerdict {
     }
     let (tell, told) = mpsc::channel();
     let thread = std::thread::Builder::new().name(String::from("kvm probe"));
-    let started = thread.spawn(move || tell.send(run().unwrap_or_else(broken)));
+    let started = thread.spawn(move || tell.send(run().unwrap_or_else(|verdict| verdict)));
     if let Err(err) = started {
         return broken(err.to_string());
     }
@@ -122,14 +146,26 @@ fn broken(what: impl Into<String>) -> KvmVerdict {
     KvmVerdict::Broken { what: what.into() }
 }
 
-fn run() -> Result<KvmVerdict, String> {
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(err) if err.errno() == libc::EACCES || err.errno() == libc::EPERM => {
-            return Ok(KvmVerdict::NoPermission);
-        }
-        Err(err) => return Err(format!("open: {err}")),
-    };
+/// What it means that KVM does not give what a VM is made of.
+fn refused(what: &str) -> impl Fn(kvm_ioctls::Error) -> KvmVerdict {
+    move |err| match err.errno() {
+        libc::EACCES => KvmVerdict::NoPermission,
+        errno => KvmVerdict::Refused {
+            errno,
+            what: format!("{what}: {err}"),
+        },
+    }
+}
+
+impl From<String> for KvmVerdict {
+    /// What a guest did not do.
+    fn from(what: String) -> Self {
+        broken(what)
+    }
+}
+
+fn run() -> Result<KvmVerdict, KvmVerdict> {
+    let kvm = Kvm::new().map_err(refused("open it"))?;
     let mut guest = Guest::new(&kvm)?;
     for (iterations, limit) in [(SHORT, SHORT_LIMIT), (LONG, LONG_LIMIT)] {
         let mut best = Duration::MAX;
@@ -147,7 +183,7 @@ fn run() -> Result<KvmVerdict, String> {
             return Ok(KvmVerdict::Usable { micros });
         }
     }
-    Err(String::from("nothing was counted"))
+    Err(broken("nothing was counted"))
 }
 
 const PAGE: usize = 0x1000;
@@ -165,8 +201,8 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(kvm: &Kvm) -> Result<Self, String> {
-        let vm = kvm.create_vm().map_err(|e| format!("create a VM: {e}"))?;
+    fn new(kvm: &Kvm) -> Result<Self, KvmVerdict> {
+        let vm = kvm.create_vm().map_err(refused("create a VM"))?;
         let memory = Box::new(identity_map());
         let region = kvm_userspace_memory_region {
             slot: 0,
@@ -178,10 +214,8 @@ impl Guest {
         // SAFETY: the region is exactly the page-aligned allocation of `memory`, which lives in the same struct as the
         // VM and is dropped after its vCPU.
         #[expect(unsafe_code, reason = "KVM is given memory by address")]
-        unsafe { vm.set_user_memory_region(region) }.map_err(|e| format!("give it memory: {e}"))?;
-        let vcpu = vm
-            .create_vcpu(0)
-            .map_err(|e| format!("create a vCPU: {e}"))?;
+        unsafe { vm.set_user_memory_region(region) }.map_err(refused("give it memory"))?;
+        let vcpu = vm.create_vcpu(0).map_err(refused("create a vCPU"))?;
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|e| format!("read the CPU's features: {e}"))?;
@@ -293,5 +327,33 @@ mod tests {
         assert!(begun.elapsed() < PATIENCE + Duration::from_secs(2));
         assert!(!verdict.to_string().is_empty());
         assert_eq!(verdict.usable(), verdict.fix().is_none());
+    }
+
+    #[test]
+    fn each_error_has_words_of_its_own() {
+        let verdict = |errno| refused("create a VM")(kvm_ioctls::Error::new(errno));
+        let cases = [
+            (libc::EACCES, "the group `kvm`"),
+            (libc::EPERM, "--device /dev/kvm"),
+            (libc::ENODEV, "load kvm_intel or kvm_amd"),
+            (libc::ENXIO, "load kvm_intel or kvm_amd"),
+            (libc::EBUSY, "the other hypervisor"),
+            (libc::EMFILE, "open files"),
+            (libc::ENFILE, "open files"),
+            (libc::ENOMEM, "free some memory"),
+            (libc::EINVAL, "dmesg"),
+        ];
+        for (errno, words) in cases {
+            let verdict = verdict(errno);
+            let fix = verdict.fix().unwrap();
+            assert!(fix.contains(words), "{verdict}: {fix}");
+            assert!(
+                !verdict.usable() && !fix.contains("PVM"),
+                "{verdict}: {fix}"
+            );
+        }
+        // Only a guest that ran tells of the hardware.
+        let broken = broken("the guest stopped with InternalError");
+        assert!(broken.fix().unwrap().contains("PVM"));
     }
 }
