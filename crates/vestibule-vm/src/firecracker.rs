@@ -290,14 +290,23 @@ struct Saved {
 }
 
 fn find_jailer(firecracker: &Utf8Path) -> Option<Utf8PathBuf> {
-    let named = std::env::var(JAILER_VARIABLE).ok();
-    let named = named.filter(|path| !path.is_empty()).map(Utf8PathBuf::from);
-    // `firecracker-v1.12.1-x86_64` has `jailer-v1.12.1-x86_64` beside it.
-    let name = firecracker.file_name()?.replace(PROGRAM, JAILER);
+    jailer_of(firecracker, std::env::var(JAILER_VARIABLE).ok())
+}
+
+/// Whatever is `named`: a jailer that is not there must not become another one, or none. Who runs it says that it is missing.
+fn jailer_of(firecracker: &Utf8Path, named: Option<String>) -> Option<Utf8PathBuf> {
     named
-        .or_else(|| Some(firecracker.with_file_name(name)))
-        .filter(|path| path.is_file())
+        .filter(|path| !path.is_empty())
+        .map(|path| camino::absolute_utf8(&path).unwrap_or_else(|_| path.into()))
+        .or_else(|| jailer_beside(firecracker))
         .or_else(|| crate::doctor::find_program(JAILER).ok())
+}
+
+/// `firecracker-v1.12.1-x86_64` has `jailer-v1.12.1-x86_64` beside it; a program of another name has none.
+fn jailer_beside(firecracker: &Utf8Path) -> Option<Utf8PathBuf> {
+    let (before, after) = firecracker.file_name()?.split_once(PROGRAM)?;
+    let jailer = firecracker.with_file_name(format!("{before}{JAILER}{after}"));
+    jailer.is_file().then_some(jailer)
 }
 
 /// Removes a file that may not be there.
@@ -412,5 +421,37 @@ impl Machine for FirecrackerMachine {
 
     fn stop(self: Arc<Self>, evidence: Bundle) -> BoxFuture<'static, (Exit, Bundle)> {
         async move { (self.end().await, evidence) }.boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jailer_is_the_one_that_is_named_or_beside() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = home.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+        let (program, jailer) = (file("firecracker-v1.15.0"), file("jailer-v1.15.0"));
+        assert_eq!(jailer_of(&program, None), Some(jailer.clone()));
+        assert_eq!(jailer_of(&program, Some(String::new())), Some(jailer));
+        // Nothing is taken in its place, and whoever asks it hears why.
+        let nothing = home.path().join("nothing");
+        let named = jailer_of(&program, Some(nothing.to_string()));
+        assert_eq!(named.as_deref(), Some(&*nothing));
+        let driver = FirecrackerDriver {
+            program,
+            jailer: named,
+            cache_dir: None,
+        };
+        let err = driver.check_jailer(OLDEST).unwrap_err();
+        assert!(Chain(&err).to_string().contains(nothing.as_str()), "{err}");
+        // A Firecracker of another name is no jailer of its own.
+        let other = file("fc");
+        assert_ne!(jailer_of(&other, None), Some(other));
     }
 }
