@@ -3,10 +3,11 @@ use super::{find_program, program_version};
 use crate::{
     driver::ProbeError,
     firecracker::{FirecrackerDriver, Installed},
+    jail,
     kvm::{self, KvmVerdict},
     qemu,
 };
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use vestibule_api::{error::Chain, machine::DriverChoice};
 
 /// See the module.
@@ -29,14 +30,22 @@ pub fn resolve(choice: DriverChoice) -> DriverChoice {
 
 /// Firecracker where it can be used, else QEMU. Blocks for as long as programs take to say their versions.
 pub fn choose(kvm: &KvmVerdict) -> Chosen {
-    let firecracker = FirecrackerDriver::find()
-        .and_then(|driver| Ok((driver.installed()?, driver.program().to_owned())));
+    let firecracker = FirecrackerDriver::find().and_then(|driver| usable(&driver));
     let firecracker = match &firecracker {
         Ok((installed, program)) => Ok((installed, program.as_path())),
         Err(err) => Err(err),
     };
     let qemu = find_program(qemu::PROGRAM).and_then(|program| program_version(&program));
     decide(kvm, firecracker, qemu.as_deref().ok())
+}
+
+/// What is installed, with a jailer that fits where one will be used: root's VMs are jailed.
+fn usable(driver: &FirecrackerDriver) -> Result<(Installed, Utf8PathBuf), ProbeError> {
+    let installed = driver.installed()?;
+    if jail::is_root() {
+        driver.check_jailer(installed.version)?;
+    }
+    Ok((installed, driver.program().to_owned()))
 }
 
 fn decide(
@@ -106,7 +115,19 @@ mod tests {
             program: String::from("firecracker"),
             searched: String::from("/bin"),
         };
+        let jailer = ProbeError::OtherJailer {
+            program: "/opt/jailer".into(),
+            found: String::from("1.12.1"),
+            expected: String::from("1.15.0"),
+        };
         let cases = [
+            (
+                &works,
+                Err(&jailer),
+                Some("7.2"),
+                Some("qemu/kvm"),
+                "jail with `/opt/jailer`: it is version 1.12.1, and Firecracker 1.15.0",
+            ),
             (
                 &works,
                 Ok(&good),
@@ -157,5 +178,31 @@ mod tests {
             let choice = driver.and_then(DriverChoice::of).unwrap_or_default();
             assert_eq!(chosen.choice, choice);
         }
+    }
+
+    /// What is upgraded alone, as `auto` finds it: a program that says a version, and a jailer that says another.
+    #[test]
+    fn a_jailer_of_another_release_is_not_taken() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = camino_tempfile::tempdir().unwrap();
+        let program = |name: &str, version: &str| {
+            let path = home.path().join(name);
+            let said = format!("#!/bin/sh\necho {name} v{version}\n");
+            std::fs::write(&path, said).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let firecracker = program("firecracker", "1.15.0");
+        program("jailer", "1.12.1");
+        let driver = FirecrackerDriver::at(firecracker.clone()).unwrap();
+        let err = usable(&driver).map(drop);
+        if jail::is_root() {
+            assert!(
+                matches!(err, Err(ProbeError::OtherJailer { .. })),
+                "{err:?}"
+            );
+        }
+        program("jailer", "1.15.0");
+        assert_eq!(usable(&driver).unwrap().1, firecracker);
     }
 }

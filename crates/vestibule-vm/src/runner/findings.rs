@@ -69,7 +69,7 @@ pub(super) fn no_firecracker(err: &ProbeError) -> Finding {
         Cause::VmmMissing,
         quote("host", Chain(err).to_string()),
         "the VM is to run under Firecracker, and here none can",
-        "install Firecracker's release where `PATH` or `VESTIBULE_FIRECRACKER` finds it, on a host with KVM; or use the driver `auto` or `qemu`",
+        "install `firecracker` and `jailer` of one release where `PATH`, or `VESTIBULE_FIRECRACKER` and `VESTIBULE_JAILER`, find them, on a host with KVM; or use the driver `auto` or `qemu`",
     )
 }
 
