@@ -128,11 +128,12 @@ pub struct JailSpec {
 }
 
 impl Default for JailSpec {
-    /// Above what distributions give to people (60000) and to containers by default (from 100000, 65536 each), below
-    /// systemd's dynamic ranges for containers of 2^19 and more.
+    /// Above what distributions give to people (60000) and, for their containers, from 100000 to 600100000 (subuid(5),
+    /// `SUB_UID_MAX` of login.defs(5)), above systemd's containers (up to 1879048191) and the ids of directories by SSSD's default (up
+    /// to 2000200000); below systemd's foreign images, from 2147352576 on.
     fn default() -> Self {
         Self {
-            first_uid: 470_000,
+            first_uid: 2_100_000_000,
             uids: 1000,
         }
     }
