@@ -146,3 +146,23 @@ async fn what_the_engines_ask_is_answered() {
     assert!(refused.is_connect(), "{refused:?}");
     controller.stop().await;
 }
+
+/// What a runner's pod shares with the others of its node has the same path in it: images and evidence, and the locks by which
+/// each VM has a user that no other VM has.
+#[test]
+fn pods_of_one_node_share_their_locks() {
+    let pod: serde_json::Value = serde_json::from_str(&manifest("kubernetes/run-vm.json")).unwrap();
+    let spec = &pod["spec"];
+    let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+    let shared: Vec<_> = mounts
+        .iter()
+        .map(|mount| {
+            let volumes = spec["volumes"].as_array().unwrap();
+            let volume = volumes.iter().find(|one| one["name"] == mount["name"]);
+            let on_node = &volume.unwrap()["hostPath"]["path"];
+            assert_eq!(*on_node, mount["mountPath"], "{mount}");
+            on_node.as_str().unwrap()
+        })
+        .collect();
+    assert_eq!(shared, ["/var/lib/vestibule", "/run/vestibule/uids"]);
+}
