@@ -71,12 +71,14 @@ pub fn doctor(home: impl AsRef<Path>) -> Report {
     .map(|(name, needed_for, package)| look(name, needed_for, package))
     .into();
     let Chosen {
-        driver, because, ..
+        choice,
+        driver,
+        because,
     } = choose(&kvm);
     let memory_available_mib = memory_available_mib();
     let confined = Confined::look();
     let mut advice = advice(&programs, &kvm, memory_available_mib);
-    advice.extend(confined.advice());
+    advice.extend(confined.advice(choice));
     Report {
         confined,
         driver,

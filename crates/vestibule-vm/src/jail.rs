@@ -3,10 +3,12 @@
 //! | | as root, Firecracker with its jailer | as root, else | without root |
 //! |---|---|---|---|
 //! | files | a root of its own (chroot): the VM's | landlock: the VM's, and the programs' | landlock, as before |
-//! | user | a uid and gid that no other VM has | root's uid without capabilities | the runner's |
-//! | processes | a pid namespace of its own | the same | landlock: no signal leaves it |
-//! | network, System V IPC | namespaces of its own, empty | the same | landlock: no TCP |
+//! | user | a uid and gid that no other VM has | root's uid without capabilities, but to read what is not root's | the runner's |
+//! | processes | a pid namespace of its own | the same | landlock: no signal leaves it (Linux 6.12) |
+//! | network, System V IPC | namespaces of its own, empty | the same | landlock: no TCP (Linux 6.7) |
 //! | memory, processes, CPU | cgroup v2, where the host has it | the same | the host's |
+//!
+//! Root without namespaces to give (in a container, often) has what there is without root, and no capabilities.
 //!
 //! Landlock is the kernel's own (landlock(7)); what the running kernel lacks of it, and every other part that a host cannot
 //! give, `vestibule doctor` says.
@@ -24,32 +26,61 @@ pub use cgroup::CgroupFound;
 pub use uid::UidError;
 
 use camino::Utf8Path;
-use cgroup::{Cgroup, Limits};
+use cgroup::{Cgroup, CgroupError, Limits};
 use enter::{Confinement, Mounts};
 use landlock::Allowed;
+use rustix::thread::CapabilitySet;
 use serde::Serialize;
-use std::{io, os::unix::fs::MetadataExt as _, path::Path};
+use std::{io, os::unix::fs::MetadataExt as _, sync::OnceLock};
 use uid::UidLock;
-use vestibule_api::machine::{CGROUP_MARK, CGROUP_PREFIX, CgroupMark, DisposedItem, JailSpec};
+use vestibule_api::{
+    error::Chain,
+    machine::{CGROUP_MARK, CGROUP_PREFIX, CgroupMark, DisposedItem, JailSpec},
+};
+
+/// In the evidence.
+const NO_CAPABILITIES: &[&str] = &[];
+/// Files and directories of another user's are root's to read only by a capability.
+const READ_ALL: &[&str] = &["CAP_DAC_READ_SEARCH"];
 
 /// What one VM has of the host for itself. Removed when dropped.
 #[derive(Debug)]
 pub struct Jail {
-    uid: Option<UidLock>,
+    /// Before the uid, which gives the group its name: it is removed before another VM can have the uid.
     cgroup: Option<Cgroup>,
-    /// Why something is missing that root could have.
-    note: Option<String>,
+    uid: Option<UidLock>,
+    /// Whether the VMM gets namespaces.
+    namespaces: bool,
+    /// What is missing that root could have, and why.
+    notes: Vec<String>,
+    /// What the VMM was started in.
+    applied: OnceLock<Applied>,
 }
 
-/// What stands in the evidence.
+/// What stands in the evidence: what was done, not what could be.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JailRecord {
-    /// Of the VM alone: what a jailed VMM runs as.
+    /// Of the VM alone; none where the VMM runs as the runner's user.
     pub uid: Option<u32>,
     pub cgroup: Option<String>,
+    /// None of a VM whose VMM was never started.
+    #[serde(flatten)]
+    pub applied: Option<Applied>,
+    pub notes: Vec<String>,
+}
+
+/// How a VMM was confined when it was started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// What the VMM runs as.
+    pub user: u32,
+    /// Those that it has; none: what its user has.
+    pub capabilities: Option<&'static [&'static str]>,
+    pub namespaces: bool,
+    /// Version of Landlock that it is held by; a jailer's root takes Landlock's place.
     pub landlock: Option<u32>,
-    pub note: Option<String>,
 }
 
 /// Whether this process can make jails.
@@ -63,47 +94,49 @@ impl Jail {
     /// # Errors
     /// When this is root and there is no uid left.
     pub fn make(spec: JailSpec, memory_mib: u32, vcpus: u32) -> Result<Self, UidError> {
-        if !is_root() {
-            return Ok(Self {
-                uid: None,
-                cgroup: None,
-                note: None,
-            });
-        }
-        let uid = UidLock::take(spec)?;
-        // The uid is nobody else's, so neither is the name.
-        let name = format!("{CGROUP_PREFIX}{}", uid.uid());
-        let limits = Limits { memory_mib, vcpus };
-        let (cgroup, note) = match cgroup::find() {
-            CgroupFound::Usable { root } => match Cgroup::make(&root, &name, limits) {
-                Ok(group) => (Some(group), None),
-                Err(err) => (None, Some(err.to_string())),
-            },
-            other @ (CgroupFound::Absent
-            | CgroupFound::Lacks { .. }
-            | CgroupFound::NoPermission { .. }) => (None, Some(other.to_string())),
+        let mut jail = Self {
+            cgroup: None,
+            uid: None,
+            namespaces: false,
+            notes: Vec::new(),
+            applied: OnceLock::new(),
         };
-        if let Some(note) = &note {
-            tracing::debug!(note, "the VMM has no cgroup of its own");
+        if !is_root() {
+            return Ok(jail);
         }
-        Ok(Self {
-            uid: Some(uid),
-            cgroup,
-            note,
-        })
+        match enter::try_namespaces() {
+            Ok(()) => jail.namespaces = true,
+            Err(err) => jail.lacks(format!("no namespaces can be made: {err}")),
+        }
+        let (uid, cgroup) = own(spec, Limits { memory_mib, vcpus })?;
+        jail.uid = Some(uid);
+        match cgroup {
+            Ok(group) => jail.cgroup = Some(group),
+            Err(why) => jail.lacks(format!("no cgroup: {why}")),
+        }
+        Ok(jail)
     }
 
-    /// What a jailed VMM runs as; none where this is not root.
+    /// Keeps in mind what the VM is without, and says it.
+    fn lacks(&mut self, note: String) {
+        tracing::warn!(note, "the VMM is kept apart by less than a jail");
+        self.notes.push(note);
+    }
+
+    /// What a jailed VMM runs as; none where there can be no jail.
     pub fn uid(&self) -> Option<u32> {
-        self.uid.as_ref().map(UidLock::uid)
+        let uid = self.uid.as_ref().filter(|_| self.namespaces);
+        uid.map(UidLock::uid)
     }
 
     pub fn record(&self) -> JailRecord {
+        let applied = self.applied.get().cloned();
+        let user = applied.as_ref().map(|applied| applied.user);
         JailRecord {
-            uid: self.uid(),
+            uid: self.uid().filter(|uid| Some(*uid) == user),
             cgroup: self.cgroup.as_ref().map(|group| group.path().to_string()),
-            landlock: landlock::abi(),
-            note: self.note.clone(),
+            applied,
+            notes: self.notes.clone(),
         }
     }
 
@@ -124,29 +157,50 @@ impl Jail {
 
     /// For a VMM that is started as it is, and whose files are `allowed`.
     pub(crate) fn direct(&self, allowed: &Allowed) -> io::Result<Confinement> {
-        // Files of another user's are root's to read only by a capability.
-        let foreign = |path: &Path| path.metadata().is_ok_and(|meta| meta.uid() != 0);
-        let mut files = allowed.read.iter().chain(&allowed.write);
-        let foreign = files.any(|path| path.ancestors().any(|path| foreign(path.as_std_path())));
-        Ok(Confinement {
+        let (keep, capabilities) = if !is_root() {
+            (None, None)
+        } else if allowed.has_foreign() && had()?.contains(CapabilitySet::DAC_READ_SEARCH) {
+            (Some(CapabilitySet::DAC_READ_SEARCH), Some(READ_ALL))
+        } else {
+            (Some(CapabilitySet::empty()), Some(NO_CAPABILITIES))
+        };
+        let (landlock, version) = landlock::ruleset(allowed)?.unzip();
+        if version.is_none() {
+            tracing::warn!("the kernel has no Landlock: the VMM can open what its user can");
+        }
+        let confinement = Confinement {
             cgroup: self.entry()?,
-            namespaces: self.uid.is_some(),
+            namespaces: self.namespaces,
             mounts: None,
             init: false,
-            drop_capabilities: self.uid.is_some() && !foreign,
-            landlock: landlock::ruleset(allowed)?,
-        })
+            keep,
+            landlock,
+        };
+        self.applied.get_or_init(|| Applied {
+            user: rustix::process::geteuid().as_raw(),
+            capabilities,
+            namespaces: confinement.namespaces,
+            landlock: version,
+        });
+        Ok(confinement)
     }
 
     /// For a jailer, which makes the rest of it.
     pub(crate) fn around_jailer(&self, mounts: Mounts) -> io::Result<Confinement> {
-        Ok(Confinement {
+        let confinement = Confinement {
             cgroup: self.entry()?,
             namespaces: true,
             mounts: Some(mounts),
             init: true,
             ..Confinement::default()
-        })
+        };
+        self.applied.get_or_init(|| Applied {
+            user: self.uid().unwrap_or_default(),
+            capabilities: Some(NO_CAPABILITIES),
+            namespaces: confinement.namespaces,
+            landlock: None,
+        });
+        Ok(confinement)
     }
 
     fn entry(&self) -> io::Result<Option<std::os::fd::OwnedFd>> {
@@ -164,6 +218,35 @@ impl Jail {
     }
 }
 
+/// The capabilities of this process.
+fn had() -> io::Result<CapabilitySet> {
+    Ok(rustix::thread::capabilities(None)?.permitted)
+}
+
+/// A uid and the group that has its name, or why there is none. Where somebody has the group, the uid is somebody's as well,
+/// whose lock is not to be seen from here: the next one is taken.
+fn own(spec: JailSpec, limits: Limits) -> Result<(UidLock, Result<Cgroup, String>), UidError> {
+    let root = match cgroup::find() {
+        CgroupFound::Usable { root } => root,
+        other @ (CgroupFound::Absent
+        | CgroupFound::Lacks { .. }
+        | CgroupFound::NoPermission { .. }
+        | CgroupFound::Refused { .. }) => {
+            return Ok((UidLock::take(spec, |_| true)?, Err(other.to_string())));
+        }
+    };
+    let mut made = Err(String::new());
+    let uid = UidLock::take(spec, |uid| {
+        match Cgroup::make(&root, &format!("{CGROUP_PREFIX}{uid}"), limits) {
+            Err(CgroupError::InUse(_)) => return false,
+            Err(err) => made = Err(Chain(&err).to_string()),
+            Ok(group) => made = Ok(group),
+        }
+        true
+    })?;
+    Ok((uid, made))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,9 +258,13 @@ mod tests {
 
     /// What a shell says that is confined as a VMM without a jailer is.
     async fn said(script: &str, allowed: &Allowed) -> String {
+        let jail = Jail::make(JailSpec::default(), 256, 1).unwrap();
+        said_in(&jail, script, allowed).await
+    }
+
+    async fn said_in(jail: &Jail, script: &str, allowed: &Allowed) -> String {
         let home = camino_tempfile::tempdir().unwrap();
         let log = BoundedLog::create(&home.path().join("log"), 64 << 10).unwrap();
-        let jail = Jail::make(JailSpec::default(), 256, 1).unwrap();
         let program = Program {
             path: "/bin/bash".into(),
             args: vec!["-c".into(), script.into()],
@@ -197,7 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_confined_process_reaches_nothing_else() {
-        if landlock::abi().is_none_or(|abi| abi < 4) {
+        if landlock::abi().unwrap().is_none_or(|abi| abi < 4) {
             println!("skipped: the kernel's Landlock is older than TCP rules, or missing");
             return;
         }
@@ -211,9 +298,7 @@ mod tests {
         let port = service.local_addr().unwrap().port();
         let allowed = Allowed {
             read: vec![path("own")],
-            execute: ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache"]
-                .map(Into::into)
-                .into(),
+            execute: programs(),
             write: vec!["/dev/null".into()],
         };
         let me = std::process::id();
@@ -273,9 +358,7 @@ mod tests {
         }
         let allowed = Allowed {
             read: vec!["/proc".into()],
-            execute: ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache"]
-                .map(Into::into)
-                .into(),
+            execute: programs(),
             write: vec![],
         };
         let script = "grep -E '^(CapEff|CapPrm|NoNewPrivs|NSpid)' /proc/self/status >&2; exec 1>&2; \
@@ -294,5 +377,97 @@ mod tests {
             .unwrap();
         assert_eq!(numbers.split_whitespace().count(), 3, "{said}");
         assert!(!said.contains("eth0"), "{said}");
+    }
+    /// The programs that the shell needs.
+    fn programs() -> Vec<camino::Utf8PathBuf> {
+        ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache"]
+            .map(Into::into)
+            .into()
+    }
+
+    /// Where the home is another user's, a capability is left to read it, and no other; the evidence says that and no more.
+    #[tokio::test]
+    async fn the_record_says_what_the_vmm_has() {
+        if !is_root() {
+            println!("skipped: not root");
+            return;
+        }
+        let home = camino_tempfile::tempdir().unwrap();
+        let (file, dir) = (home.path().join("dir/file"), home.path().join("dir"));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(&file, "of somebody").unwrap();
+        let foreign = |path: &Utf8Path| {
+            std::os::unix::fs::chown(path, Some(1234), Some(1234)).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            std::fs::set_permissions(path, mode).unwrap();
+        };
+        for (of_another, set, named) in [
+            (false, "0000000000000000", NO_CAPABILITIES),
+            (true, "0000000000000004", READ_ALL),
+        ] {
+            if of_another {
+                foreign(&file);
+                foreign(&dir);
+            }
+            let allowed = Allowed {
+                read: vec![dir.clone(), "/proc".into()],
+                execute: programs(),
+                write: vec![],
+            };
+            let jail = Jail::make(JailSpec::default(), 256, 1).unwrap();
+            assert_eq!(jail.record().applied, None);
+            let script = format!("grep -E '^(Cap|Uid)' /proc/self/status >&2; cat {file} >&2");
+            let said = said_in(&jail, &script, &allowed).await;
+            for name in ["CapPrm", "CapEff"] {
+                assert!(said.contains(&format!("{name}:\t{set}")), "{said}");
+            }
+            assert!(
+                said.contains("Uid:\t0\t") && said.contains("of somebody"),
+                "{said}"
+            );
+            let record = jail.record();
+            assert_eq!(record.uid, None, "it runs as root's: {record:?}");
+            let applied = Applied {
+                user: 0,
+                capabilities: Some(named),
+                namespaces: true,
+                landlock: landlock::abi().unwrap(),
+            };
+            assert_eq!(record.applied, Some(applied));
+        }
+    }
+
+    /// Root in an ordinary container: VMMs are confined as without root, and it is said.
+    #[tokio::test]
+    async fn root_without_namespaces_is_confined_all_the_same() {
+        if !is_root() {
+            println!("skipped: not root");
+            return;
+        }
+        // Capabilities are a thread's own.
+        let poor = std::thread::spawn(|| {
+            let none = rustix::thread::CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).unwrap();
+            Jail::make(JailSpec::default(), 256, 1).unwrap()
+        });
+        let jail = poor.join().unwrap();
+        assert_eq!(jail.uid(), None, "a jailer would fail");
+        let notes = jail.record().notes;
+        assert!(notes[0].contains("no namespaces can be made"), "{notes:?}");
+        let allowed = Allowed {
+            read: vec!["/proc".into()],
+            execute: programs(),
+            write: vec![],
+        };
+        let script = "grep CapEff /proc/self/status >&2; readlink /proc/self/ns/net >&2";
+        let said = said_in(&jail, script, &allowed).await;
+        assert!(said.contains("CapEff:\t0000000000000000"), "{said}");
+        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        assert!(said.contains(&*own.to_string_lossy()), "{said}");
+        assert!(!jail.record().applied.unwrap().namespaces);
     }
 }

@@ -55,7 +55,7 @@ pub(crate) async fn serve(home: Home, args: ServeArgs) -> anyhow::Result<ExitCod
     tracing::info!(driver = %config.vm.driver, "what VMs run under");
     config.vm.not_jailed = vestibule_vm::doctor::not_jailed(config.vm.driver);
     if let Some((why, fix)) = &config.vm.not_jailed {
-        tracing::warn!(why, fix, "VMs are not jailed");
+        tracing::warn!(why, fix, "VMs are kept apart by less than a jail");
     }
     let page = home.path().join("open.html");
     let shutdown = async {

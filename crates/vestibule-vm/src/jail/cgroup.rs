@@ -1,16 +1,18 @@
 //! A cgroup of a VM's own, with limits (cgroup v2, the kernel's Documentation/admin-guide/cgroup-v2.rst).
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{
-    fs::File,
-    io,
-    os::fd::OwnedFd,
+    fs::{File, TryLockError},
+    io::{self, Write as _},
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     time::{Duration, Instant},
 };
-use vestibule_api::machine::CGROUP_PARENT;
+use vestibule_api::{error::Chain, ids::MachineId, machine::CGROUP_PARENT};
 
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 /// A killed process is out of its group after this.
 const EMPTY_LIMIT: Duration = Duration::from_secs(2);
+/// Claims that may be lost to another runner's, one after the other.
+const CLAIMS: u32 = 3;
 /// What `cpu.max` counts in, in µs.
 const PERIOD: u32 = 100_000;
 /// Threads of a VMM besides those that run the guest's CPUs.
@@ -19,7 +21,7 @@ const THREADS: u32 = 64;
 /// What this host has of cgroup v2.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(
-    tag = "cgroup",
+    tag = "state",
     rename_all = "kebab-case",
     rename_all_fields = "camelCase"
 )]
@@ -35,6 +37,8 @@ pub enum CgroupFound {
     },
     /// Only root makes groups, or whom a group was delegated to.
     NoPermission { root: Utf8PathBuf },
+    /// All seems to be there, and the kernel makes no group: in a container, often.
+    Refused { root: Utf8PathBuf, why: String },
 }
 
 impl std::fmt::Display for CgroupFound {
@@ -49,6 +53,12 @@ impl std::fmt::Display for CgroupFound {
             ),
             Self::NoPermission { root } => {
                 write!(f, "v2 at {root} is root's: nothing is limited")
+            }
+            Self::Refused { root, why } => {
+                write!(
+                    f,
+                    "v2 at {root} takes no group of a VM: nothing is limited: {why}"
+                )
             }
         }
     }
@@ -75,6 +85,27 @@ pub(crate) fn find() -> CgroupFound {
     }
 }
 
+/// As [`find`]; where groups can be made by what is to be seen, one is made and removed.
+pub(crate) fn probe() -> CgroupFound {
+    let found = find();
+    let CgroupFound::Usable { root } = &found else {
+        return found;
+    };
+    // Nobody else's, in whatever container.
+    let name = format!("probe-{}", MachineId::generate());
+    let limits = Limits {
+        memory_mib: 1,
+        vcpus: 1,
+    };
+    match Cgroup::make(root, &name, limits) {
+        Ok(_) => found,
+        Err(err) => CgroupFound::Refused {
+            root: root.clone(),
+            why: Chain(&err).to_string(),
+        },
+    }
+}
+
 /// Of proc_pid_mountinfo(5): the mount point is the fifth field, the type the first after a dash.
 fn mount_point(mounts: &str) -> Option<Utf8PathBuf> {
     mounts.lines().find_map(|line| {
@@ -95,27 +126,33 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: Utf8PathBuf,
+    /// The directory, locked (flock(2)) for as long as this lives: whoever sees the group, from whatever container, sees that it has
+    /// an owner.
+    lock: File,
+}
+
+/// Why there is no group for a VM.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    /// Another runner's, though nobody has the uid's lock: it keeps its locks elsewhere.
+    #[error("the cgroup `{0}` is another VM's")]
+    InUse(Utf8PathBuf),
+    #[error("make a cgroup")]
+    Refused(#[from] io::Error),
 }
 
 impl Cgroup {
     /// Makes the group `name` with limits. One that a killed runner left is ended and made anew.
     ///
     /// # Errors
-    /// When the kernel refuses the group or a limit.
-    pub(crate) fn make(root: &Utf8Path, name: &str, limits: Limits) -> io::Result<Self> {
+    /// When somebody has the group, or the kernel refuses it or a limit.
+    pub(crate) fn make(root: &Utf8Path, name: &str, limits: Limits) -> Result<Self, CgroupError> {
         let parent = root.join(CGROUP_PARENT);
         let enable = CONTROLLERS.map(|one| format!("+{one}")).join(" ");
         write(&root.join("cgroup.subtree_control"), &enable)?;
-        match std::fs::create_dir(&parent) {
-            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
-            Ok(()) | Err(_) => {}
-        }
+        create(&parent)?;
         write(&parent.join("cgroup.subtree_control"), &enable)?;
-        let group = Self {
-            path: parent.join(name),
-        };
-        group.remove();
-        std::fs::create_dir(&group.path)?;
+        let group = Self::claim(parent.join(name))?;
         let cpu = (limits.vcpus + 1).saturating_mul(PERIOD);
         let set = |file: &str, value: String| write(&group.path.join(file), &value);
         set("memory.max", format!("{}M", limits.memory_mib))?;
@@ -126,6 +163,31 @@ impl Cgroup {
             tracing::debug!(error = %err, "swapping of the VM's memory is not refused");
         }
         Ok(group)
+    }
+
+    /// Makes the group's directory, new and locked. One that is there and that nobody has locked is an orphan: its processes
+    /// died with their runner, or are about to.
+    fn claim(mut path: Utf8PathBuf) -> Result<Self, CgroupError> {
+        for _ in 0..CLAIMS {
+            let new = create(&path)?;
+            let lock = match File::open(&path) {
+                Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(CgroupError::InUse(path)),
+                Err(TryLockError::Error(err)) => return Err(err.into()),
+            }
+            let group = Self { path, lock };
+            if new && group.is_there() {
+                return Ok(group);
+            }
+            // An orphan, which is removed here and made anew in the next round; or another claim was faster.
+            group.remove();
+            path = group.path.clone();
+        }
+        Err(CgroupError::InUse(path))
     }
 
     pub(crate) fn path(&self) -> &Utf8Path {
@@ -143,8 +205,17 @@ impl Cgroup {
         Ok(file.into())
     }
 
+    /// Whether its name is still its own, and not that of a later group.
+    fn is_there(&self) -> bool {
+        let inode = |meta: io::Result<std::fs::Metadata>| meta.map(|meta| meta.ino()).ok();
+        inode(self.path.as_std_path().metadata()) == inode(self.lock.metadata())
+    }
+
     /// Ends what is in it and removes it. Returns whether it is gone.
     pub(crate) fn remove(&self) -> bool {
+        if !self.is_there() {
+            return true;
+        }
         // Since Linux 5.14; before, the processes were ended one by one by whoever started them.
         let _ = write(&self.path.join("cgroup.kill"), "1");
         let begun = Instant::now();
@@ -167,8 +238,21 @@ impl Drop for Cgroup {
     }
 }
 
+/// Makes a directory; returns whether it was not there before.
+fn create(path: &Utf8Path) -> io::Result<bool> {
+    match std::fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(err) => Err(io::Error::new(err.kind(), format!("make `{path}`: {err}"))),
+    }
+}
+
 fn write(path: &Utf8Path, value: &str) -> io::Result<()> {
-    std::fs::write(path, value)
+    // Never makes the file: a kernel that has none does not know it.
+    File::options()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
         .map_err(|err| io::Error::new(err.kind(), format!("write `{value}` to `{path}`: {err}")))
 }
 
@@ -189,5 +273,38 @@ mod tests {
     #[test]
     fn this_host_has_some_answer() {
         println!("{}", find());
+    }
+
+    /// A directory does for a group here: what is locked and removed is the same.
+    #[test]
+    fn a_group_that_somebody_has_is_left_alone() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let path = home.path().join("vm-1");
+        let claim = || Cgroup::claim(path.clone());
+        let first = claim().unwrap();
+        let other = claim().unwrap_err();
+        assert!(matches!(other, CgroupError::InUse(_)), "{other}");
+        assert!(first.is_there(), "another claim removed it");
+        // A killed runner's: there, and nobody's.
+        let inode = path.metadata().unwrap().ino();
+        rustix::fs::flock(&first.lock, rustix::fs::FlockOperation::Unlock).unwrap();
+        let second = claim().unwrap();
+        assert!(second.is_there() && !first.is_there(), "{inode}");
+        // Whoever had it before does not remove what has its name now.
+        drop(first);
+        assert!(second.is_there());
+        assert!(second.remove() && !path.exists());
+    }
+
+    #[test]
+    fn a_host_that_takes_no_groups_is_told_in_words() {
+        let found = CgroupFound::Refused {
+            root: "/sys/fs/cgroup".into(),
+            why: String::from("make a cgroup: Device or resource busy"),
+        };
+        assert!(
+            found.to_string().contains("nothing is limited: make"),
+            "{found}"
+        );
     }
 }

@@ -5,8 +5,8 @@ use rustix::{
     io::Errno,
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
     thread::{
-        CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities,
-        set_capabilities_secure_bits, set_no_new_privs, unshare_unsafe,
+        CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, set_no_new_privs,
+        unshare_unsafe,
     },
 };
 use std::{
@@ -50,7 +50,8 @@ pub struct Confinement {
     /// `PR_SET_PDEATHSIG`). So the child stays as the first process of its pid namespace, without whom there is no other, and a
     /// child of its own goes on.
     pub init: bool,
-    pub drop_capabilities: bool,
+    /// The only capabilities that are left of root's; none: as they are.
+    pub keep: Option<CapabilitySet>,
     pub landlock: Option<OwnedFd>,
 }
 
@@ -61,15 +62,7 @@ impl Confinement {
             rustix::io::write(procs, b"0")?;
         }
         if self.namespaces {
-            let flags = UnshareFlags::NEWNS
-                | UnshareFlags::NEWNET
-                | UnshareFlags::NEWIPC
-                | UnshareFlags::NEWUTS;
-            // SAFETY: the child has one thread, and shares no table of descriptors or file systems with anybody.
-            #[expect(unsafe_code, reason = "unshare(2) may break what threads share")]
-            unsafe { unshare_unsafe(flags) }?;
-            let flags = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
-            mount_change(c"/", flags)?;
+            unshare(UnshareFlags::empty())?;
         }
         if let Some(mounts) = &self.mounts {
             mounts.make()?;
@@ -77,22 +70,56 @@ impl Confinement {
         if self.init {
             init()?;
         }
-        if self.drop_capabilities {
-            let bits = CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_ROOT_LOCKED;
-            set_capabilities_secure_bits(bits)?;
-            let none = CapabilitySets {
-                effective: CapabilitySet::empty(),
-                permitted: CapabilitySet::empty(),
+        if let Some(keep) = self.keep {
+            let sets = CapabilitySets {
+                effective: keep,
+                permitted: keep,
                 inheritable: CapabilitySet::empty(),
             };
-            set_capabilities(None, none)?;
+            set_capabilities(None, sets)?;
+        }
+        if self.keep.is_some() || self.landlock.is_some() {
+            // With it, root gets nothing by execve(2) that it has not already (prctl(2), PR_SET_NO_NEW_PRIVS).
+            set_no_new_privs(true)?;
         }
         if let Some(ruleset) = &self.landlock {
-            set_no_new_privs(true)?;
             restrict(ruleset)?;
         }
         Ok(())
     }
+}
+
+/// Namespaces of its own for this thread, as [`Confinement::namespaces`] says and `more`, with mounts that nobody else sees.
+fn unshare(more: UnshareFlags) -> io::Result<()> {
+    let flags =
+        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    // SAFETY: a child between fork and exec has one thread, and shares no table of descriptors or file systems with anybody; the
+    // thread of a probe names no file afterwards and starts nothing.
+    #[expect(unsafe_code, reason = "unshare(2) may break what threads share")]
+    unsafe { unshare_unsafe(flags | more) }?;
+    let flags = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    Ok(mount_change(c"/", flags)?)
+}
+
+/// Whether a VMM can be given namespaces here, and mounts in them: tried by a thread that ends with them. Root in a container may
+/// have the name alone, without CAP_SYS_ADMIN, or be kept from mounting by the host's security module.
+///
+/// # Errors
+/// What the kernel says to it.
+pub(crate) fn try_namespaces() -> io::Result<()> {
+    let attempt = || {
+        unshare(UnshareFlags::NEWPID)?;
+        Ok(mount(
+            c"tmpfs",
+            c"/",
+            c"tmpfs",
+            MountFlags::empty(),
+            c"size=4k",
+        )?)
+    };
+    let thread = std::thread::Builder::new().name(String::from("namespace probe"));
+    let ended = thread.spawn(attempt)?.join();
+    ended.unwrap_or_else(|_| Err(io::Error::other("the probe of namespaces panicked")))
 }
 
 impl Mounts {
@@ -182,5 +209,41 @@ fn init() -> io::Result<()> {
             };
             libc::_exit(code);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_of_namespaces_leaves_this_process_where_it_is() {
+        let own = || std::fs::read_link("/proc/self/ns/mnt").unwrap();
+        let (before, begun) = (own(), std::time::Instant::now());
+        let tried = try_namespaces();
+        println!("{tried:?} in {:?}", begun.elapsed());
+        assert_eq!(own(), before);
+        assert!(std::path::Path::new("/proc/self").exists());
+        if !rustix::process::geteuid().is_root() {
+            assert!(tried.is_err());
+        }
+    }
+
+    /// Root in an ordinary container, where nothing is asked of the kernel that it refuses.
+    #[test]
+    fn without_the_capability_there_are_none() {
+        std::thread::spawn(|| {
+            // A thread's own.
+            let none = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            set_capabilities(None, none).unwrap();
+            let err = try_namespaces().unwrap_err();
+            assert_eq!(err.raw_os_error(), Some(libc::EPERM), "{err}");
+        })
+        .join()
+        .unwrap();
     }
 }

@@ -30,15 +30,19 @@ pub enum UidError {
 }
 
 impl UidLock {
-    /// Takes the first one that is free.
+    /// Takes the first one that is free, and that `suits`, which is asked of free ones.
     ///
     /// # Errors
     /// When none is, or the directory of locks cannot be written to.
-    pub(super) fn take(spec: JailSpec) -> Result<Self, UidError> {
-        Self::take_in(Path::new(LOCKS), spec)
+    pub(super) fn take(spec: JailSpec, suits: impl FnMut(u32) -> bool) -> Result<Self, UidError> {
+        Self::take_in(Path::new(LOCKS), spec, suits)
     }
 
-    fn take_in(directory: &Path, spec: JailSpec) -> Result<Self, UidError> {
+    fn take_in(
+        directory: &Path,
+        spec: JailSpec,
+        mut suits: impl FnMut(u32) -> bool,
+    ) -> Result<Self, UidError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -53,8 +57,8 @@ impl UidLock {
                 .open(directory.join(uid.to_string()))
                 .map_err(UidError::Lock)?;
             match lock.try_lock() {
-                Ok(()) => return Ok(Self { uid, _lock: lock }),
-                Err(TryLockError::WouldBlock) => {}
+                Ok(()) if suits(uid) => return Ok(Self { uid, _lock: lock }),
+                Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(err)) => return Err(UidError::Lock(err)),
             }
         }
@@ -82,12 +86,14 @@ mod tests {
             first_uid: 700_000,
             uids: 2,
         };
-        let take = || UidLock::take_in(at.as_std_path(), spec);
+        let take = || UidLock::take_in(at.as_std_path(), spec, |_| true);
         let (one, two) = (take().unwrap(), take().unwrap());
         assert_eq!((one.uid(), two.uid()), (700_000, 700_001));
         let err = take().unwrap_err();
         assert!(err.to_string().contains("all 2 uids from 700000"), "{err}");
-        drop(one);
+        drop((one, two));
         assert_eq!(take().unwrap().uid(), 700_000);
+        let other = UidLock::take_in(at.as_std_path(), spec, |uid| uid != 700_000);
+        assert_eq!(other.unwrap().uid(), 700_001, "the first does not suit");
     }
 }
