@@ -21,6 +21,8 @@ const LONG_S: u32 = 240;
 const SOON: Duration = Duration::from_secs(120);
 /// Room for the package, unpacked: what the guest writes is memory.
 const MEMORY_MIB: u32 = 1024;
+/// What an operator makes the unit one with jails by.
+const JAILED: &str = "/usr/share/vestibule/vestibule-jailed.conf";
 /// Seconds without a sign of life; the unit's own are 30.
 const WATCHDOG_S: u32 = 6;
 
@@ -148,6 +150,25 @@ impl Installed {
             .await
     }
 
+    /// What `vestibule doctor` says in a unit that is like the service in all but what it runs, with a drop-in if there is one.
+    async fn doctor(&self, drop_in: Option<&str>) -> Result<serde_json::Value> {
+        let drop_in = drop_in.map_or_else(String::new, |path| {
+            format!("mkdir $at/asked.service.d && cp {path} $at/asked.service.d/\n")
+        });
+        let said = self
+            .root(&format!(
+                "at=/run/systemd/system\n\
+                 sed -e 's|^ExecStart=.*|ExecStart=-/usr/bin/vestibule --home /var/lib/vestibule --json doctor|' \
+                     -e 's/^Type=.*/Type=oneshot\\nStandardOutput=truncate:\\/run\\/asked.json/' \
+                     -e '/^Restart/d; /^WatchdogSec/d; /^NotifyAccess/d' \
+                     /lib/systemd/system/vestibule.service >$at/asked.service\n\
+                 {drop_in}systemctl daemon-reload && systemctl start asked >&2 && cat /run/asked.json\n\
+                 rm -r /run/asked.json $at/asked.service* && systemctl daemon-reload"
+            ))
+            .await?;
+        serde_json::from_str(&said).with_context(|| format!("what it printed: {said}"))
+    }
+
     async fn main_pid(&self) -> Result<u32> {
         Ok(self.property("MainPID").await?.parse()?)
     }
@@ -222,8 +243,53 @@ async fn under_systemd() -> Result<()> {
     let image = store(&["build", "--agent", agent.as_str(), path.as_str()]).await?;
     took("an image with the package", begin);
     let lived = life(&image).await;
-    store(&["rm", &image]).await?;
-    lived
+    // Why it failed comes first: a VM that was left running keeps its image.
+    let removed = store(&["rm", &image]).await;
+    lived?;
+    removed.map(drop)
+}
+
+/// The unit as it is lets a VMM confine itself; with the drop-in for jails there is all that root can give.
+async fn confinement(host: &Installed) -> Result<()> {
+    let said = host.doctor(None).await?;
+    ensure!(
+        said["confined"]["landlock"].is_number() && said["confined"]["root"] == false,
+        "{said}"
+    );
+    // By it QEMU's own filter is made: without, QEMU knows no `-sandbox`.
+    let allowed = host.property("SystemCallFilter").await?;
+    ensure!(
+        allowed.split_whitespace().any(|name| name == "seccomp"),
+        "{allowed}"
+    );
+    let said = host.doctor(Some(JAILED)).await?;
+    let confined = &said["confined"];
+    ensure!(
+        confined["root"] == true
+            && confined["noNamespaces"].is_null()
+            && confined["cgroup"]["state"] == "usable"
+            && confined["landlock"].is_number(),
+        "{said}"
+    );
+    let left = host
+        .root("ls -d /sys/fs/cgroup/vestibule/*/ 2>/dev/null || true")
+        .await?;
+    ensure!(left.is_empty(), "the probe left {left}");
+    let directory = "/run/systemd/system/vestibule.service.d";
+    host.root(&format!(
+        "cp {JAILED} {directory}/ && systemctl daemon-reload && systemctl start vestibule"
+    ))
+    .await?;
+    let pid = host.main_pid().await?;
+    let owner = host
+        .root(&format!("stat -c %U /proc/{pid} /var/lib/vestibule"))
+        .await?;
+    ensure!(owner == "root\nroot", "{owner}");
+    host.root(&format!(
+        "systemctl stop vestibule && rm {directory}/vestibule-jailed.conf && systemctl daemon-reload"
+    ))
+    .await?;
+    Ok(())
 }
 
 async fn life(image: &str) -> Result<()> {
@@ -249,6 +315,7 @@ async fn life(image: &str) -> Result<()> {
          systemctl daemon-reload"
     ))
     .await?;
+    confinement(&host).await?;
     let begin = Instant::now();
     // Returns when the controller has said that it is ready.
     host.root("systemctl start vestibule || { journalctl --no-pager -u vestibule; exit 1; }")
