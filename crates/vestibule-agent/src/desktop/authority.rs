@@ -1,6 +1,12 @@
 //! The X authority file: who may talk to the X server (Xsecurity(7)). Numbers are big-endian, strings have two bytes of
 //! length before them (libXau, `AuRead.c`).
-use std::{fs, io, ops::Range, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    fs, io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 const COOKIE: &[u8] = b"MIT-MAGIC-COOKIE-1";
 
@@ -36,12 +42,15 @@ pub(super) fn cookie(bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
 }
 
 /// Puts another cookie into the file at `path`, and nothing else: every entry is the same server's. The server reads
-/// the file again when a client comes and the file is younger than what it knows (os/auth.c, `CheckAuthorization`).
+/// the file again when a client comes and the file's time is a later second than that of what it knows (os/auth.c,
+/// `CheckAuthorization`), which a clock that was ahead when the snapshot was made would not give. It adds what it reads
+/// (`LoadAuthorization`) and forgets nothing before it ends, so the snapshot's cookie stays good.
 ///
 /// # Errors
 /// When the file cannot be read or written, or has no cookie.
 pub(crate) fn renew(path: &Path) -> io::Result<()> {
     let mut bytes = fs::read(path)?;
+    let known = fs::metadata(path)?.modified()?;
     let all = cookies(&bytes);
     let length = all.first().map_or(0, Range::len);
     if length == 0 {
@@ -54,7 +63,8 @@ pub(crate) fn renew(path: &Path) -> io::Result<()> {
     }
     // In place: the file stays the person's.
     let file = fs::File::options().write(true).open(path)?;
-    file.write_all_at(&bytes, 0)
+    file.write_all_at(&bytes, 0)?;
+    file.set_modified(SystemTime::now().max(known + Duration::from_secs(1)))
 }
 
 #[cfg(test)]
@@ -86,6 +96,27 @@ mod tests {
             assert_eq!(cookie(&file[..cut]), None, "cut at {cut}");
         }
         assert_eq!(cookie(b""), None);
+    }
+
+    #[test]
+    fn the_server_sees_a_new_cookie_whatever_the_clock_says() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let path = dir.path().join("Xauthority");
+        fs::write(&path, file()).unwrap();
+        let second = |time: SystemTime| {
+            time.duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap()
+                .as_secs()
+        };
+        let modified = || second(fs::metadata(&path).unwrap().modified().unwrap());
+        let now = SystemTime::now();
+        let week = Duration::from_secs(7 * 24 * 3600);
+        for known in [now, now + week, now - week] {
+            let written = fs::File::options().write(true).open(&path).unwrap();
+            written.set_modified(known).unwrap();
+            renew(path.as_std_path()).unwrap();
+            assert!(modified() > second(known) && modified() >= second(now));
+        }
     }
 
     #[test]
