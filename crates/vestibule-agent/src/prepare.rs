@@ -47,6 +47,8 @@ pub(crate) enum PrepareError {
     Desktop(#[from] ActError),
     #[error("{0} within {SCREEN_WAIT:?}")]
     Screen(&'static str),
+    #[error("take the browser's profile away")]
+    Profile(#[source] std::io::Error),
     #[error("clear the guest")]
     Task(#[from] JoinError),
 }

@@ -216,9 +216,8 @@ impl Agent {
         let mut systemd = Systemd::connect().await?;
         systemd.stop(BROWSER_UNIT).await?;
         prepare::stopped(&mut systemd, &[BROWSER_UNIT.to_owned()]).await?;
-        if let Err(err) = fs::remove_dir_all(&self.guest.browser_profile) {
-            warn!(error = %err, "the browser's profile is still there");
-        }
+        // Without a browser this VM is never ready, which is better than with one that has another VM's ids.
+        take_away(&self.guest.browser_profile).map_err(PrepareError::Profile)?;
         Ok(systemd.start(BROWSER_UNIT).await?)
     }
 
@@ -239,6 +238,21 @@ impl Agent {
     }
 }
 
+/// Removes a profile. Under another name it is nobody's any more, however much of it is left.
+fn take_away(profile: &Path) -> io::Result<()> {
+    let away = profile.with_extension("old");
+    if fs::rename(profile, &away).is_ok() {
+        if let Err(err) = fs::remove_dir_all(&away) {
+            warn!(error = %err, "the browser's old profile is still there");
+        }
+        return Ok(());
+    }
+    match fs::remove_dir_all(profile) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// The journals in `directory` of other machines than that of the file `machine_id`; none while this one has not begun.
 fn old_journals(directory: &Path, machine_id: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     let own = fs::read_to_string(machine_id)?;
@@ -252,6 +266,24 @@ fn old_journals(directory: &Path, machine_id: &Path) -> io::Result<Option<Vec<Pa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_is_away_or_it_is_an_error() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let profile = dir.path().as_std_path().join("chromium");
+        take_away(&profile).unwrap();
+        for blocked in [false, true] {
+            fs::create_dir_all(profile.join("Default")).unwrap();
+            if blocked {
+                // The other name is taken by what cannot be replaced.
+                fs::create_dir_all(dir.path().join("chromium.old/full")).unwrap();
+            }
+            take_away(&profile).unwrap();
+            assert!(!profile.exists(), "{blocked}");
+        }
+        // Nothing there can be renamed or removed, whoever asks.
+        assert!(take_away(Path::new("/proc/self/task")).is_err());
+    }
 
     #[test]
     fn old_journals_are_those_beside_the_new_one() {
