@@ -6,6 +6,7 @@
 //! `ACK`, or `SHUTDOWN` when it is ending.
 pub(crate) mod copy;
 pub(crate) mod ids;
+mod memory;
 
 use crate::{guest::Guest, process::Program, tool};
 use std::{fs, io, path::PathBuf, time::Duration};

@@ -56,10 +56,10 @@ fn end(guest: &Guest, is_meant: impl Fn(&[u8]) -> bool) {
 ///
 /// # Errors
 /// When no browser has locked it.
-pub(super) fn process(profile: &Path) -> io::Result<u32> {
+pub(super) fn process(profile: &Path) -> io::Result<Pid> {
     let target = fs::read_link(profile.join(LOCK))?;
     let pid = target.to_str().and_then(|text| text.rsplit_once('-'));
-    pid.and_then(|(_, pid)| pid.parse().ok())
+    pid.and_then(|(_, pid)| Pid::from_raw(pid.parse().ok()?))
         .ok_or_else(|| io::Error::other(format!("`{}` names no process", target.display())))
 }
 
@@ -70,7 +70,7 @@ pub(super) fn process(profile: &Path) -> io::Result<u32> {
 pub(crate) fn relock(guest: &Guest, hostname: &str) -> io::Result<()> {
     let profile = &guest.browser_profile;
     let (lock, new) = (profile.join(LOCK), profile.join(".SingletonLock.new"));
-    let target = format!("{hostname}-{}", process(profile)?);
+    let target = format!("{hostname}-{}", process(profile)?.as_raw_pid());
     let _ = fs::remove_file(&new);
     symlink(target, &new)?;
     if let Some(person) = &guest.person {
@@ -95,6 +95,6 @@ mod tests {
             fs::read_link(guest.browser_profile.join(LOCK)).unwrap(),
             Path::new("vm-2-b-115")
         );
-        assert_eq!(process(&guest.browser_profile).unwrap(), 115);
+        assert_eq!(process(&guest.browser_profile).unwrap().as_raw_pid(), 115);
     }
 }

@@ -1,12 +1,16 @@
 //! The ids by which one installation of Chromium is told from another. It makes them when a profile is new, writes them
 //! into its preferences, and reads them again only at its next start, which costs 45 CPU seconds under emulation. A copy
 //! of a running browser therefore gets its own where they are: in the preferences on disk, and in the memory of the one process
-//! that holds them, at the same length. Nothing of the old ones may be left anywhere; otherwise this is an error, and the
-//! caller starts the browser anew.
+//! that holds them, at the same length. That process stands still meanwhile: a block of its heap that it frees is not written
+//! to when it is another one's, and no old id is moved to where we have looked already. An id that is in the preferences and
+//! not in the memory is an error, and the caller starts the browser anew.
 //!
 //! Left the same in all copies are two small numbers that are made so as not to tell installations apart
 //! (`low_entropy_source3` of 8000, `pseudo_low_entropy_source`): groups of field trials, which our policies switch off.
-use super::copy;
+use super::{
+    copy,
+    memory::{self, Stopped},
+};
 use memchr::memmem;
 use rand::Rng as _;
 use serde_json::Value;
@@ -15,7 +19,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Below the directory of the profile's data.
@@ -30,11 +34,8 @@ const POINTERS: [&str; 3] = [
 const FILE_LIMIT: u64 = 8 << 20;
 /// Below this a search could hit what is no id.
 const SHORTEST: usize = 12;
-const PAGE: u64 = 4096;
-/// The memory is gone through so often, at most, until nothing old is in it.
-const PASSES: u32 = 3;
-/// Memory is read in such pieces.
-const PIECE: u64 = 1 << 20;
+/// Chromium writes a file beside the old one, under a name that begins so, and renames it.
+const UNFINISHED: &str = ".org.chromium.Chromium.";
 
 /// Why the ids are still the old ones, or might be.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +48,14 @@ pub(crate) enum IdsError {
     None,
     #[error("find the browser's process")]
     Process(#[source] io::Error),
+    #[error("stop the browser")]
+    Stop(#[source] io::Error),
     #[error("read or write the browser's memory")]
     Memory(#[source] io::Error),
+    #[error("read or write what the browser was writing")]
+    Unfinished(#[source] io::Error),
     #[error("replace the browser's ids: its memory has {found} of {known}")]
     Missed { found: usize, known: usize },
-    #[error("replace the browser's ids: an old one is left in its memory")]
-    Left,
 }
 
 /// Whether the preferences have been written with ids in them.
@@ -65,6 +68,8 @@ pub(crate) fn are_known(profile: &Path) -> bool {
 /// # Errors
 /// When one could not be found or replaced; then the browser must start anew with an empty profile.
 pub(crate) fn renew(profile: &Path) -> Result<usize, IdsError> {
+    let process = copy::process(profile).map_err(IdsError::Process)?;
+    let stopped = Stopped::new(process).map_err(IdsError::Stop)?;
     let old = known(profile)?;
     if old.is_empty() {
         return Err(IdsError::None);
@@ -73,23 +78,19 @@ pub(crate) fn renew(profile: &Path) -> Result<usize, IdsError> {
         .iter()
         .map(|id| (id.clone().into_bytes(), another(id).into_bytes()))
         .collect();
-    let process = copy::process(profile).map_err(IdsError::Process)?;
-    let memory = Memory::of(process).map_err(IdsError::Memory)?;
-    let found = memory.replace(&pairs).map_err(IdsError::Memory)?;
+    let found = memory::replace(&stopped, &pairs).map_err(IdsError::Memory)?;
     if found < pairs.len() {
         let known = pairs.len();
         return Err(IdsError::Missed { found, known });
     }
     for name in FILES {
-        replace_in_file(&profile.join(name), &pairs).map_err(|err| IdsError::Read(name, err))?;
-    }
-    // What the process has copied while we went through it.
-    for _ in 0..PASSES {
-        if memory.replace(&pairs).map_err(IdsError::Memory)? == 0 {
-            return Ok(pairs.len());
+        let file = profile.join(name);
+        replace_in_file(&file, &pairs).map_err(|err| IdsError::Read(name, err))?;
+        for file in unfinished_beside(&file).map_err(IdsError::Unfinished)? {
+            replace_in_file(&file, &pairs).map_err(IdsError::Unfinished)?;
         }
     }
-    Err(IdsError::Left)
+    Ok(pairs.len())
 }
 
 fn known(profile: &Path) -> Result<BTreeSet<String>, IdsError> {
@@ -157,6 +158,18 @@ fn another(id: &str) -> String {
     String::from_utf8(new).unwrap_or_default()
 }
 
+fn unfinished_beside(file: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(file.parent().unwrap_or(file))? {
+        let entry = entry?;
+        let unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        if unfinished && entry.file_type()?.is_file() {
+            all.push(entry.path());
+        }
+    }
+    Ok(all)
+}
+
 fn replace_in_file(path: &Path, pairs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
     let mut bytes = read(path)?;
     for (old, new) in pairs {
@@ -167,120 +180,6 @@ fn replace_in_file(path: &Path, pairs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> 
     // The same file: it stays the person's.
     let file = File::options().write(true).open(path)?;
     file.write_all_at(&bytes, 0)
-}
-
-/// The private memory of a process, as its owner's superior sees it (proc(5): `mem`, `maps`, `pagemap`).
-struct Memory {
-    mem: File,
-    pagemap: File,
-    /// From, and to.
-    areas: Vec<(u64, u64)>,
-}
-
-impl Memory {
-    fn of(process: u32) -> io::Result<Self> {
-        let directory = format!("/proc/{process}");
-        let areas = fs::read_to_string(format!("{directory}/maps"))?
-            .lines()
-            .filter_map(writable_area)
-            .collect();
-        Ok(Self {
-            mem: File::options()
-                .read(true)
-                .write(true)
-                .open(format!("{directory}/mem"))?,
-            pagemap: File::open(format!("{directory}/pagemap"))?,
-            areas,
-        })
-    }
-
-    /// Replaces each first of a pair by its second. Says how many of the pairs were found at all.
-    fn replace(&self, pairs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<usize> {
-        let mut found = vec![false; pairs.len()];
-        for run in self.runs() {
-            let (from, to) = run?;
-            let mut at = from;
-            while at < to {
-                let piece = usize::try_from((to - at).min(PIECE)).unwrap_or_default();
-                let mut bytes = vec![0; piece];
-                // What the process has given back meanwhile holds nothing.
-                if self.mem.read_exact_at(&mut bytes, at).is_ok() {
-                    self.replace_in(&bytes, at, pairs, &mut found)?;
-                }
-                at += piece as u64;
-                if at < to {
-                    // An id may lie across the border of two pieces.
-                    at -= PAGE;
-                }
-            }
-        }
-        Ok(found.into_iter().filter(|found| *found).count())
-    }
-
-    fn replace_in(
-        &self,
-        bytes: &[u8],
-        base: u64,
-        pairs: &[(Vec<u8>, Vec<u8>)],
-        found: &mut [bool],
-    ) -> io::Result<()> {
-        for ((old, new), found) in pairs.iter().zip(found) {
-            for at in memmem::find_iter(bytes, old) {
-                self.mem.write_all_at(new, base + at as u64)?;
-                *found = true;
-            }
-        }
-        Ok(())
-    }
-
-    /// Stretches of pages that are there and the process's own.
-    fn runs(&self) -> impl Iterator<Item = io::Result<(u64, u64)>> {
-        self.areas.iter().flat_map(|&(from, to)| {
-            let pages = usize::try_from((to - from) / PAGE).unwrap_or_default();
-            match self.present(from, pages) {
-                Ok(runs) => runs.into_iter().map(Ok).collect::<Vec<_>>(),
-                Err(err) => vec![Err(err)],
-            }
-        })
-    }
-
-    fn present(&self, from: u64, pages: usize) -> io::Result<Vec<(u64, u64)>> {
-        const ENTRY: usize = 8;
-        /// Entries that are read at a time.
-        const BATCH: usize = 8192;
-        let mut runs: Vec<(u64, u64)> = Vec::new();
-        let mut entries = vec![0; ENTRY * BATCH];
-        for batch in (0..pages).step_by(BATCH) {
-            let count = BATCH.min(pages - batch);
-            let entries = &mut entries[..count * ENTRY];
-            let first = from / PAGE + batch as u64;
-            self.pagemap.read_exact_at(entries, first * ENTRY as u64)?;
-            for (index, entry) in entries.chunks_exact(ENTRY).enumerate() {
-                let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
-                // Bit 63: present; bit 61: a file's, or shared (admin-guide/mm/pagemap.rst).
-                if entry >> 63 != 1 || (entry >> 61) & 1 == 1 {
-                    continue;
-                }
-                let page = from + (batch + index) as u64 * PAGE;
-                match runs.last_mut() {
-                    Some((_, end)) if *end == page => *end += PAGE,
-                    _ => runs.push((page, page + PAGE)),
-                }
-            }
-        }
-        Ok(runs)
-    }
-}
-
-/// A line of `maps` that is readable, writable and private (proc(5)).
-fn writable_area(line: &str) -> Option<(u64, u64)> {
-    let mut fields = line.split_whitespace();
-    let (from, to) = fields.next()?.split_once('-')?;
-    fields
-        .next()
-        .filter(|mode| mode.starts_with("rw") && mode.ends_with('p'))?;
-    let address = |text| u64::from_str_radix(text, 16).ok();
-    Some((address(from)?, address(to)?))
 }
 
 #[cfg(test)]
@@ -324,6 +223,9 @@ mod tests {
         assert!(!are_known(profile));
         fs::write(profile.join("Local State"), "{}").unwrap();
         assert!(are_known(profile));
+        // What the browser was about to put in the file's place.
+        let unfinished = profile.join("Default/.org.chromium.Chromium.AbCdEf");
+        fs::write(&unfinished, &prefs[..prefs.len() / 2]).unwrap();
         // A process that holds both on its heap, and says what it holds when it is asked.
         let script = "read -r line; echo ready; read -r _; echo \"$line\"";
         let mut child = std::process::Command::new("/bin/bash")
@@ -350,6 +252,10 @@ mod tests {
         let text = fs::read_to_string(profile.join("Default/Preferences")).unwrap();
         assert!(text.contains(guid) && text.contains(other), "{text}");
         assert_eq!(text.len(), prefs.len());
+        assert_eq!(
+            fs::read_to_string(unfinished).unwrap(),
+            text[..prefs.len() / 2]
+        );
         // A process that has none of them.
         let mut other = std::process::Command::new("/bin/sleep")
             .arg("60")
