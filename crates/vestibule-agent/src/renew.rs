@@ -2,7 +2,7 @@
 //!
 //! The agent of a snapshot waits for a host. When one comes, the config drive is read again; another machine id or
 //! generation in it means that this is a copy. Before the host's hello is answered, clock, kernel generator, machine-id,
-//! host name and boot id are this VM's own ([`renew`]), and the browser's processes that drew from the old ones are gone. Afterwards, when the
+//! host name and boot id are this VM's own ([`renew`]), and the browser's processes that drew from the old ones are gone or draw from the new one. Afterwards, when the
 //! host has set the clock to the millisecond, the rest gets its own ([`Agent::wake`]): journal, X authority, the browser's ids. Last
 //! the start page is loaded again, by a renderer of this VM; until it is painted this VM is not ready.
 //! The agent itself was started anew before the save and has drawn nothing since: the generator of `rand` seeds itself at
@@ -56,6 +56,8 @@ pub(crate) enum RenewError {
     Identity(#[from] InitError),
     #[error("{0}")]
     Kernel(&'static str, #[source] Errno),
+    #[error("reseed the generators of the processes that stay")]
+    Generators(#[source] io::Error),
     #[error("write `{0}`")]
     Write(&'static str, #[source] io::Error),
 }
@@ -117,7 +119,7 @@ pub(crate) fn renew(drive: &ConfigDrive, guest: &Guest) -> Result<bool, RenewErr
         life.began_ms = uptime_ms();
         identity::apply(drive, Path::new("/"))?;
         identity::reseed().map_err(InitError::Entropy)?;
-        browser::copy::end_pages_and_network(guest);
+        browser::copy::end_or_reseed(guest).map_err(RenewError::Generators)?;
         sethostname(drive.hostname.as_bytes())
             .map_err(|err| RenewError::Kernel("set the host name", err))?;
         new_boot_id(run)?;

@@ -3,15 +3,19 @@
 //! Chromium is many processes. The renderers hold the generators that pages draw from (V8 seeds `Math.random` once per
 //! isolate, also in the spare process that is kept for the next page), the network service holds connections, TLS
 //! sessions, the DNS cache and cookies that are not on disk yet: these end, and the browser starts new ones from its
-//! zygote, which draws from the kernel. The browser's own process stays. What it draws comes from the kernel at each call or
-//! from `BoringSSL`, which mixes fresh bytes in at each call "to protect, as best we can, against forks & VM clones"
-//! (crypto/fipsmodule/rand/rand.cc.inc). It also holds the installation's ids; see [`super::ids`].
+//! zygote, which draws from the kernel. The browser's own process stays, and so do zygotes, GPU process and storage service.
+//! What these draw comes from the kernel at each call (`base::RandBytes`), or from `BoringSSL`: a generator per thread, seeded
+//! from the kernel, that draws again only after 4,096 calls or when it sees that its memory was copied by a fork. Fresh
+//! bytes at each call it has on Intel's processors alone, whose RDRAND it deems fast (crypto/fipsmodule/rand/rand.cc.inc).
+//! So we do to these processes what a fork does ([`memory::wipe_as_a_fork`]; crypto/rand/fork_detect.cc). The browser's own
+//! process also holds the installation's ids; see [`super::ids`].
+use super::memory;
 use crate::guest::Guest;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, symlink},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Arguments by which the processes are known that hold what a copy must not have.
@@ -22,34 +26,65 @@ const LOCK: &str = "SingletonLock";
 
 /// Ends the processes that show pages: what is on the screen then is the browser's own note that the page is gone.
 pub(crate) fn end_pages(guest: &Guest) {
-    end(guest, |argument| argument == OF_THE_PAGES);
-}
-
-/// Ends every process that holds randomness of pages, a connection or anything that was looked up.
-pub(crate) fn end_pages_and_network(guest: &Guest) {
-    end(guest, |argument| {
-        argument == OF_THE_PAGES || argument == OF_THE_NETWORK
-    });
-}
-
-fn end(guest: &Guest, is_meant: impl Fn(&[u8]) -> bool) {
-    let uid = guest.person.as_ref().map(|person| person.uid);
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = process.file_name().to_str().and_then(|n| n.parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw) else {
-            continue;
-        };
-        let theirs = process.metadata().is_ok_and(|meta| Some(meta.uid()) == uid);
-        // A child of the zygote writes its arguments over the zygote's, with spaces between them.
-        let meant = || {
-            let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            arguments.split(|b| matches!(b, 0 | b' ')).any(&is_meant)
-        };
-        if theirs && meant() {
-            // It may have ended meanwhile.
-            let _ = kill_process(pid, Signal::KILL);
+    for process in the_persons(guest) {
+        if process.has(&[OF_THE_PAGES]) {
+            process.end();
         }
     }
+}
+
+/// Ends every process that holds randomness of pages, a connection or anything that was looked up. The others seed their
+/// generators anew before they draw again: all of the person's, for a program that watches for a fork wants to know of a copy.
+///
+/// # Errors
+/// When one could not be told.
+pub(crate) fn end_or_reseed(guest: &Guest) -> io::Result<()> {
+    for process in the_persons(guest) {
+        if process.has(&[OF_THE_PAGES, OF_THE_NETWORK]) {
+            process.end();
+            continue;
+        }
+        match memory::wipe_as_a_fork(process.pid) {
+            // One that has ended meanwhile has no program any more (proc(5), `exe`).
+            Err(err) if fs::read_link(process.directory.join("exe")).is_ok() => return Err(err),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+struct Process {
+    pid: Pid,
+    /// Where the kernel tells of it (proc(5)).
+    directory: PathBuf,
+}
+
+impl Process {
+    fn has(&self, any: &[&[u8]]) -> bool {
+        // A child of the zygote writes its arguments over the zygote's, with spaces between them.
+        let arguments = fs::read(self.directory.join("cmdline")).unwrap_or_default();
+        let mut arguments = arguments.split(|b| matches!(b, 0 | b' '));
+        arguments.any(|argument| any.contains(&argument))
+    }
+
+    fn end(&self) {
+        // It may have ended meanwhile.
+        let _ = kill_process(self.pid, Signal::KILL);
+    }
+}
+
+fn the_persons(guest: &Guest) -> impl Iterator<Item = Process> {
+    let uid = guest.person.as_ref().map(|person| person.uid);
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(move |entry| {
+        let pid = entry.file_name().to_str().and_then(|n| n.parse().ok());
+        let pid = pid.and_then(Pid::from_raw)?;
+        let theirs = entry.metadata().is_ok_and(|meta| Some(meta.uid()) == uid);
+        theirs.then(|| Process {
+            pid,
+            directory: entry.path(),
+        })
+    })
 }
 
 /// The process that holds the profile.

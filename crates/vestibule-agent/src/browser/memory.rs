@@ -1,10 +1,10 @@
-//! The memory of a process that was copied with its VM, as its owner's superior sees it (proc(5): `mem`, `maps`,
+//! The memory of a process that was copied with its VM, as its owner's superior sees it (proc(5): `mem`, `maps`, `smaps`,
 //! `pagemap`).
 use memchr::memmem;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::{self, File},
-    io,
+    io::{self, BufRead as _, BufReader},
     ops::Range,
     os::unix::fs::FileExt as _,
     thread,
@@ -65,6 +65,34 @@ impl Drop for Stopped {
 
 fn directory(process: Pid) -> String {
     format!("/proc/{}", process.as_raw_pid())
+}
+
+/// Zeroes what the kernel zeroes in the child of a fork (madvise(2), `MADV_WIPEONFORK`). Libraries have a page of that kind in
+/// order to see that their memory was copied. It is not looked at together with anything else, so the process may run.
+/// Says how many areas there were.
+///
+/// # Errors
+/// When the process has ended, or its memory cannot be written.
+pub(super) fn wipe_as_a_fork(process: Pid) -> io::Result<usize> {
+    let directory = directory(process);
+    let mem = File::options()
+        .write(true)
+        .open(format!("{directory}/mem"))?;
+    let (mut area, mut wiped) = (0..0, 0);
+    for line in BufReader::new(File::open(format!("{directory}/smaps"))?).lines() {
+        let line = line?;
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if flags.split_whitespace().any(|flag| flag == "wf") {
+                for page in area.clone().step_by(4096) {
+                    mem.write_all_at(&[0; 4096], page)?;
+                }
+                wiped += 1;
+            }
+        } else if let Some(next) = range(&line) {
+            area = next;
+        }
+    }
+    Ok(wiped)
 }
 
 /// Replaces each first of a pair by its second, of the same length, wherever in the process's memory it is. Says how many of
@@ -182,7 +210,7 @@ fn writable_area(line: &str) -> Option<Range<u64>> {
     own.then(|| range(line))?
 }
 
-/// The addresses that a line of `maps` begins with.
+/// The addresses that a line of `maps` begins with, or an area's first line of `smaps`.
 fn range(line: &str) -> Option<Range<u64>> {
     let (from, to) = line.split_whitespace().next()?.split_once('-')?;
     let address = |text| u64::from_str_radix(text, 16).ok();
@@ -192,7 +220,39 @@ fn range(line: &str) -> Option<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
     use std::process::{Child, Command};
+
+    const SIZE: usize = 2 * 4096;
+
+    #[test]
+    #[expect(
+        unsafe_code,
+        reason = "only mmap(2) makes an area that can be told apart"
+    )]
+    fn what_a_fork_wipes_is_wiped_and_nothing_else() {
+        let area = || {
+            let flags = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: a new area, which nothing else points into.
+            unsafe { mmap_anonymous(std::ptr::null_mut(), SIZE, flags, MapFlags::PRIVATE) }.unwrap()
+        };
+        let (wiped, kept) = (area(), area());
+        // SAFETY: both areas are ours, of that size, and unmapped at the end of this block.
+        unsafe {
+            madvise(wiped, SIZE, Advice::LinuxWipeOnFork).unwrap();
+            for area in [wiped, kept] {
+                area.cast::<u8>().write_bytes(1, SIZE);
+            }
+            assert!(wipe_as_a_fork(rustix::process::getpid()).unwrap() >= 1);
+            let all = |area: *mut std::ffi::c_void, byte: u8| {
+                (0..SIZE).all(|at| area.cast::<u8>().add(at).read_volatile() == byte)
+            };
+            assert!(all(wiped, 0) && all(kept, 1));
+            for area in [wiped, kept] {
+                munmap(area, SIZE).unwrap();
+            }
+        }
+    }
 
     fn states(child: &Child) -> Vec<char> {
         let threads = fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
