@@ -34,6 +34,10 @@ const POINTERS: [&str; 3] = [
 const FILE_LIMIT: u64 = 8 << 20;
 /// Below this a search could hit what is no id.
 const SHORTEST: usize = 12;
+/// Crashpad's own id of an installation, in binary (client/settings.cc, `Settings::Data`). It is read anew at each use.
+const CRASHPAD: &str = "Crash Reports/settings.dat";
+const CRASHPAD_MAGIC: &[u8] = b"sdPC";
+const CRASHPAD_ID: u64 = 24;
 /// Chromium writes a file beside the old one, under a name that begins so, and renames it.
 const UNFINISHED: &str = ".org.chromium.Chromium.";
 
@@ -90,7 +94,22 @@ pub(crate) fn renew(profile: &Path) -> Result<usize, IdsError> {
             replace_in_file(&file, &pairs).map_err(IdsError::Unfinished)?;
         }
     }
+    renew_crashpad(&profile.join(CRASHPAD)).map_err(|err| IdsError::Read(CRASHPAD, err))?;
     Ok(pairs.len())
+}
+
+/// There is no file before Crashpad has been asked for anything.
+fn renew_crashpad(path: &Path) -> io::Result<()> {
+    let file = match File::options().read(true).write(true).open(path) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let mut magic = [0; CRASHPAD_MAGIC.len()];
+    file.read_exact_at(&mut magic, 0)?;
+    if magic != CRASHPAD_MAGIC {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    file.write_all_at(&uuid::Uuid::new_v4().to_bytes_le(), CRASHPAD_ID)
 }
 
 fn known(profile: &Path) -> Result<BTreeSet<String>, IdsError> {
@@ -223,9 +242,12 @@ mod tests {
         assert!(!are_known(profile));
         fs::write(profile.join("Local State"), "{}").unwrap();
         assert!(are_known(profile));
-        // What the browser was about to put in the file's place.
+        // What the browser was about to put in the file's place, and Crashpad's settings.
         let unfinished = profile.join("Default/.org.chromium.Chromium.AbCdEf");
         fs::write(&unfinished, &prefs[..prefs.len() / 2]).unwrap();
+        fs::create_dir(profile.join("Crash Reports")).unwrap();
+        let crashpad = [b"sdPC\x01".as_slice(), &[0; 19], &[7; 16]].concat();
+        fs::write(profile.join(CRASHPAD), &crashpad).unwrap();
         // A process that holds both on its heap, and says what it holds when it is asked.
         let script = "read -r line; echo ready; read -r _; echo \"$line\"";
         let mut child = std::process::Command::new("/bin/bash")
@@ -256,6 +278,9 @@ mod tests {
             fs::read_to_string(unfinished).unwrap(),
             text[..prefs.len() / 2]
         );
+        let settings = fs::read(profile.join(CRASHPAD)).unwrap();
+        assert_eq!((settings.len(), &settings[..24]), (40, &crashpad[..24]));
+        assert_ne!(settings[24..], crashpad[24..]);
         // A process that has none of them.
         let mut other = std::process::Command::new("/bin/sleep")
             .arg("60")

@@ -17,6 +17,7 @@ mod firecracker;
 mod guest;
 mod inherited;
 mod memory;
+mod profile;
 mod qmp;
 mod runner;
 mod snapshot;

@@ -1,7 +1,7 @@
 //! Snapshots of a real guest: the image in `VESTIBULE_TEST_IMAGE` boots once, is saved, and everything else is restored.
 use crate::{
     guest::{exec, place},
-    inherited,
+    inherited, profile,
     support::{Place, Running, gone, soon, tree},
 };
 use camino::{Utf8Path, Utf8PathBuf};
@@ -348,7 +348,7 @@ async fn browsers_are_their_copys_own() {
     let from = golden_within(home.path(), 600).await;
     println!("golden: {:.1} s", begun.elapsed().as_secs_f64());
     let before = digest(&from);
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut randoms) = (BTreeSet::new(), Vec::new());
     for _ in 0..2 {
         let mut place = restored(&from);
         place.spec.boot_deadline_s = 600;
@@ -364,6 +364,7 @@ async fn browsers_are_their_copys_own() {
         for line in lines {
             assert!(seen.insert(line.to_owned()), "twice: {line}");
         }
+        randoms.push(profile::randoms(&runner).await);
         let _: MachineView = runner
             .client
             .call(Method::POST, "/pause", None::<&()>)
@@ -383,5 +384,10 @@ async fn browsers_are_their_copys_own() {
             }
         }
     }
+    assert_eq!(
+        profile::shared(&randoms[0], &randoms[1]),
+        Vec::<&str>::new(),
+        "in both copies"
+    );
     assert_eq!(digest(&from), before, "a clone wrote to the shared memory");
 }
