@@ -135,7 +135,7 @@ pub enum NotPooled {
     NoSnapshot,
     /// The snapshot was refused not long ago.
     SnapshotRefused,
-    /// The snapshot could not be restored not long ago.
+    /// The snapshot could not be restored not long ago, or VMs that began from it did not become ready.
     SnapshotFailed,
     /// The configuration keeps no VMs of this image in stock.
     NoPool,
@@ -151,7 +151,7 @@ impl NotPooled {
             Self::FellBack => "the one before could not be had",
             Self::NoSnapshot => "the image has no snapshot for VMs of this size",
             Self::SnapshotRefused => "the snapshot was refused not long ago",
-            Self::SnapshotFailed => "the snapshot could not be restored not long ago",
+            Self::SnapshotFailed => "no VM came up from the snapshot not long ago",
             Self::NoPool => "none of this image are kept in stock",
             Self::PoolEmpty => "none was in stock",
         }

@@ -1,7 +1,8 @@
 //! What a VM under an alias would be made from now: image, size, and the snapshot to begin from, if one can be used.
 //!
-//! A snapshot that a runner refused or could not restore is set aside by this controller for [`ASIDE`], so that not every
-//! session pays for it. That is no state of its own: the rows of the machines that failed say it.
+//! A snapshot that a runner refused or could not restore, or from which two VMs in a row did not become ready, is set aside by
+//! this controller for [`ASIDE`], so that not every session pays for it. That is no state of its own: the rows of the machines
+//! that failed say it.
 use crate::{
     config::VmConfig,
     core::{Core, off_runtime},
@@ -141,13 +142,12 @@ fn look(images: &Images, vm: &VmConfig, alias: String) -> Result<Plan, PlanError
     })
 }
 
+/// Failures in a row count for as long as the controller runs: the first after the pause sets the snapshot aside again.
 async fn aside(core: &Core, snapshot: &SnapshotId) -> Result<Option<Aside>, StoreError> {
-    let hour = i64::try_from(ASIDE.as_micros()).unwrap_or(i64::MAX);
-    let before = Timestamp::from_micros(core.now().as_micros().saturating_sub(hour));
-    let since = before.max(core.started_at);
-    let failed = core.store.snapshot_failure(snapshot, since).await?;
-    Ok(failed.map(|(at, finding)| Aside {
+    let failed = core.store.snapshot_failure(snapshot, core.started_at).await?;
+    let aside = failed.map(|(at, finding)| Aside {
         until: at.plus(ASIDE),
         finding,
-    }))
+    });
+    Ok(aside.filter(|aside| core.now() < aside.until))
 }

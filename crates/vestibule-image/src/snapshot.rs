@@ -155,7 +155,7 @@ pub async fn snapshot(
 /// What became of a VM that was to begin from a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trial {
-    /// Its agent answered.
+    /// It was ready.
     Fits,
     /// There is no snapshot of this image and size.
     Missing,
@@ -163,8 +163,8 @@ pub enum Trial {
     Refused { id: SnapshotId, why: String },
 }
 
-/// Starts a VM of the image's default size from its newest snapshot, waits for the agent's answer, and ends it. Only that
-/// says whether the snapshot still fits: VMM, CPU and runner may be others by now.
+/// Starts a VM of the image's default size from its newest snapshot, waits until it is ready, and ends it. Only that says
+/// whether the snapshot still fits: VMM, CPU and runner may be others by now, and a browser may paint no more in a copy.
 ///
 /// # Errors
 /// When there is no such image, or no VM to watch.
@@ -193,11 +193,11 @@ pub async fn try_snapshot(
         phases: &Step::TRIAL,
     };
     let mut vm = Vm::start(options, &spec, stderr, &log).await?;
-    if vm.up(Phase::AgentUp, steps).await {
+    if vm.up(Phase::Ready, steps).await {
         vm.stop("it has shown that the snapshot fits").await;
     }
     let seen = vm.ended().await;
-    if seen.reached(Phase::AgentUp) {
+    if seen.reached(Phase::Ready) {
         // Nothing failed, so there is nothing to look up.
         let _ = std::fs::remove_dir_all(&spec.evidence_dir);
         return Ok(Trial::Fits);

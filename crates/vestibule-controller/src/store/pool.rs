@@ -11,8 +11,10 @@ use vestibule_api::{
     time::Timestamp,
 };
 
-/// Of the failures of one snapshot, so many are looked at.
+/// Of the machines that began from one snapshot, so many are looked at.
 const LOOKED_AT: i64 = 32;
+/// A snapshot is not used any more after so many VMs in a row that did not become ready.
+const IN_A_ROW: u32 = 2;
 
 impl Store {
     /// Gives a machine of the pool to a waiting session, with the session's state and effect in the same transaction.
@@ -97,15 +99,17 @@ impl Store {
         .collect()
     }
 
-    /// The newest time after `since` that a machine could not begin from this snapshot, and why.
+    /// When the newest of the machines failed that began from this snapshot after `since`, and why; none: the snapshot can be
+    /// used. Since the last that came up from it, one has to have failed for the snapshot itself, or [`IN_A_ROW`] for whatever
+    /// reason: a VM that loads and never becomes ready says nothing of its snapshot, and costs everybody a deadline.
     pub(crate) async fn snapshot_failure(
         &self,
         snapshot: &SnapshotId,
         since: Timestamp,
     ) -> Result<Option<(Timestamp, Finding)>, StoreError> {
         let rows = sqlx::query(
-            "SELECT created_at, failure FROM machine WHERE snapshot_id = $1 AND failure IS NOT NULL \
-             AND created_at >= $2 ORDER BY id DESC LIMIT $3",
+            "SELECT created_at, launched_at, ready_at, failure FROM machine WHERE snapshot_id = $1 AND created_at >= $2 \
+             AND (failure IS NOT NULL OR ready_at IS NOT NULL) ORDER BY id DESC LIMIT $3",
         )
         .bind(snapshot.as_str().to_owned())
         .bind(since.as_micros())
@@ -113,10 +117,21 @@ impl Store {
         .fetch_all(self.pool())
         .await
         .map_err(StoreError::query("look for a snapshot's failures"))?;
+        let (mut newest, mut in_a_row) = (None, 0);
         for found in &rows {
+            if row::maybe_time(found, "ready_at")?.is_some() {
+                break;
+            }
             let finding: Finding = row::json(found, "failure")?;
-            if is_snapshots(finding.cause) {
-                return Ok(Some((row::time(found, "created_at")?, finding)));
+            let its_own = is_snapshots(finding.cause);
+            // Without a runner the snapshot was not even looked at.
+            if !its_own && row::maybe_time(found, "launched_at")?.is_none() {
+                continue;
+            }
+            newest.get_or_insert((row::time(found, "created_at")?, finding));
+            in_a_row += 1;
+            if its_own || in_a_row == IN_A_ROW {
+                return Ok(newest);
             }
         }
         Ok(None)

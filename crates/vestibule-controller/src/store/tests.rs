@@ -63,6 +63,7 @@ on_both!(
     a_place_is_given_once,
     the_pools_machines_are_taken_once,
     a_warm_start_that_fails_is_tried_another_way,
+    a_snapshot_whose_vms_do_not_come_up_is_known_by_the_second,
     deadlines_are_found,
     concurrent_writers_lose_nothing,
     old_sessions_are_forgotten,

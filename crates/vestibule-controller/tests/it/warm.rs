@@ -181,6 +181,33 @@ async fn a_snapshot_that_can_not_be_restored_is_booted_around() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_whose_vms_never_come_up_costs_two_sessions() {
+    let home = warm("[pool]\nbrowser = 0\n");
+    *home.runners.restores_fail.lock().unwrap() = Some(Cause::BrowserNotReady);
+    let controller = home.serve().await;
+    let api = &controller.api;
+    for _ in 0..2 {
+        let id = api.start("codex").await;
+        let (_, second) = two_machines(&home, api, id).await;
+        home.runner(second).await.up();
+        let back = (StartKind::Restore, StartKind::Cold, Cause::BrowserNotReady);
+        assert_eq!(fallbacks(&so_far(api, id).await), [back]);
+        api.cancel(id).await;
+    }
+    let id = api.start("codex").await;
+    home.runner(api.machine(id).await).await.up();
+    let events = so_far(api, id).await;
+    assert_eq!(starts(&events), [StartKind::Cold]);
+    assert_eq!(reasons(&events), [NotPooled::SnapshotFailed]);
+    wait_for("the words", || async {
+        let words = warm_start(api).await;
+        (words.contains("set aside") && words.contains("browser-not-ready")).then_some(())
+    })
+    .await;
+    controller.stop().await;
+}
+
 /// The VM that the session had first, and the one that it was given instead.
 async fn two_machines(home: &Home, api: &Api, id: SessionId) -> (MachineId, MachineId) {
     wait_for("the second VM", || async {

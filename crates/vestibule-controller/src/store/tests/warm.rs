@@ -117,3 +117,42 @@ pub(in crate::store::tests) async fn a_warm_start_that_fails_is_tried_another_wa
         "nothing is left to try"
     );
 }
+
+pub(in crate::store::tests) async fn a_snapshot_whose_vms_do_not_come_up_is_known_by_the_second(
+    store: &Store,
+) {
+    let snapshot: SnapshotId = "e".repeat(64).parse().unwrap();
+    let before = Timestamp::now();
+    let failed = async || store.snapshot_failure(&snapshot, before).await.unwrap();
+    let begin = async |launched: bool| {
+        let mut machine = MachineRow::new("browser".to_owned(), digest(), 2048, 2);
+        machine.snapshot_id = Some(snapshot.clone());
+        machine.pooled = true;
+        store.add_machine(&machine).await.unwrap();
+        if launched {
+            let now = Timestamp::now();
+            store.machine_launched(machine.id, now).await.unwrap();
+        }
+        machine.id
+    };
+    let fail = async |id| {
+        let now = Timestamp::now();
+        store.machine_failed(id, finding(), now).await.unwrap();
+    };
+    let up = Reported {
+        state: Some((MachineState::Up, 3)),
+        ..Reported::default()
+    };
+    fail(begin(true).await).await;
+    assert_eq!(failed().await, None, "it may be the VM's own misfortune");
+    // One that came up between them, also if it failed later, is as good as any.
+    let lived = begin(true).await;
+    store.ingest(lived, 1, &up, Timestamp::now()).await.unwrap();
+    fail(lived).await;
+    fail(begin(true).await).await;
+    assert_eq!(failed().await, None);
+    fail(begin(false).await).await;
+    assert_eq!(failed().await, None, "no runner looked at it");
+    fail(begin(true).await).await;
+    assert_eq!(failed().await.unwrap().1.cause, Cause::KernelPanic);
+}
