@@ -218,7 +218,7 @@ struct State {
     tasks: JoinSet<()>,
     effects: effects::UnderWay,
     followed: machines::Followed,
-    pool: pool::UnderWay,
+    pool: pool::Known,
     clocks: Option<deadlines::Clocks>,
     calendar: calendar::Calendar,
 }

@@ -3,19 +3,20 @@
 //! A VM of the pool is made like any other, with a way out that is closed, and paused as soon as it is up. A session takes
 //! it in the transaction that places it ([`super::place`]); it never comes back. What is not what would be made now (another
 //! image, size or snapshot), is too old, is one too many, or stands in the way of somebody, is retired and ended. People go
-//! first: nothing is filled while a sign-in starts or waits, and one VM at a time.
+//! first: nothing is filled while a sign-in waits for a place here, for [`YIELDS`] at most while others start, and one VM at a
+//! time.
 use super::{ReconcileError, State, place::free_mib};
 use crate::{
     core::{Shared, off_runtime},
     machine::{EffectError, evidence, launch, teardown},
-    store::{MachineRow, SessionRow},
+    store::{MachineRow, SessionRow, StoreError},
     warm::{self, Plan, PlanError},
 };
 use hyper::Method;
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use vestibule_api::{
     error::Chain,
@@ -39,8 +40,17 @@ const MEMORY: &str = "the host is short of memory";
 /// A step of a VM's that failed is tried again after this.
 const STEP_AGAIN: Duration = Duration::from_secs(1);
 
-/// VMs that have a task in this process.
-pub(super) type UnderWay = Arc<Mutex<HashSet<MachineId>>>;
+/// The pool waits so long at most for sign-ins that start: where they come one after another, it would be empty for good.
+const YIELDS: Duration = Duration::from_secs(5);
+
+/// What the pool knows in this process only.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// VMs that have a task.
+    under_way: Arc<Mutex<HashSet<MachineId>>>,
+    /// Since when it waits for sign-ins that start.
+    yields_since: Option<Instant>,
+}
 
 /// The pool of one alias, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +108,7 @@ pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, Reconci
     let mut shelves = Vec::new();
     for (alias, target) in &targets {
         let held = match plans.get(alias.as_str()) {
-            Some(Ok(plan)) if *target > 0 => fill(core, plan, *target).await?,
+            Some(Ok(plan)) if *target > 0 => fill(core, state, plan, *target).await?,
             Some(Err(why)) => Err(why.clone()),
             Some(Ok(_)) | None => Err("the configuration keeps none".to_owned()),
         };
@@ -193,7 +203,7 @@ fn step(core: &Shared, state: &mut State, machine: &MachineRow) -> bool {
     if !end && idle {
         return false;
     }
-    let under_way = Arc::clone(&state.pool);
+    let under_way = Arc::clone(&state.pool.under_way);
     if !under_way
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -258,6 +268,7 @@ async fn finish(core: &Shared, machine: &MachineRow) -> Result<(), EffectError> 
 /// keeps the pool from being filled.
 async fn fill(
     core: &Shared,
+    state: &mut State,
     plan: &Plan,
     target: u32,
 ) -> Result<Result<bool, String>, ReconcileError> {
@@ -275,21 +286,17 @@ async fn fill(
     if stock.iter().any(|m| m.state != MachineState::Paused) {
         return Ok(Err("another VM of the pool is being made".to_owned()));
     }
+    if somebody_waits(core).await? {
+        return Ok(Err("sign-ins that wait for a place go first".to_owned()));
+    }
     let machines = core.store.own_machines().await?;
-    for state in [
-        SessionState::Requested,
-        SessionState::Placing,
-        SessionState::Starting,
-        SessionState::Ready,
-    ] {
-        let here = |session: &SessionRow| {
-            let elsewhere = session.machine_id.is_some()
-                && !machines.iter().any(|m| Some(m.id) == session.machine_id);
-            !elsewhere
-        };
-        if core.store.sessions_in(state).await?.iter().any(here) {
+    if somebody_starts(core, &machines).await? {
+        let since = *state.pool.yields_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < YIELDS {
             return Ok(Err("sign-ins that start go first".to_owned()));
         }
+    } else {
+        state.pool.yields_since = None;
     }
     let limit = core.config.limits.vms;
     if count(machines.len()) >= limit {
@@ -311,7 +318,37 @@ async fn fill(
     machine.pooled = true;
     tracing::info!(machine.id = %machine.id, image = plan.alias, "making a VM for the pool");
     core.store.add_machine(&machine).await?;
+    state.pool.yields_since = None;
     Ok(Ok(true))
+}
+
+/// Whether a session waits for a place that this host could give it.
+async fn somebody_waits(core: &Shared) -> Result<bool, ReconcileError> {
+    let mut aliases = BTreeSet::new();
+    for state in [SessionState::Requested, SessionState::Placing] {
+        let waiting = core.store.sessions_in(state).await?;
+        aliases.extend(waiting.into_iter().map(|session| session.image_alias));
+    }
+    for alias in aliases {
+        match warm::plan(core, &alias).await {
+            Ok(_) => return Ok(true),
+            Err(PlanError::Image { .. }) => {}
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a session's VM, one of these, is on its way to its tool.
+async fn somebody_starts(core: &Shared, machines: &[MachineRow]) -> Result<bool, StoreError> {
+    for state in [SessionState::Starting, SessionState::Ready] {
+        let starting = core.store.sessions_in(state).await?;
+        let here = |session: &SessionRow| machines.iter().any(|m| Some(m.id) == session.machine_id);
+        if starting.iter().any(here) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What the fate of the VMs before says against making another one now.

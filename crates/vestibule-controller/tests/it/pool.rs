@@ -400,6 +400,29 @@ async fn the_pool_gives_its_place_to_whoever_needs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pool_is_filled_though_a_sign_in_is_always_on_its_way() {
+    let home = warm("");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let first = stocked(&home, api, 1).await.remove(0);
+    // It boots for as long as the test lasts.
+    let slow = start_cold(api).await;
+    api.machine(slow).await;
+    let id = api.start("codex").await;
+    assert_eq!(api.machine(id).await, first.spec.machine_id);
+    api.until(id, SessionState::AwaitingUser).await;
+    wait_for("whom the pool waits for", || async {
+        let words = warm_start(api).await;
+        words.contains("sign-ins that start go first").then_some(())
+    })
+    .await;
+    let second = stocked(&home, api, 1).await.remove(0);
+    assert_ne!(second.spec.machine_id, first.spec.machine_id);
+    assert_eq!(api.session(slow).await.state, SessionState::Starting);
+    controller.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn controllers_come_and_go_and_the_pool_stays() {
     let home = warm("");
     let controller = home.serve().await;
