@@ -42,9 +42,15 @@ pub(super) async fn run(core: &Shared) -> Result<u64, ReconcileError> {
             Served::Waits => {
                 host.give_back(core).await?;
                 if host.tells {
-                    tell_position(core, session, ahead, host.others).await?;
+                    tell(core, session, position(core, ahead, host.others)).await?;
                 }
                 ahead += 1;
+            }
+            Served::Elsewhere(lack) => {
+                if host.tells {
+                    let what = format!("another host: {lack} on `{}`", host.name);
+                    tell(core, session, what).await?;
+                }
             }
         }
     }
@@ -60,6 +66,8 @@ struct Host {
     leaving: usize,
     /// Whether other hosts share the database, and may serve whom this one can't.
     others: bool,
+    /// This host's name, for people.
+    name: String,
     /// Whether this host is the one that says to people what they wait for.
     tells: bool,
 }
@@ -69,7 +77,10 @@ enum Served {
     Placed,
     /// It does not wait any more: it failed, or somebody ended it.
     Over,
+    /// For a place.
     Waits,
+    /// For another host, whatever places there are here; what this one lacks.
+    Elsewhere(&'static str),
 }
 
 impl Host {
@@ -83,6 +94,8 @@ impl Host {
         live.retain(|host| host.live);
         let own = core.store.host();
         let others = live.iter().any(|host| host.id != own);
+        let name = live.iter().find(|host| host.id == own);
+        let name = name.map_or_else(|| own.to_string(), |host| host.name.clone());
         let mut stock: Vec<_> = machines
             .into_iter()
             .filter(|m| m.is_stock() && m.launched_at.is_some())
@@ -93,6 +106,7 @@ impl Host {
             stock,
             leaving,
             others,
+            name,
             tells: !others || live.first().is_some_and(|host| host.id == own),
         })
     }
@@ -107,7 +121,9 @@ impl Host {
         }
         let plan = match warm::plan(core, &session.image_alias).await {
             Ok(plan) => plan,
-            Err(PlanError::Image { .. }) if self.others => return Ok(Served::Waits),
+            Err(PlanError::Image { .. }) if self.others => {
+                return Ok(Served::Elsewhere("its image can't be used"));
+            }
             Err(PlanError::Image { alias, err }) => {
                 let finding = images::missing(&alias, &err);
                 core.store
@@ -135,7 +151,7 @@ impl Host {
         let needed = core.config.limits.min_free_mib;
         if let Some(free) = free.filter(|free| *free < needed) {
             if self.others {
-                return Ok(Served::Waits);
+                return Ok(Served::Elsewhere("too little is free on the disk"));
             }
             let finding = disk_full(&core.config.home, free, needed);
             core.store
@@ -241,23 +257,22 @@ fn disk_full(home: &camino::Utf8Path, free: u64, needed: u64) -> Finding {
     .retryable()
 }
 
-/// Says how many are ahead, when that changed.
-async fn tell_position(
-    core: &Shared,
-    session: &SessionRow,
-    ahead: usize,
-    others: bool,
-) -> Result<(), ReconcileError> {
+/// How many are ahead of one that waits for a place.
+fn position(core: &Shared, ahead: usize, others: bool) -> String {
     let limit = core.config.limits.vms;
     let limit = if others {
         "every host has as many VMs as it allows".to_owned()
     } else {
         format!("{limit} VMs run, as many as this host allows")
     };
-    let what = match ahead {
+    match ahead {
         0 => format!("a free place: {limit}; this sign-in is next"),
         _ => format!("a free place: {limit}; {ahead} sign-ins are ahead"),
-    };
+    }
+}
+
+/// Says what a session waits for, when that changed.
+async fn tell(core: &Shared, session: &SessionRow, what: String) -> Result<(), ReconcileError> {
     if !core.live.waits_for(session.id, &what) {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! Two controllers, each on a host of its own, on one PostgreSQL database.
 use crate::{
     lifecycle::{FILE, SECRET, nothing_left, signing_in},
+    pool::{ready, stocked},
     support::{
         api::{Api, bytes, closed},
         home::{Controller, Home},
@@ -21,7 +22,9 @@ use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::{
     agent::LoginEvent,
     ids::SessionId,
-    session::{CloseCode, Right, SessionEventKind, SessionState},
+    session::{
+        CloseCode, Right, SessionEvent, SessionEventKind, SessionState, StartReply,
+    },
 };
 use vestibule_testkit::postgres;
 
@@ -149,7 +152,7 @@ pub(crate) async fn both_answer(a: &Api, b: &Api, id: SessionId, runner: &Arc<Ru
     let follow = |api: &Api| {
         let api = api.clone();
         tokio::spawn(async move {
-            let code = |event: &vestibule_api::session::SessionEvent| match &event.event {
+            let code = |event: &SessionEvent| match &event.event {
                 SessionEventKind::UserCode { code } => Some(code.clone()),
                 _ => None,
             };
@@ -221,6 +224,39 @@ async fn a_host_that_comes_back_goes_on() {
 pub(crate) async fn on_a(hosts: &Hosts) -> (Controller, Controller) {
     std::fs::remove_file(hosts.b.path().join("aliases/browser")).unwrap();
     (hosts.a.serve().await, hosts.b.serve().await)
+}
+
+/// Its image is on the other host alone, which is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_another_host_takes_nothing_from_this_ones_pool() {
+    let mut hosts = Hosts::new("", "[limits]\nvms = 2");
+    hosts.a.reconfigure("browser = 0", "browser = 1");
+    hosts.a.snapshot(&hosts.a.publish("6.1"));
+    let aliases = hosts.b.path().join("aliases");
+    std::fs::rename(aliases.join("browser"), aliases.join("other")).unwrap();
+    let (a, b) = (hosts.a.serve().await, hosts.b.serve().await);
+    let pooled = stocked(&hosts.a, &a.api, 1).await.remove(0);
+    let body = json!({ "provider": "codex", "image": "other" });
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let reply = b.api.post("/api/auth/start", &body).await;
+        assert_eq!(reply.status(), StatusCode::CREATED);
+        ids.push(reply.json::<StartReply>().await.unwrap().session_id);
+    }
+    let told = |events: &[SessionEvent]| {
+        let words = "another host: its image can't be used on `a`";
+        format!("{events:?}").contains(words)
+    };
+    let waits = ids[2];
+    a.api.events(waits, 0, told).await;
+    assert_eq!(*pooled.stops.lock().unwrap(), Vec::<String>::new());
+    // Nor does it keep the pool from being filled again.
+    pooled.die();
+    let again = wait_for("another VM in the pool", || async { ready(&hosts.a).pop() }).await;
+    assert_ne!(again.spec.machine_id, pooled.spec.machine_id);
+    assert_eq!(a.api.session(waits).await.state, SessionState::Placing);
+    a.stop().await;
+    b.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

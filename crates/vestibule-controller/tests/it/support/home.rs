@@ -89,6 +89,12 @@ impl Home {
         config.clone_into(&mut self.config);
     }
 
+    /// The same with a part of it replaced.
+    pub(crate) fn reconfigure(&mut self, part: &str, by: &str) {
+        assert!(self.config.contains(part), "{}", self.config);
+        self.config = self.config.replace(part, by);
+    }
+
     /// Whether these bytes are anywhere in the database.
     pub(crate) fn stores(&self, bytes: &[u8]) -> bool {
         let stored = if self.database == "sqlite" {
@@ -190,7 +196,11 @@ impl Home {
     }
 
     pub(crate) fn remove_snapshot(&self, id: &SnapshotId) {
-        std::fs::remove_dir_all(self.path().join("snapshots").join(id.as_str())).unwrap();
+        // Out of sight first, as the store does.
+        let snapshots = self.path().join("snapshots");
+        let gone = snapshots.join(".gone");
+        std::fs::rename(snapshots.join(id.as_str()), &gone).unwrap();
+        std::fs::remove_dir_all(gone).unwrap();
     }
 
     /// In one rename, as the store does: a controller that looks meanwhile sees one image or the other.
