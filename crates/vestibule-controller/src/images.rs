@@ -90,16 +90,15 @@ impl Images {
             .ok()
     }
 
-    /// The newest whole snapshot of an image for VMs of this size, if there is one. Reads manifests; call it off the runtime.
-    pub(crate) fn snapshot_for(
+    /// Snapshots of an image for VMs of this size, the newest first. Reads manifests; call it off the runtime.
+    pub(crate) fn snapshots_for(
         &self,
         digest: &ImageDigest,
         memory_mib: u32,
         vcpus: u32,
         driver: DriverChoice,
-    ) -> Result<Option<SnapshotId>, StoreError> {
-        let found = Store::open(&self.home)?.snapshot_for(digest, memory_mib, vcpus, driver)?;
-        Ok(found.map(|restore| restore.id))
+    ) -> Result<Vec<SnapshotId>, StoreError> {
+        Store::open(&self.home)?.snapshots_for(digest, memory_mib, vcpus, driver)
     }
 
     /// What a runner needs to restore from a snapshot.

@@ -40,24 +40,21 @@ pub(crate) struct Plan {
     pub(crate) image: Image,
     pub(crate) memory_mib: u32,
     pub(crate) vcpus: u32,
+    /// The newest snapshot from which VMs can begin now.
     pub(crate) snapshot: Option<SnapshotId>,
-    /// Why the snapshot is not used now.
+    /// A newer one, or the newest there is, where it is not used now.
     pub(crate) aside: Option<Aside>,
 }
 
 /// A snapshot that is not used now.
 #[derive(Clone, Debug)]
 pub(crate) struct Aside {
+    pub(crate) id: SnapshotId,
     pub(crate) until: Timestamp,
     pub(crate) finding: Finding,
 }
 
 impl Plan {
-    /// The snapshot, if VMs begin from it now.
-    pub(crate) fn usable(&self) -> Option<&SnapshotId> {
-        self.snapshot.as_ref().filter(|_| self.aside.is_none())
-    }
-
     /// A new machine, for nobody yet.
     pub(crate) fn machine(&self, at_most: StartKind) -> MachineRow {
         let mut machine = MachineRow::new(
@@ -67,7 +64,7 @@ impl Plan {
             self.vcpus,
         );
         if at_most > StartKind::Cold {
-            machine.snapshot_id = self.usable().cloned();
+            machine.snapshot_id.clone_from(&self.snapshot);
         }
         machine
     }
@@ -80,26 +77,30 @@ impl Plan {
             && machine.vcpus == self.vcpus
     }
 
+    /// Whether it begins from what VMs begin from now; from anything, where they boot.
+    pub(crate) fn is_current(&self, machine: &MachineRow) -> bool {
+        self.snapshot.is_none() || self.snapshot == machine.snapshot_id
+    }
+
     /// How a VM would begin now, for people.
     pub(crate) fn words(&self) -> String {
-        match (&self.snapshot, &self.aside) {
-            (None, _) => {
-                "VMs boot: there is no snapshot of the image for VMs of this size".to_owned()
-            }
-            (Some(id), None) => format!("VMs begin from the snapshot {}", id.short()),
-            (Some(id), Some(aside)) => format!(
-                "VMs boot: the snapshot {} is set aside until {}: {}{}",
-                id.short(),
+        let begins = match &self.snapshot {
+            Some(id) => format!("VMs begin from the snapshot {}", id.short()),
+            None if self.aside.is_some() => "VMs boot".to_owned(),
+            None => "VMs boot: there is no snapshot of the image for VMs of this size".to_owned(),
+        };
+        let aside = self.aside.as_ref().map(|aside| {
+            let quote = aside.finding.evidence.first();
+            format!(
+                "the snapshot {} is set aside until {}: {}{}",
+                aside.id.short(),
                 aside.until,
                 aside.finding.cause,
-                aside
-                    .finding
-                    .evidence
-                    .first()
-                    .map(|quote| format!(" ({})", quote.text))
-                    .unwrap_or_default(),
-            ),
-        }
+                quote.map_or_else(String::new, |quote| format!(" ({})", quote.text)),
+            )
+        });
+        let words = [Some(begins), aside].into_iter().flatten();
+        words.collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -110,14 +111,27 @@ pub(crate) async fn plan(core: &Core, alias: &str) -> Result<Plan, PlanError> {
         core.config.vm.clone(),
         alias.to_owned(),
     );
-    let mut plan = off_runtime(move || look(&images, &vm, name)).await??;
-    if let Some(snapshot) = &plan.snapshot {
-        plan.aside = aside(core, snapshot).await?;
+    let (mut plan, snapshots) = off_runtime(move || look(&images, &vm, name)).await??;
+    for id in snapshots {
+        match aside(core, &id).await? {
+            None => {
+                plan.snapshot = Some(id);
+                break;
+            }
+            Some(aside) => {
+                plan.aside.get_or_insert(aside);
+            }
+        }
     }
     Ok(plan)
 }
 
-fn look(images: &Images, vm: &VmConfig, alias: String) -> Result<Plan, PlanError> {
+/// With the snapshots that VMs could begin from, those to try first in front.
+fn look(
+    images: &Images,
+    vm: &VmConfig,
+    alias: String,
+) -> Result<(Plan, Vec<SnapshotId>), PlanError> {
     let image = match images.resolve(&alias) {
         Ok(image) => image,
         Err(err) => return Err(PlanError::Image { alias, err }),
@@ -127,25 +141,27 @@ fn look(images: &Images, vm: &VmConfig, alias: String) -> Result<Plan, PlanError
         .unwrap_or(image.manifest.default_memory_mib)
         .max(image.manifest.min_memory_mib);
     let vcpus = vm.vcpus.unwrap_or(image.manifest.default_vcpus);
-    let found = images.snapshot_for(&image.digest, memory_mib, vcpus, vm.driver);
-    let snapshot = found.unwrap_or_else(|err| {
+    let found = images.snapshots_for(&image.digest, memory_mib, vcpus, vm.driver);
+    let snapshots = found.unwrap_or_else(|err| {
         tracing::warn!(image = alias, error = %Chain(&err), "snapshots can't be looked at; VMs boot");
-        None
+        Vec::new()
     });
-    Ok(Plan {
+    let plan = Plan {
         alias,
         image,
         memory_mib,
         vcpus,
-        snapshot,
+        snapshot: None,
         aside: None,
-    })
+    };
+    Ok((plan, snapshots))
 }
 
 /// Failures in a row count for as long as the controller runs: the first after the pause sets the snapshot aside again.
 async fn aside(core: &Core, snapshot: &SnapshotId) -> Result<Option<Aside>, StoreError> {
     let failed = core.store.snapshot_failure(snapshot, core.started_at).await?;
     let aside = failed.map(|(at, finding)| Aside {
+        id: snapshot.clone(),
         until: at.plus(ASIDE),
         finding,
     });

@@ -216,11 +216,11 @@ async fn not_pooled(
     }
     let aside = plan.aside.as_ref().map(|aside| aside.finding.cause);
     Ok(match (&plan.snapshot, aside) {
-        (None, _) => NotPooled::NoSnapshot,
-        (Some(_), Some(Cause::SnapshotRefused)) => NotPooled::SnapshotRefused,
-        (Some(_), Some(_)) => NotPooled::SnapshotFailed,
-        (Some(_), None) if keeps(core, plan) => NotPooled::PoolEmpty,
-        (Some(_), None) => NotPooled::NoPool,
+        (Some(_), _) if keeps(core, plan) => NotPooled::PoolEmpty,
+        (Some(_), _) => NotPooled::NoPool,
+        (None, None) => NotPooled::NoSnapshot,
+        (None, Some(Cause::SnapshotRefused)) => NotPooled::SnapshotRefused,
+        (None, Some(_)) => NotPooled::SnapshotFailed,
     })
 }
 
@@ -231,7 +231,7 @@ fn keeps(core: &Shared, plan: &Plan) -> bool {
 
 fn given(core: &Shared, session: &SessionRow, plan: &Plan, start: StartKind, now: Timestamp) {
     let pool =
-        keeps(core, plan) && session.start_at_most == StartKind::Pool && plan.usable().is_some();
+        keeps(core, plan) && session.start_at_most == StartKind::Pool && plan.snapshot.is_some();
     core.metrics.given(start, pool, session.created_at, now);
 }
 

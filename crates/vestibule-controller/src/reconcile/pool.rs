@@ -37,6 +37,8 @@ const STALLED_PERCENT: f64 = 10.0;
 const STRAINED: Duration = Duration::from_secs(60);
 /// Why a VM is given back for want of memory; found again in its row.
 const MEMORY: &str = "the host is short of memory";
+/// Why a VM is ended that began from a snapshot from which others do not any more.
+const REPLACED: &str = "there is another snapshot";
 /// A step of a VM's that failed is tried again after this.
 const STEP_AGAIN: Duration = Duration::from_secs(1);
 
@@ -147,7 +149,11 @@ fn unwanted(
 ) -> Vec<(MachineId, String)> {
     let now = core.now();
     let oldest = Duration::from_secs(core.config.deadlines.pool_s.into());
-    let mut kept: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut kept: BTreeMap<(&str, bool), u32> = BTreeMap::new();
+    let is_replaced = |plan: &Plan| {
+        let mut stock = machines.iter().filter(|m| m.is_stock() && plan.fits(m));
+        stock.any(|m| plan.is_current(m) && m.state == MachineState::Paused)
+    };
     let mut unwanted = Vec::new();
     // The oldest are the nearest to ready: what is one too many is the newest.
     for machine in machines.iter().filter(|m| m.is_stock()) {
@@ -159,12 +165,11 @@ fn unwanted(
             Some(Ok(plan)) if !plan.fits(machine) => {
                 Some("its alias means another image, or VMs have another size")
             }
-            Some(Ok(plan)) if plan.snapshot.is_some() && plan.snapshot != machine.snapshot_id => {
-                Some("there is another snapshot")
-            }
+            Some(Ok(plan)) if !plan.is_current(machine) && is_replaced(plan) => Some(REPLACED),
             Some(Ok(_)) if now >= machine.created_at.plus(oldest) => Some("it is too old"),
-            Some(Ok(_)) => {
-                let kept = kept.entry(alias).or_default();
+            // Beside the first of a new snapshot, the old ones stay until it is ready.
+            Some(Ok(plan)) => {
+                let kept = kept.entry((alias, plan.is_current(machine))).or_default();
                 *kept += 1;
                 (*kept > target).then_some("it is one too many")
             }
@@ -274,12 +279,14 @@ async fn fill(
 ) -> Result<Result<bool, String>, ReconcileError> {
     let _counting = core.places.lock().await;
     let mut stock = core.store.nobodys_machines().await?;
+    let leaving = stock.iter().any(|m| !m.is_stock());
     stock.retain(MachineRow::is_stock);
     let own = stock.iter().filter(|m| m.image_alias == plan.alias);
-    if count(own.count()) >= target {
+    let (current, replaced): (Vec<_>, Vec<_>) = own.partition(|m| plan.is_current(m));
+    if count(current.len()) >= target {
         return Ok(Ok(false));
     }
-    if plan.usable().is_none() {
+    if plan.snapshot.is_none() {
         // The plan's own words say why.
         return Ok(Err("the pool keeps restored VMs only".to_owned()));
     }
@@ -300,6 +307,10 @@ async fn fill(
     }
     let limit = core.config.limits.vms;
     if count(machines.len()) >= limit {
+        // Else there would be no place for the first of the new snapshot.
+        if let Some(machine) = replaced.last().filter(|_| !leaving) {
+            core.store.retire(machine.id, REPLACED).await?;
+        }
         return Ok(Err(format!("all {limit} places are taken")));
     }
     if let Some(words) = strain(core, plan.memory_mib) {

@@ -231,6 +231,7 @@ async fn the_pool_follows_the_alias_the_snapshot_and_the_configuration() {
         (pool.len() == 1 && of(&pool[0])).then_some(())
     })
     .await;
+    assert_eq!(*first.stops.lock().unwrap(), ["there is another snapshot"]);
     // Without any, what is there still serves.
     for id in [&snapshot, &newer] {
         home.remove_snapshot(id);
@@ -254,6 +255,48 @@ async fn the_pool_follows_the_alias_the_snapshot_and_the_configuration() {
         *last.stops.lock().unwrap(),
         ["the configuration keeps none of its alias"]
     );
+    controller.stop().await;
+}
+
+/// Neither the VMs that began from the good one, nor the good one itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_snapshot_that_can_not_be_used_takes_nothing_with_it() {
+    let home = warm("");
+    let controller = home.serve().await;
+    let api = &controller.api;
+    let good = stocked(&home, api, 1).await.remove(0);
+    let of = |runner: &Runner| runner.spec.restore.as_ref().unwrap().id.clone();
+    *home.runners.restores_fail.lock().unwrap() = Some(Cause::SnapshotRefused);
+    let bad = home.snapshot(&good.spec.image_digest);
+    wait_for("the words", || async {
+        let words = warm_start(api).await;
+        let both = [bad.short(), of(&good).short()].map(|id| words.contains(id));
+        (both == [true; 2] && words.contains("set aside")).then_some(())
+    })
+    .await;
+    assert_eq!(*good.stops.lock().unwrap(), Vec::<String>::new());
+    // Sessions take it, and the next ones begin from what it began from.
+    *home.runners.restores_fail.lock().unwrap() = None;
+    let first = api.start("codex").await;
+    assert_eq!(api.machine(first).await, good.spec.machine_id);
+    let next = stocked(&home, api, 1).await.remove(0);
+    assert_eq!(of(&next), of(&good));
+    controller.stop().await;
+}
+
+/// The new one's first VM has its place from an old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_host_gets_over_to_a_new_snapshot() {
+    let home = warm("[limits]\nvms = 2\n[pool]\nbrowser = 2\n");
+    let controller = home.serve().await;
+    let old = stocked(&home, &controller.api, 2).await.remove(0);
+    let newer = home.snapshot(&old.spec.image_digest);
+    wait_for("VMs of the newer snapshot", || async {
+        let pool = ready(&home);
+        let of = |r: &Arc<Runner>| r.spec.restore.as_ref().unwrap().id == newer;
+        (pool.len() == 2 && pool.iter().all(of)).then_some(())
+    })
+    .await;
     controller.stop().await;
 }
 

@@ -97,8 +97,8 @@ impl Store {
         self.snapshots_dir().join(id.as_str())
     }
 
-    /// What a VM of this size, made from this image by this driver, can be restored from: the newest whole snapshot. Only
-    /// manifests are read. Whether it fits this host as well is the runner's to say, and whether it is still there.
+    /// What a VM of this size, made from this image by this driver, can be restored from: the first of
+    /// [`Store::snapshots_for`].
     ///
     /// # Errors
     /// [`StoreError::Io`] when the store cannot be read.
@@ -109,13 +109,30 @@ impl Store {
         vcpus: u32,
         driver: DriverChoice,
     ) -> Result<Option<RestoreSpec>, StoreError> {
-        let newest = self.whole_snapshots()?.into_iter().find(|one| {
-            one.is_of(image, memory_mib, vcpus) && driver.takes(&one.manifest.binding.driver)
-        });
-        Ok(newest.map(|one| RestoreSpec {
-            dir: self.snapshot_dir(&one.id).into_string(),
-            id: one.id,
+        let all = self.snapshots_for(image, memory_mib, vcpus, driver)?;
+        Ok(all.into_iter().next().map(|id| RestoreSpec {
+            dir: self.snapshot_dir(&id).into_string(),
+            id,
         }))
+    }
+
+    /// The whole snapshots of this image for VMs of this size and driver, the newest first. Only manifests are read. Whether one
+    /// fits this host as well is the runner's to say, and whether it is still there.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the store cannot be read.
+    pub fn snapshots_for(
+        &self,
+        image: &ImageDigest,
+        memory_mib: u32,
+        vcpus: u32,
+        driver: DriverChoice,
+    ) -> Result<Vec<SnapshotId>, StoreError> {
+        let fits = |one: &Whole| {
+            one.is_of(image, memory_mib, vcpus) && driver.takes(&one.manifest.binding.driver)
+        };
+        let all = self.whole_snapshots()?.into_iter();
+        Ok(all.filter(fits).map(|one| one.id).collect())
     }
 
     /// Every whole snapshot, the newest first.
