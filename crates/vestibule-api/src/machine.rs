@@ -8,7 +8,7 @@
 //! | `GET /events?after=N` | NDJSON of [`RunnerEvent`]: those after `N` so far, then as they happen; ends with the VM |
 //! | `GET /console?tail=BYTES&follow=BOOL` | serial console, text |
 //! | `POST /claim` | [`Claim`]: gives the VM to a session, opens its way out; a paused VM runs again |
-//! | `POST /pause` | stops the CPUs of a VM that is up and nobody's; answers [`MachineView`], also where it is paused already |
+//! | `POST /pause` | stops the CPUs of a VM that is up and nobody's; answers [`MachineView`], also where it is paused already, and 501 where the driver never does it |
 //! | `POST /resume` | lets them run again and sets the clock; answers [`MachineView`] |
 //! | `POST /snapshot` | saves a VM with [`VmSpec::save_to`] that no session ever had; answers [`Saved`], then the VM ends |
 //! | `GET /view` with `Upgrade: rfb` | after `101`, RFB byte for byte |

@@ -1,7 +1,7 @@
 //! The pool: restored, paused VMs that belong to nobody yet, so many for each alias as the configuration says.
 //!
-//! A VM of the pool is made like any other, with a way out that is closed, and paused as soon as it is up. A session takes
-//! it in the transaction that places it ([`super::place`]); it never comes back. What is not what would be made now (another
+//! A VM of the pool is made like any other, with a way out that is closed, and paused as soon as it is up, if its driver can. A
+//! session takes it in the transaction that places it ([`super::place`]); it never comes back. What is not what would be made now (another
 //! image, size or snapshot), is too old, is one too many, or stands in the way of somebody, is retired and ended. People go
 //! first: nothing is filled while a sign-in waits for a place here, for [`YIELDS`] at most while others start, and one VM at a
 //! time.
@@ -12,10 +12,10 @@ use crate::{
     store::{MachineRow, SessionRow, StoreError},
     warm::{self, Plan, PlanError},
 };
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use vestibule_api::{
@@ -45,13 +45,36 @@ const STEP_AGAIN: Duration = Duration::from_secs(1);
 /// The pool waits so long at most for sign-ins that start: where they come one after another, it would be empty for good.
 const YIELDS: Duration = Duration::from_secs(5);
 
+type Ids = Arc<Mutex<HashSet<MachineId>>>;
+
+fn locked(ids: &Ids) -> MutexGuard<'_, HashSet<MachineId>> {
+    ids.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What the pool knows in this process only.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// VMs that have a task.
-    under_way: Arc<Mutex<HashSet<MachineId>>>,
+    under_way: Ids,
+    /// VMs that their driver never pauses.
+    stay_up: Ids,
     /// Since when it waits for sign-ins that start.
     yields_since: Option<Instant>,
+}
+
+impl Known {
+    /// Whether a VM in stock is as far as it gets before somebody takes it.
+    fn is_ready(&self, machine: &MachineRow) -> bool {
+        match machine.state {
+            MachineState::Paused => true,
+            MachineState::Up => locked(&self.stay_up).contains(&machine.id),
+            MachineState::Creating
+            | MachineState::Booting
+            | MachineState::Stopping
+            | MachineState::Gone
+            | MachineState::Lost => false,
+        }
+    }
 }
 
 /// The pool of one alias, for people.
@@ -59,7 +82,7 @@ pub(super) struct Known {
 pub(crate) struct Shelf {
     pub(crate) alias: String,
     pub(crate) target: u32,
-    /// Paused, to be taken.
+    /// Paused, or up where the driver pauses none; to be taken.
     pub(crate) ready: u32,
     /// On the way there.
     pub(crate) filling: u32,
@@ -98,7 +121,8 @@ pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, Reconci
     }
     let mut done = 0;
     let mut machines = core.store.nobodys_machines().await?;
-    for (id, why) in unwanted(core, &targets, &plans, &machines) {
+    locked(&state.pool.stay_up).retain(|id| machines.iter().any(|m| m.id == *id));
+    for (id, why) in unwanted(core, &state.pool, &targets, &plans, &machines) {
         done += u64::from(core.store.retire(id, &why).await?);
     }
     if done > 0 {
@@ -120,7 +144,7 @@ pub(super) async fn run(core: &Shared, state: &mut State) -> Result<u64, Reconci
         let words = [how.map(Plan::words), held.as_ref().err().cloned()];
         let of = machines.iter().filter(|m| m.image_alias == *alias);
         let stock: Vec<_> = of.filter(|m| m.is_stock()).collect();
-        let ready = stock.iter().filter(|m| m.state == MachineState::Paused);
+        let ready = stock.iter().filter(|m| state.pool.is_ready(m));
         let ready = count(ready.count());
         let filled = u32::from(held == Ok(true));
         shelves.push(Shelf {
@@ -143,6 +167,7 @@ fn count(count: usize) -> u32 {
 /// What is in stock and should not be, and why.
 fn unwanted(
     core: &Shared,
+    known: &Known,
     targets: &BTreeMap<String, u32>,
     plans: &BTreeMap<&str, Result<Plan, String>>,
     machines: &[MachineRow],
@@ -152,7 +177,7 @@ fn unwanted(
     let mut kept: BTreeMap<(&str, bool), u32> = BTreeMap::new();
     let is_replaced = |plan: &Plan| {
         let mut stock = machines.iter().filter(|m| m.is_stock() && plan.fits(m));
-        stock.any(|m| plan.is_current(m) && m.state == MachineState::Paused)
+        stock.any(|m| plan.is_current(m) && known.is_ready(m))
     };
     let mut unwanted = Vec::new();
     // The oldest are the nearest to ready: what is one too many is the newest.
@@ -204,18 +229,16 @@ fn strain(core: &Shared, needed_mib: u32) -> Option<String> {
 /// The next step of a machine that no session has, in a task of its own; whether there is one.
 fn step(core: &Shared, state: &mut State, machine: &MachineRow) -> bool {
     let end = machine.retired.is_some() || machine.is_over();
-    let idle = machine.launched_at.is_some() && machine.state != MachineState::Up;
+    let stays = state.pool.is_ready(machine) || machine.state != MachineState::Up;
+    let idle = machine.launched_at.is_some() && stays;
     if !end && idle {
         return false;
     }
     let under_way = Arc::clone(&state.pool.under_way);
-    if !under_way
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(machine.id)
-    {
+    if !locked(&under_way).insert(machine.id) {
         return false;
     }
+    let stay_up = Arc::clone(&state.pool.stay_up);
     let (core, machine) = (core.clone(), machine.clone());
     state.tasks.spawn(async move {
         let stepped = if end {
@@ -223,16 +246,13 @@ fn step(core: &Shared, state: &mut State, machine: &MachineRow) -> bool {
         } else if machine.launched_at.is_none() {
             start(&core, &machine).await
         } else {
-            pause(&core, &machine).await
+            pause(&core, &stay_up, &machine).await
         };
         if let Err(err) = stepped {
             tracing::warn!(machine.id = %machine.id, error = %Chain(&err), "a step of a VM of the pool is tried again");
             core.clock.sleep(STEP_AGAIN).await;
         }
-        under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&machine.id);
+        locked(&under_way).remove(&machine.id);
         core.store.signals.wake();
     });
     true
@@ -249,11 +269,20 @@ async fn start(core: &Shared, machine: &MachineRow) -> Result<(), EffectError> {
 }
 
 /// A VM that a session claims meanwhile is not paused: its runner refuses, and the row says whose it is the next time.
-async fn pause(core: &Shared, machine: &MachineRow) -> Result<(), EffectError> {
+/// Where its driver pauses none, it stays up.
+async fn pause(core: &Shared, stay_up: &Ids, machine: &MachineRow) -> Result<(), EffectError> {
     let runner = core.runner(machine.id);
-    let _: MachineView = runner.call(Method::POST, "/pause", None::<&()>).await?;
-    // Its runner says that it is paused, too; the row follows that.
-    Ok(())
+    let paused = runner.call::<_, MachineView>(Method::POST, "/pause", None::<&()>);
+    match paused.await {
+        // Its runner says that it is paused, too; the row follows that.
+        Ok(_) => Ok(()),
+        Err(err) if err.status() == Some(StatusCode::NOT_IMPLEMENTED) => {
+            tracing::info!(machine.id = %machine.id, why = %Chain(&err), "a VM of the pool is not paused");
+            locked(stay_up).insert(machine.id);
+            Ok(())
+        }
+        Err(err) => Err(err.into()),
+    }
 }
 
 /// Evidence of a VM that nobody had and that did not fail proves nothing.
@@ -290,7 +319,7 @@ async fn fill(
         // The plan's own words say why.
         return Ok(Err("the pool keeps restored VMs only".to_owned()));
     }
-    if stock.iter().any(|m| m.state != MachineState::Paused) {
+    if stock.iter().any(|m| !state.pool.is_ready(m)) {
         return Ok(Err("another VM of the pool is being made".to_owned()));
     }
     if somebody_waits(core).await? {

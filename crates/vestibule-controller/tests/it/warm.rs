@@ -11,6 +11,7 @@ use crate::{
     },
 };
 use serde_json::json;
+use std::sync::atomic::Ordering;
 use vestibule_api::{
     agent::LoginEvent,
     cause::Cause,
@@ -205,6 +206,26 @@ async fn a_snapshot_whose_vms_never_come_up_costs_two_sessions() {
         (words.contains("set aside") && words.contains("browser-not-ready")).then_some(())
     })
     .await;
+    controller.stop().await;
+}
+
+/// As Firecracker 1.16 does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_driver_that_pauses_nothing_has_a_pool_all_the_same() {
+    let home = warm("[pool]\nbrowser = 2\n");
+    home.runners.stay_up.store(true, Ordering::Relaxed);
+    let controller = home.serve().await;
+    let api = &controller.api;
+    wait_for("a full pool", || async {
+        let words = warm_start(api).await;
+        words.starts_with("`browser`: 2 of 2 VMs ready").then_some(())
+    })
+    .await;
+    for runner in home.runners.pool() {
+        assert_eq!(*runner.pauses.lock().unwrap(), 1, "asked once");
+    }
+    let id = api.start("codex").await;
+    assert_eq!(starts(&so_far(api, id).await), [StartKind::Pool]);
     controller.stop().await;
 }
 

@@ -272,6 +272,12 @@ async fn ask<T: serde::Serialize>(
     match answer.await {
         Ok(Ok(done)) => Json(done).into_response(),
         Ok(Err(Refused::Conflict(words))) => conflict(words),
+        Ok(Err(Refused::Unable(words))) => error(
+            StatusCode::NOT_IMPLEMENTED,
+            ErrorCode::MachineUnavailable,
+            words,
+            "do without it, or use another driver",
+        ),
         Ok(Err(Refused::Failed(finding))) => {
             let mut response = ErrorDetail {
                 code: ErrorCode::MachineUnavailable,

@@ -16,7 +16,7 @@ use super::{
     start::{self, NotStarted, Started},
 };
 use crate::{
-    driver::{Capabilities, Machine},
+    driver::{Capabilities, Machine, MachineError},
     image::Image,
     jail::Jail,
 };
@@ -285,7 +285,9 @@ impl Life {
         if self.state() == MachineState::Paused {
             match self.resume().await {
                 Ok(_) => {}
-                Err(Refused::Conflict(words)) => return Err(ClaimError::Stopped(words)),
+                Err(Refused::Conflict(words) | Refused::Unable(words)) => {
+                    return Err(ClaimError::Stopped(words));
+                }
                 Err(Refused::Failed(finding)) => return Err(ClaimError::Stopped(finding.why)),
             }
         }
@@ -317,13 +319,15 @@ impl Life {
         if self.state() == MachineState::Up {
             // The way that a resume takes is gone once: an emulator then has it translated when somebody waits for it.
             if let Err(words) = self.set_clock().await {
-                return Err(Refused::Failed(Box::new(findings::silent(
-                    &words,
-                    &self.shared,
-                ))));
+                let finding = findings::silent(&words, &self.shared);
+                return Err(Refused::Failed(Box::new(finding)));
             }
-            let paused = machine.pause().await;
-            paused.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
+            machine.pause().await.map_err(|err| match err {
+                MachineError::Unsafe { .. } => Refused::Unable(err.to_string()),
+                MachineError::Control { .. } | MachineError::Dial(_) | MachineError::Save(_) => {
+                    Refused::Failed(Box::new(findings::host(&err)))
+                }
+            })?;
             self.enter(MachineState::Paused);
         }
         Ok(self.shared.view())

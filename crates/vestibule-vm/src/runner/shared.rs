@@ -65,6 +65,8 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, Refused>>;
 pub(super) enum Refused {
     /// The VM is not in a state for it; in words.
     Conflict(String),
+    /// The driver never does it; in words.
+    Unable(String),
     Failed(Box<Finding>),
 }
 

@@ -69,6 +69,8 @@ pub(crate) struct Runner {
     /// What the next claims come to.
     pub(crate) claim_fate: Mutex<ClaimFate>,
     pub(crate) pauses: Mutex<u32>,
+    /// Its driver pauses no VM.
+    pub(crate) stays_up: AtomicBool,
 }
 
 /// What a claim comes to.
@@ -110,6 +112,7 @@ impl Runner {
             deaf: Mutex::new(false),
             claim_fate: Mutex::default(),
             pauses: Mutex::default(),
+            stays_up: AtomicBool::new(false),
         });
         runner.state(MachineState::Creating);
         runner.state(MachineState::Booting);
@@ -281,17 +284,20 @@ fn view_of(runner: &Runner) -> Value {
     })
 }
 
-/// As the runner does: what was claimed is not paused.
+/// As the runner does: what was claimed is not paused, and some drivers pause nothing.
 async fn pause(State(runner): State<Arc<Runner>>) -> Response {
     let claims = runner.claims.lock().unwrap();
     if !claims.is_empty() || !matches!(runner.now(), MachineState::Up | MachineState::Paused) {
         return StatusCode::CONFLICT.into_response();
     }
+    *runner.pauses.lock().unwrap() += 1;
+    if runner.stays_up.load(Ordering::Relaxed) {
+        return StatusCode::NOT_IMPLEMENTED.into_response();
+    }
     if runner.now() == MachineState::Up {
         runner.state(MachineState::Paused);
     }
     drop(claims);
-    *runner.pauses.lock().unwrap() += 1;
     Json(view_of(&runner)).into_response()
 }
 

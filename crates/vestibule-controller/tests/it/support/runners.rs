@@ -25,6 +25,8 @@ pub(crate) struct Runners {
     pub(crate) restores_fail: Mutex<Option<Cause>>,
     /// Restored VMs come up by themselves; else the test leads them.
     pub(crate) restores_wait: AtomicBool,
+    /// The host's driver pauses no VM.
+    pub(crate) stay_up: AtomicBool,
 }
 
 impl Runners {
@@ -83,6 +85,8 @@ impl Scheduler for Runners {
         if !self.alive(spec.machine_id) {
             *self.launches.lock().unwrap() += 1;
             let runner = self.start(spec.clone());
+            let stays_up = self.stay_up.load(Ordering::Relaxed);
+            runner.stays_up.store(stays_up, Ordering::Relaxed);
             if spec.restore.is_some() {
                 match *self.restores_fail.lock().unwrap() {
                     Some(cause) => runner.refuse(cause),
