@@ -3,16 +3,18 @@ use crate::{
     api::Controller,
     output::{self, Output},
 };
-use anyhow::{Context as _, bail, ensure};
-use futures_util::{SinkExt as _, StreamExt as _};
+use anyhow::{Context as _, anyhow, bail, ensure};
+use futures_util::{SinkExt as _, StreamExt as _, future::join_all};
 use hyper::Method;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
+    pin::pin,
     process::ExitCode,
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+use tokio::sync::watch;
 use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::{
     cause::Cause,
@@ -27,6 +29,10 @@ use vestibule_api::{
 
 /// A VM that ends has ended within this time.
 const VM_END: Duration = Duration::from_secs(120);
+/// After a sign-in that failed, and after a cancellation that did, the next one is tried.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Times that a cancellation is tried.
+const TRIES: u32 = 5;
 /// A guest whose view is open has shown its screen within this time.
 const VIEW: Duration = Duration::from_secs(60);
 
@@ -79,7 +85,6 @@ struct Turn {
     phases: BTreeMap<&'static str, f64>,
     /// Why it did not come to its end.
     failed: Option<String>,
-    machine: Option<MachineId>,
 }
 
 /// The distribution of one phase.
@@ -116,8 +121,20 @@ pub(super) async fn run(
     out: Output,
 ) -> anyhow::Result<ExitCode> {
     let left = AtomicU32::new(args.count);
-    let workers = (0..args.parallel.min(args.count)).map(|_| worker(controller, &args, &left));
-    let turns = futures_util::future::try_join_all(workers).await?;
+    let (stop, stopping) = watch::channel(false);
+    let worker = |_| worker(controller, &args, &left, stopping.clone());
+    let mut workers = pin!(join_all((0..args.parallel.min(args.count)).map(worker)));
+    let turns = tokio::select! {
+        turns = &mut workers => turns,
+        () = interrupted() => {
+            output::note("ending the sign-ins that are under way; once more, and they are left");
+            stop.send_replace(true);
+            tokio::select! {
+                turns = workers => turns,
+                () = interrupted() => bail!("sign-ins are left; `vestibule session list` shows them"),
+            }
+        }
+    };
     let report = report(&turns.into_iter().flatten().collect::<Vec<_>>());
     out.print(&report, show)?;
     Ok(if report.failures.is_empty() {
@@ -127,27 +144,47 @@ pub(super) async fn run(
     })
 }
 
+/// Resolves at SIGINT.
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Then it ends this process, as ever.
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that nobody will say so any more: nobody waits for this then.
+    drop(stopping.wait_for(|stop| *stop).await);
+}
+
 async fn worker(
     controller: &Controller,
     args: &BenchArgs,
     left: &AtomicU32,
-) -> anyhow::Result<Vec<Turn>> {
-    let mut turns = Vec::new();
+    stopping: watch::Receiver<bool>,
+) -> Vec<Turn> {
+    let mut turns: Vec<Turn> = Vec::new();
     let take = |left: u32| left.checked_sub(1);
     while left
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
         .is_ok()
     {
-        if !turns.is_empty() {
-            tokio::time::sleep(Duration::from_secs(args.pause)).await;
+        let pause = turns.last().map(|last| {
+            let pause = Duration::from_secs(args.pause);
+            // A controller that refuses is not asked as fast as it can say so.
+            pause.max(last.failed.as_ref().map_or(Duration::ZERO, |_| AGAIN))
+        });
+        tokio::select! {
+            () = tokio::time::sleep(pause.unwrap_or_default()) => {}
+            () = stopped(stopping.clone()) => break,
         }
-        turns.push(turn(controller, args).await?);
+        turns.push(turn(controller, args, stopping.clone()).await);
     }
-    Ok(turns)
+    turns
 }
 
-/// One sign-in from its request to the end of its VM.
-async fn turn(controller: &Controller, args: &BenchArgs) -> anyhow::Result<Turn> {
+/// One sign-in from its request to the end of its VMs.
+async fn turn(controller: &Controller, args: &BenchArgs, stopping: watch::Receiver<bool>) -> Turn {
     let request = StartRequest {
         provider: args.provider.clone(),
         user_id: Some("bench".to_owned()),
@@ -157,22 +194,29 @@ async fn turn(controller: &Controller, args: &BenchArgs) -> anyhow::Result<Turn>
         warm: args.cold.then_some(false),
     };
     let begun = Instant::now();
-    let reply: StartReply = controller
-        .call(Method::POST, "/api/auth/start", Some(&request))
-        .await?;
     let mut turn = Turn::default();
+    let started = controller.call(Method::POST, "/api/auth/start", Some(&request));
+    let session = match started.await {
+        Ok(StartReply { session_id, .. }) => session_id,
+        Err(err) => {
+            turn.failed = Some(format!("{err:#}"));
+            return turn;
+        }
+    };
     turn.phases.insert(ACCEPTED, ms(begun.elapsed()));
-    let watched = watch(controller, reply.session_id, begun, &mut turn).await;
+    let watched = tokio::select! {
+        watched = watch(controller, session, begun, &mut turn) => watched,
+        () = stopped(stopping) => Err(anyhow!("interrupted")),
+    };
     // However it went, nothing of it stays.
-    let path = format!("/api/auth/session/{}/cancel", reply.session_id);
-    let _: SessionView = controller.call(Method::POST, &path, None::<&()>).await?;
-    if let Some(machine) = turn.machine {
-        ended(controller, machine).await?;
-    }
-    if let Err(err) = watched {
-        turn.failed = Some(format!("{err:#}"));
-    }
-    Ok(turn)
+    let ended = end(controller, session).await;
+    let failures: Vec<_> = [watched, ended]
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|err| format!("{err:#}"))
+        .collect();
+    turn.failed = (!failures.is_empty()).then(|| failures.join("; "));
+    turn
 }
 
 /// Follows a session until a person could begin: the tool runs, the screen is seen, and the tool's page was handed to the
@@ -227,7 +271,6 @@ async fn watch(
             continue;
         };
         if state == SessionState::Ready {
-            turn.machine = view(controller, session).await?.machine_id;
             let controller = controller.clone();
             views.spawn(async move {
                 let shown = tokio::time::timeout(VIEW, view_of(&controller, session, begun));
@@ -242,7 +285,6 @@ async fn watch(
         }
         if state.is_terminal() {
             let view = view(controller, session).await?;
-            turn.machine = view.machine_id;
             let cause = view.failure.and_then(|v| v.finding).map(|f| f.cause.id());
             bail!("it ended: {} ({})", state.id(), cause.unwrap_or("no cause"));
         }
@@ -347,7 +389,29 @@ impl View {
     }
 }
 
-/// Waits until nothing is left of a VM: the next sign-in is measured without it.
+/// Cancels a sign-in and waits until nothing is left of its VMs, those that it fell back from included: the next one is measured
+/// without them.
+async fn end(controller: &Controller, session: SessionId) -> anyhow::Result<()> {
+    let path = format!("/api/auth/session/{session}/cancel");
+    let mut tries = 1;
+    while let Err(err) = controller
+        .call::<_, SessionView>(Method::POST, &path, None::<&()>)
+        .await
+    {
+        if tries == TRIES {
+            return Err(err.context(format!("cancel session {session}")));
+        }
+        tries += 1;
+        tokio::time::sleep(AGAIN).await;
+    }
+    let mut vms: Vec<VmView> = controller.get("/api/vms").await?;
+    vms.retain(|vm| vm.session_id == Some(session));
+    for vm in vms {
+        ended(controller, vm.machine_id).await?;
+    }
+    Ok(())
+}
+
 async fn ended(controller: &Controller, machine: MachineId) -> anyhow::Result<()> {
     let gone = async {
         loop {
