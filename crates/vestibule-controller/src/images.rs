@@ -15,7 +15,7 @@ use vestibule_api::{
     machine::{DriverChoice, RestoreSpec},
     pack::{InstallKind, ProviderPack},
 };
-use vestibule_image::{CacheError, Gc, Store, StoreError};
+use vestibule_image::{CacheError, Gc, Store, StoreError, store::Candidates};
 
 /// An image that a VM can be made from.
 #[derive(Clone, Debug)]
@@ -90,14 +90,14 @@ impl Images {
             .ok()
     }
 
-    /// Snapshots of an image for VMs of this size, the newest first. Reads manifests; call it off the runtime.
+    /// The snapshots of an image for VMs of this size. Reads manifests; call it off the runtime.
     pub(crate) fn snapshots_for(
         &self,
         digest: &ImageDigest,
         memory_mib: u32,
         vcpus: u32,
         driver: DriverChoice,
-    ) -> Result<Vec<SnapshotId>, StoreError> {
+    ) -> Result<Candidates, StoreError> {
         Store::open(&self.home)?.snapshots_for(digest, memory_mib, vcpus, driver)
     }
 

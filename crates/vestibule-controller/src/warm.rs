@@ -14,6 +14,7 @@ use tokio::task::JoinError;
 use vestibule_api::{
     error::Chain, finding::Finding, ids::SnapshotId, session::StartKind, time::Timestamp,
 };
+use vestibule_image::store::{Candidates, DamagedSnapshot};
 
 /// A snapshot that failed is tried again after this: the host may have changed meanwhile.
 const ASIDE: Duration = Duration::from_secs(3600);
@@ -44,6 +45,8 @@ pub(crate) struct Plan {
     pub(crate) snapshot: Option<SnapshotId>,
     /// A newer one, or the newest there is, where it is not used now.
     pub(crate) aside: Option<Aside>,
+    /// Snapshots that are damaged. One is tried where there is no other, so that who waited for its VM hears why it boots.
+    pub(crate) damaged: Vec<DamagedSnapshot>,
 }
 
 /// A snapshot that is not used now.
@@ -99,7 +102,11 @@ impl Plan {
                 quote.map_or_else(String::new, |quote| format!(" ({})", quote.text)),
             )
         });
-        let words = [Some(begins), aside].into_iter().flatten();
+        let known = self.aside.as_ref().map(|aside| &aside.id);
+        let damaged = self.damaged.iter().filter(|one| known != Some(&one.id));
+        let damaged =
+            damaged.map(|one| format!("the snapshot {} is damaged: {}", one.id.short(), one.why));
+        let words = std::iter::once(begins).chain(aside).chain(damaged);
         words.collect::<Vec<_>>().join("; ")
     }
 }
@@ -112,7 +119,7 @@ pub(crate) async fn plan(core: &Core, alias: &str) -> Result<Plan, PlanError> {
         alias.to_owned(),
     );
     let (mut plan, snapshots) = off_runtime(move || look(&images, &vm, name)).await??;
-    for id in snapshots {
+    for id in snapshots.ids().cloned() {
         match aside(core, &id).await? {
             None => {
                 plan.snapshot = Some(id);
@@ -123,15 +130,12 @@ pub(crate) async fn plan(core: &Core, alias: &str) -> Result<Plan, PlanError> {
             }
         }
     }
+    plan.damaged = snapshots.damaged;
     Ok(plan)
 }
 
-/// With the snapshots that VMs could begin from, those to try first in front.
-fn look(
-    images: &Images,
-    vm: &VmConfig,
-    alias: String,
-) -> Result<(Plan, Vec<SnapshotId>), PlanError> {
+/// The plan without a snapshot, and those that there are for it.
+fn look(images: &Images, vm: &VmConfig, alias: String) -> Result<(Plan, Candidates), PlanError> {
     let image = match images.resolve(&alias) {
         Ok(image) => image,
         Err(err) => return Err(PlanError::Image { alias, err }),
@@ -144,7 +148,7 @@ fn look(
     let found = images.snapshots_for(&image.digest, memory_mib, vcpus, vm.driver);
     let snapshots = found.unwrap_or_else(|err| {
         tracing::warn!(image = alias, error = %Chain(&err), "snapshots can't be looked at; VMs boot");
-        Vec::new()
+        Candidates::default()
     });
     let plan = Plan {
         alias,
@@ -153,13 +157,17 @@ fn look(
         vcpus,
         snapshot: None,
         aside: None,
+        damaged: Vec::new(),
     };
     Ok((plan, snapshots))
 }
 
 /// Failures in a row count for as long as the controller runs: the first after the pause sets the snapshot aside again.
 async fn aside(core: &Core, snapshot: &SnapshotId) -> Result<Option<Aside>, StoreError> {
-    let failed = core.store.snapshot_failure(snapshot, core.started_at).await?;
+    let failed = core
+        .store
+        .snapshot_failure(snapshot, core.started_at)
+        .await?;
     let aside = failed.map(|(at, finding)| Aside {
         id: snapshot.clone(),
         until: at.plus(ASIDE),

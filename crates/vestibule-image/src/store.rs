@@ -14,7 +14,7 @@ mod snapshots;
 mod unfinished;
 
 pub use alias::HistoryEntry;
-pub use snapshots::SnapshotView;
+pub use snapshots::{Candidates, DamagedSnapshot, SnapshotView};
 
 use crate::{
     cache::{Cache, CacheError},
@@ -148,7 +148,7 @@ pub struct Removed {
 #[serde(rename_all = "camelCase")]
 pub struct Gc {
     pub images: Vec<ImageDigest>,
-    /// Those of removed images, of images that are gone, those that a newer one replaces, and damaged ones.
+    /// Those of removed images, of images that are gone, those that a newer one replaces, and damaged ones that nobody misses.
     pub snapshots: Vec<SnapshotId>,
     /// How many snapshots were begun, or their removal was, and never finished.
     pub unfinished_snapshots: usize,

@@ -22,9 +22,7 @@ use tokio_tungstenite::tungstenite::Message;
 use vestibule_api::{
     agent::LoginEvent,
     ids::SessionId,
-    session::{
-        CloseCode, Right, SessionEvent, SessionEventKind, SessionState, StartReply,
-    },
+    session::{CloseCode, Right, SessionEvent, SessionEventKind, SessionState, StartReply},
 };
 use vestibule_testkit::postgres;
 

@@ -209,6 +209,33 @@ async fn a_snapshot_whose_vms_never_come_up_costs_two_sessions() {
     controller.stop().await;
 }
 
+/// Its runner says what is wrong with it (here the test does), and the session hears that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_truncated_snapshot_is_no_missing_one() {
+    let home = warm("[pool]\nbrowser = 0\n");
+    let snapshots = home.path().join("snapshots");
+    let id = snapshots.read_dir_utf8().unwrap().next().unwrap().unwrap();
+    std::fs::write(id.path().join("memory"), "").unwrap();
+    *home.runners.restores_fail.lock().unwrap() = Some(Cause::SnapshotRefused);
+    let controller = home.serve().await;
+    let api = &controller.api;
+    wait_for("the reason", || async {
+        let why = "is damaged: its `memory` has 0 bytes, the manifest says 1";
+        warm_start(api).await.contains(why).then_some(())
+    })
+    .await;
+    let id = api.start("codex").await;
+    let (_, second) = two_machines(&home, api, id).await;
+    home.runner(second).await.up();
+    let back = (StartKind::Restore, StartKind::Cold, Cause::SnapshotRefused);
+    assert_eq!(fallbacks(&so_far(api, id).await), [back]);
+    let next = api.start("codex").await;
+    home.runner(api.machine(next).await).await.up();
+    let events = so_far(api, next).await;
+    assert_eq!(reasons(&events), [NotPooled::SnapshotRefused]);
+    controller.stop().await;
+}
+
 /// As Firecracker 1.16 does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_driver_that_pauses_nothing_has_a_pool_all_the_same() {
@@ -218,7 +245,9 @@ async fn a_driver_that_pauses_nothing_has_a_pool_all_the_same() {
     let api = &controller.api;
     wait_for("a full pool", || async {
         let words = warm_start(api).await;
-        words.starts_with("`browser`: 2 of 2 VMs ready").then_some(())
+        words
+            .starts_with("`browser`: 2 of 2 VMs ready")
+            .then_some(())
     })
     .await;
     for runner in home.runners.pool() {

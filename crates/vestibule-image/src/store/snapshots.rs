@@ -80,6 +80,96 @@ impl Whole {
     }
 }
 
+/// A snapshot that is not what was written, or that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DamagedSnapshot {
+    pub id: SnapshotId,
+    /// In words.
+    pub why: String,
+}
+
+/// The snapshots of one image for VMs of one size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// The newest first.
+    pub whole: Vec<SnapshotId>,
+    /// Those that are of it as far as anybody can tell.
+    pub damaged: Vec<DamagedSnapshot>,
+}
+
+impl Candidates {
+    /// In the order in which a VM tries them: a damaged one where there is no other, for its runner to refuse it.
+    pub fn ids(&self) -> impl Iterator<Item = &SnapshotId> {
+        let damaged = self.damaged.iter().map(|one| &one.id);
+        self.whole.iter().chain(damaged)
+    }
+}
+
+/// See [`DamagedSnapshot`].
+struct Damaged {
+    id: SnapshotId,
+    flaw: Box<Flaw>,
+}
+
+impl Damaged {
+    fn view(self) -> DamagedSnapshot {
+        DamagedSnapshot {
+            id: self.id,
+            why: self.flaw.why,
+        }
+    }
+
+    /// Whether it is of this image and size, as far as anybody can tell.
+    fn may_be_of(
+        &self,
+        image: &ImageDigest,
+        memory_mib: u32,
+        vcpus: u32,
+        driver: DriverChoice,
+    ) -> bool {
+        let binding = self.flaw.manifest.as_ref().map(|one| &one.binding);
+        binding.is_none_or(|binding| {
+            (&binding.image_digest, binding.memory_mib, binding.vcpus) == (image, memory_mib, vcpus)
+                && driver.takes(&binding.driver)
+        })
+    }
+}
+
+/// What is wrong with a snapshot.
+struct Flaw {
+    why: String,
+    /// What stands in its place, where that can be understood.
+    manifest: Option<SnapshotManifest>,
+    /// Whether the host's trouble kept it from being read: it may be whole all the same.
+    unread: bool,
+}
+
+impl Flaw {
+    fn new(why: String, manifest: Option<SnapshotManifest>) -> Box<Self> {
+        Box::new(Self {
+            why,
+            manifest,
+            unread: false,
+        })
+    }
+
+    fn io(name: &str, err: &std::io::Error, manifest: Option<SnapshotManifest>) -> Box<Self> {
+        Box::new(Self {
+            why: format!("its `{name}` can't be read: {err}"),
+            manifest,
+            unread: err.kind() != ErrorKind::NotFound,
+        })
+    }
+}
+
+/// Every snapshot in the store.
+#[derive(Default)]
+struct All {
+    /// The newest first.
+    whole: Vec<Whole>,
+    damaged: Vec<Damaged>,
+}
+
 /// A snapshot that nobody uses, nor can begin to while this lives.
 pub(super) struct Locked {
     pub(super) id: SnapshotId,
@@ -98,7 +188,7 @@ impl Store {
     }
 
     /// What a VM of this size, made from this image by this driver, can be restored from: the first of
-    /// [`Store::snapshots_for`].
+    /// [`Store::snapshots_for`]. Whether it fits this host is the runner's to say, and whether it is still there.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the store cannot be read.
@@ -110,14 +200,13 @@ impl Store {
         driver: DriverChoice,
     ) -> Result<Option<RestoreSpec>, StoreError> {
         let all = self.snapshots_for(image, memory_mib, vcpus, driver)?;
-        Ok(all.into_iter().next().map(|id| RestoreSpec {
-            dir: self.snapshot_dir(&id).into_string(),
-            id,
+        Ok(all.ids().next().map(|id| RestoreSpec {
+            dir: self.snapshot_dir(id).into_string(),
+            id: id.clone(),
         }))
     }
 
-    /// The whole snapshots of this image for VMs of this size and driver, the newest first. Only manifests are read. Whether one
-    /// fits this host as well is the runner's to say, and whether it is still there.
+    /// The snapshots of this image for VMs of this size and driver. Only manifests are read.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the store cannot be read.
@@ -127,12 +216,18 @@ impl Store {
         memory_mib: u32,
         vcpus: u32,
         driver: DriverChoice,
-    ) -> Result<Vec<SnapshotId>, StoreError> {
+    ) -> Result<Candidates, StoreError> {
         let fits = |one: &Whole| {
             one.is_of(image, memory_mib, vcpus) && driver.takes(&one.manifest.binding.driver)
         };
-        let all = self.whole_snapshots()?.into_iter();
-        Ok(all.filter(fits).map(|one| one.id).collect())
+        let may_fit = |one: &Damaged| one.may_be_of(image, memory_mib, vcpus, driver);
+        let All { whole, damaged } = self.look()?;
+        let whole = whole.into_iter().filter(fits);
+        let damaged = damaged.into_iter().filter(may_fit);
+        Ok(Candidates {
+            whole: whole.map(|one| one.id).collect(),
+            damaged: damaged.map(Damaged::view).collect(),
+        })
     }
 
     /// Every whole snapshot, the newest first.
@@ -167,7 +262,7 @@ impl Store {
                 directory,
             }
         };
-        Ok(self.whole_snapshots()?.into_iter().map(view).collect())
+        Ok(self.look()?.whole.into_iter().map(view).collect())
     }
 
     /// The snapshot that `name` names: an id, or the beginning of exactly one, of eight digits or more.
@@ -191,7 +286,7 @@ impl Store {
 
     /// Locks every snapshot of an image, so that all can go.
     pub(super) fn lock_snapshots_of(&self, image: &ImageDigest) -> Result<Vec<Locked>, StoreError> {
-        let all = self.whole_snapshots()?.into_iter();
+        let all = self.look()?.whole.into_iter();
         all.filter(|one| one.manifest.binding.image_digest == *image)
             .map(|one| self.lock_snapshot(&one.id))
             .collect()
@@ -241,7 +336,8 @@ impl Store {
 
     /// The part of [`Store::gc`] that is about snapshots.
     pub(super) fn gc_snapshots(&self, gone: &mut Gc) -> Result<(), StoreError> {
-        for id in self.useless_snapshots()? {
+        let all = self.look()?;
+        for id in self.useless_snapshots(&all)? {
             match self.rm_snapshot(&id) {
                 Ok(bytes) => {
                     gone.freed_bytes += bytes;
@@ -257,18 +353,33 @@ impl Store {
         Ok(())
     }
 
-    /// Snapshots that nobody will restore: of an image that is gone, replaced by a newer one of the same image and size,
-    /// or not whole.
-    fn useless_snapshots(&self) -> Result<Vec<SnapshotId>, StoreError> {
-        let (images, whole) = (self.digests()?, self.whole_snapshots()?);
-        let useful = |one: &&Whole| {
-            images.contains(&one.manifest.binding.image_digest)
-                && !whole.iter().any(|other| other.replaces(one))
+    /// Snapshots that nobody will restore: of an image that is gone, or replaced by a newer one of the same image and size. A
+    /// damaged one is replaced by any whole one; until then it is why VMs boot.
+    fn useless_snapshots(&self, all: &All) -> Result<Vec<SnapshotId>, StoreError> {
+        let images = self.digests()?;
+        let useless = |one: &&Whole| {
+            !images.contains(&one.manifest.binding.image_digest)
+                || all.whole.iter().any(|other| other.replaces(one))
         };
-        let useful: Vec<&SnapshotId> = whole.iter().filter(useful).map(|one| &one.id).collect();
-        let mut ids = self.snapshot_ids()?;
-        ids.retain(|id| !useful.contains(&id));
-        Ok(ids)
+        let whole = all.whole.iter().filter(useless).map(|one| &one.id);
+        let missed = |one: &Damaged| match &one.flaw.manifest {
+            Some(manifest) => {
+                let of = &manifest.binding;
+                let same = |other: &Whole| {
+                    other.is_of(&of.image_digest, of.memory_mib, of.vcpus)
+                        && other.driver() == DriverChoice::of(&of.driver)
+                };
+                images.contains(&of.image_digest) && !all.whole.iter().any(same)
+            }
+            // Anybody's that has none.
+            None => images.iter().any(|image| {
+                let mut whole = all.whole.iter();
+                !whole.any(|one| one.manifest.binding.image_digest == *image)
+            }),
+        };
+        let damaged = all.damaged.iter();
+        let damaged = damaged.filter(|one| !one.flaw.unread && !missed(one));
+        Ok(whole.chain(damaged.map(|one| &one.id)).cloned().collect())
     }
 
     pub(super) fn snapshot_entries(&self) -> Result<Vec<String>, StoreError> {
@@ -286,44 +397,59 @@ impl Store {
             .collect())
     }
 
-    /// The newest first.
-    fn whole_snapshots(&self) -> Result<Vec<Whole>, StoreError> {
-        let mut all = Vec::new();
+    fn look(&self) -> Result<All, StoreError> {
+        let mut all = All::default();
         for id in self.snapshot_ids()? {
-            let read = read_whole(&self.snapshot_dir(&id), &id);
-            let manifest = read.map_err(io("read the snapshot", &self.snapshot_dir(&id)))?;
-            all.extend(manifest.map(|manifest| Whole { id, manifest }));
+            let directory = self.snapshot_dir(&id);
+            match read_whole(&directory, &id) {
+                Ok(manifest) => all.whole.push(Whole { id, manifest }),
+                // It was removed meanwhile.
+                Err(_) if !directory.exists() => {}
+                Err(flaw) => all.damaged.push(Damaged { id, flaw }),
+            }
         }
-        all.sort_by(|a, b| b.age().cmp(&a.age()));
+        all.whole.sort_by(|a, b| b.age().cmp(&a.age()));
         Ok(all)
     }
 }
 
 /// The manifest, if it is the one of the id and the files that it names have their length.
-fn read_whole(directory: &Utf8Path, id: &SnapshotId) -> std::io::Result<Option<SnapshotManifest>> {
-    let found = |result: std::io::Result<Option<SnapshotManifest>>| match result {
-        // It is being removed, or lacks a file.
-        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
-        other => other,
-    };
+fn read_whole(directory: &Utf8Path, id: &SnapshotId) -> Result<SnapshotManifest, Box<Flaw>> {
     let read = || {
         let mut bytes = Vec::new();
         File::open(directory.join(MANIFEST_FILE))?
             .take(MANIFEST_LIMIT)
             .read_to_end(&mut bytes)?;
-        if digest::of(&bytes) != id.as_str() {
-            return Ok(None);
-        }
-        let Ok(manifest) = serde_json::from_slice::<SnapshotManifest>(&bytes) else {
-            return Ok(None);
-        };
-        let length = |name| Ok::<_, std::io::Error>(directory.join(name).metadata()?.len());
-        let whole = manifest.schema == SNAPSHOT_SCHEMA
-            && length(MEMORY_FILE)? == manifest.memory.bytes
-            && length(STATE_FILE)? == manifest.state.bytes;
-        Ok(whole.then_some(manifest))
+        Ok(bytes)
     };
-    found(read())
+    let bytes = read().map_err(|err| Flaw::io(MANIFEST_FILE, &err, None))?;
+    let manifest = serde_json::from_slice::<SnapshotManifest>(&bytes);
+    if digest::of(&bytes) != id.as_str() {
+        let why = "its manifest is not what was written".to_owned();
+        return Err(Flaw::new(why, manifest.ok()));
+    }
+    let manifest = manifest.map_err(|err| {
+        let why = format!("its manifest can't be understood: {err}");
+        Flaw::new(why, None)
+    })?;
+    if manifest.schema != SNAPSHOT_SCHEMA {
+        let why = format!("its manifest has schema {}", manifest.schema);
+        return Err(Flaw::new(why, Some(manifest)));
+    }
+    for (name, expected) in [
+        (MEMORY_FILE, manifest.memory.bytes),
+        (STATE_FILE, manifest.state.bytes),
+    ] {
+        match directory.join(name).metadata().map(|data| data.len()) {
+            Ok(found) if found == expected => {}
+            Ok(found) => {
+                let why = format!("its `{name}` has {found} bytes, the manifest says {expected}");
+                return Err(Flaw::new(why, Some(manifest)));
+            }
+            Err(err) => return Err(Flaw::io(name, &err, Some(manifest))),
+        }
+    }
+    Ok(manifest)
 }
 
 /// Inodes with a shared lock, as the kernel lists them (proc_locks(5)). Trying the lock would tell as well, and make a

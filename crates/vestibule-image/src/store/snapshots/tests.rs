@@ -132,6 +132,87 @@ fn what_is_not_whole_is_not_offered() {
 }
 
 #[test]
+fn a_damaged_one_is_known_with_the_reason_and_hides_no_other() {
+    let (_home, store) = store();
+    let [image, other] = ["a", "b"].map(|name| {
+        let image = verified(&store, name, true);
+        store.publish(&image, &alias(name)).unwrap();
+        image
+    });
+    let collected = |store: &Store| store.gc(KEEP_UNPUBLISHED).unwrap().snapshots;
+    let of = |image| {
+        store
+            .snapshots_for(image, 1, 1, DriverChoice::Qemu)
+            .unwrap()
+    };
+    type Damage = fn(&Utf8Path);
+    let damages: [(Damage, &str, bool); 5] = [
+        (
+            |dir| std::fs::write(dir.join(MEMORY_FILE), "short").unwrap(),
+            "its `memory` has 5 bytes, the manifest says 1048576",
+            false,
+        ),
+        (
+            |dir| std::fs::remove_file(dir.join(STATE_FILE)).unwrap(),
+            "its `state` can't be read",
+            false,
+        ),
+        (
+            |dir| {
+                let path = dir.join(MANIFEST_FILE);
+                let text = std::fs::read_to_string(&path).unwrap();
+                std::fs::write(path, text.replace("7.2", "7.3")).unwrap();
+            },
+            "its manifest is not what was written",
+            false,
+        ),
+        // Then nobody knows whose it was.
+        (
+            |dir| std::fs::write(dir.join(MANIFEST_FILE), "{").unwrap(),
+            "its manifest is not what was written",
+            true,
+        ),
+        (
+            |dir| std::fs::remove_file(dir.join(MANIFEST_FILE)).unwrap(),
+            "its `snapshot.json` can't be read",
+            true,
+        ),
+    ];
+    for (damage, why, anybodys) in damages {
+        let id = snapshot(&store, &image, 1, 10);
+        damage(&store.snapshot_dir(&id));
+        let found = of(&image);
+        assert!(found.damaged[0].why.starts_with(why), "{found:?}");
+        assert_eq!(found.ids().collect::<Vec<_>>(), [&id], "{why}");
+        assert_eq!(of(&other).damaged.len(), usize::from(anybodys), "{why}");
+        assert_eq!(collected(&store), [], "it is why VMs boot");
+        let whole = snapshot(&store, &image, 1, 5);
+        assert_eq!(of(&image).ids().collect::<Vec<_>>(), [&whole, &id]);
+        let others = snapshot(&store, &other, 1, 5);
+        assert_eq!(collected(&store), [id], "{why}");
+        for id in [whole, others] {
+            store.rm_snapshot(&id).unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_that_can_not_be_read_stays_and_the_others_are_found() {
+    let (_home, store) = store();
+    let image = verified(&store, "a", true);
+    store.publish(&image, &alias("browser")).unwrap();
+    let [unread, short, whole] = [30, 20, 10].map(|at| snapshot(&store, &image, 1, at));
+    let path = store.snapshot_dir(&unread).join(MANIFEST_FILE);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(store.snapshot_dir(&short).join(STATE_FILE), "").unwrap();
+    assert_eq!(ids(&store.snapshots().unwrap()), [whole]);
+    let gone = store.gc(KEEP_UNPUBLISHED).unwrap();
+    assert_eq!(gone.snapshots, std::slice::from_ref(&short));
+    assert!(path.exists());
+}
+
+#[test]
 fn the_list_says_what_is_in_use_and_what_points_there() {
     let (_home, store) = store();
     let image = verified(&store, "a", true);
