@@ -1,10 +1,10 @@
 //! The pool: restored, paused VMs that belong to nobody yet, so many for each alias as the configuration says.
 //!
 //! A VM of the pool is made like any other, with a way out that is closed, and paused as soon as it is up, if its driver can. A
-//! session takes it in the transaction that places it ([`super::place`]); it never comes back. What is not what would be made now (another
-//! image, size or snapshot), is too old, is one too many, or stands in the way of somebody, is retired and ended. People go
-//! first: nothing is filled while a sign-in waits for a place here, for [`YIELDS`] at most while others start, and one VM at a
-//! time.
+//! session takes it in the transaction that places it ([`super::place`]); it never comes back. What is not what would be made
+//! now (another image or size, or another snapshot of which one is ready), is too old, is one too many, or stands in the way of
+//! somebody, is retired and ended. People go first: nothing is filled while a sign-in waits for a place here, nor, for
+//! [`YIELDS`] at most, while one starts; and one VM at a time.
 use super::{ReconcileError, State, place::free_mib};
 use crate::{
     core::{Shared, off_runtime},
