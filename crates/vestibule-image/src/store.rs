@@ -389,7 +389,8 @@ impl Store {
     }
 
     /// Removes images that nothing points to or uses, snapshots that no VM will begin from, and what is old in the cache.
-    /// What a rollback would go back to stays, and so do images that were built less than `keep` ago.
+    /// What a rollback would go back to stays, and so do images that were built less than `keep` ago, and what a snapshot replaced
+    /// that was taken so lately, for a day at most.
     ///
     /// # Errors
     /// [`StoreError::Io`] for the first thing that cannot be removed; [`CacheError::Busy`] while somebody else removes.
@@ -422,7 +423,7 @@ impl Store {
                 Err(err) => return Err(err),
             }
         }
-        self.gc_snapshots(&mut gone)?;
+        self.gc_snapshots(keep, &mut gone)?;
         let images = self.home.join("images");
         for entry in images
             .read_dir_utf8()

@@ -16,6 +16,7 @@ use std::{
     io::{ErrorKind, Read as _},
     os::unix::fs::MetadataExt as _,
     str::FromStr as _,
+    time::Duration,
 };
 use vestibule_api::{
     ids::{AliasName, ImageDigest, SnapshotId},
@@ -26,6 +27,8 @@ use vestibule_api::{
 
 /// A manifest of more bytes is none.
 const MANIFEST_LIMIT: u64 = 1 << 20;
+/// What a new snapshot replaces stays for so long at most: perhaps no VM comes up from the new one.
+const KEEP_REPLACED: Duration = Duration::from_hours(24);
 pub(super) const GONE: &str = ".gone-";
 
 /// A snapshot as the store lists it.
@@ -335,9 +338,9 @@ impl Store {
     }
 
     /// The part of [`Store::gc`] that is about snapshots.
-    pub(super) fn gc_snapshots(&self, gone: &mut Gc) -> Result<(), StoreError> {
+    pub(super) fn gc_snapshots(&self, keep: Duration, gone: &mut Gc) -> Result<(), StoreError> {
         let all = self.look()?;
-        for id in self.useless_snapshots(&all)? {
+        for id in self.useless_snapshots(&all, keep.min(KEEP_REPLACED))? {
             match self.rm_snapshot(&id) {
                 Ok(bytes) => {
                     gone.freed_bytes += bytes;
@@ -353,14 +356,21 @@ impl Store {
         Ok(())
     }
 
-    /// Snapshots that nobody will restore: of an image that is gone, or replaced by a newer one of the same image and size. A
-    /// damaged one is replaced by any whole one; until then it is why VMs boot.
-    fn useless_snapshots(&self, all: &All) -> Result<Vec<SnapshotId>, StoreError> {
-        let images = self.digests()?;
-        let useless = |one: &&Whole| {
-            !images.contains(&one.manifest.binding.image_digest)
-                || all.whole.iter().any(|other| other.replaces(one))
+    /// Snapshots that nobody will restore: of an image that is gone, or replaced by a newer one of the same image and size: the
+    /// last that was, when that newer one has been there for `keep`. A damaged one is replaced by any whole one; until then it is
+    /// why VMs boot.
+    fn useless_snapshots(&self, all: &All, keep: Duration) -> Result<Vec<SnapshotId>, StoreError> {
+        let (images, now) = (self.digests()?, Timestamp::now());
+        let is_replaced = |one: &Whole| {
+            let mut newer = all.whole.iter().filter(|other| other.replaces(one));
+            match (newer.next(), newer.next()) {
+                (None, _) => false,
+                (Some(newer), None) => newer.manifest.taken_at.plus(keep) <= now,
+                (Some(_), Some(_)) => true,
+            }
         };
+        let useless =
+            |one: &&Whole| !images.contains(&one.manifest.binding.image_digest) || is_replaced(one);
         let whole = all.whole.iter().filter(useless).map(|one| &one.id);
         let missed = |one: &Damaged| match &one.flaw.manifest {
             Some(manifest) => {

@@ -280,6 +280,22 @@ fn one_in_use_is_not_removed() {
 }
 
 #[test]
+fn gc_keeps_for_a_day_what_was_replaced_last() {
+    let (_home, store) = store();
+    let image = verified(&store, "a", true);
+    store.publish(&image, &alias("browser")).unwrap();
+    let now = Timestamp::now().as_micros() / 1_000_000;
+    let [first, second, _] =
+        [now - 90_000, now - 80_000, now - 60].map(|at| snapshot(&store, &image, 1, at));
+    let month = Duration::from_hours(30 * 24);
+    assert_eq!(store.gc(month).unwrap().snapshots, [first]);
+    assert_eq!(store.gc(Duration::ZERO).unwrap().snapshots, [second]);
+    let old = snapshot(&store, &image, 2, now - 90_000);
+    snapshot(&store, &image, 2, now - 86_401);
+    assert_eq!(store.gc(month).unwrap().snapshots, [old]);
+}
+
+#[test]
 fn gc_keeps_the_newest_of_each_size_and_what_is_used() {
     let (_home, store) = store();
     let image = verified(&store, "a", true);

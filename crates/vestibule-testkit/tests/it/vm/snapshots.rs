@@ -391,7 +391,10 @@ async fn two_at_once_are_two_sizes_or_one_is_refused() -> Result<()> {
         published.status.success() && notes.contains("runner version: the snapshot has 0.0.0"),
         "{notes}"
     );
+    // For a day, lest the new one be of no use.
     let gone = home.good(&["gc"]).await?;
+    ensure!(gone["snapshots"] == json!([]), "{gone}");
+    let gone = home.good(&["gc", "--all"]).await?;
     ensure!(
         gone["snapshots"]
             .as_array()
