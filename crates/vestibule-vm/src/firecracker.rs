@@ -47,9 +47,16 @@ use api::Api;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::{FutureExt, future::BoxFuture};
 use request::Request;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use std::{fs::File, io, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{OnceCell, watch};
 use version::{Features, OLDEST, Version};
 use vestibule_api::{error::Chain, machine::Exit, snapshot::Binding};
 
@@ -277,6 +284,8 @@ struct FirecrackerMachine {
     vmm_log: Arc<BoundedLog>,
     /// How often the guest has begun to listen for the host.
     listens: watch::Receiver<u64>,
+    /// How the VMM ended, once it was ended from here.
+    ended: OnceCell<Exit>,
 }
 
 /// Where a VM's memory is saved to.
@@ -317,6 +326,20 @@ fn unlink(path: &Utf8Path) -> io::Result<()> {
     }
 }
 
+/// Opens what the VMM wrote. Its directory is the VMM's, which may have put anything there since: no link is followed, a FIFO is not
+/// waited for, and what is no file is refused.
+fn open_written(path: &Utf8Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other(format!("`{path}` is no file")))
+    }
+}
+
 impl FirecrackerMachine {
     async fn command(&self, what: &'static str, request: &Request) -> Result<(), MachineError> {
         self.api
@@ -329,22 +352,28 @@ impl FirecrackerMachine {
     }
 
     /// Ends the VMM. There is no button to ask the guest with (Firecracker fact 22), and nothing of the VM's lasts: its disks
-    /// are read-only, so it is killed, after its counters are written.
+    /// are read-only, so it is killed, after its counters are written. They are read when nobody writes to them any more, and of
+    /// a VMM that died by itself, too: it writes them every minute.
     async fn end(&self) -> Exit {
-        let flush = request::flush_metrics();
-        match tokio::time::timeout(END_LIMIT, self.api.send(&flush)).await {
-            Ok(Ok(())) => {
-                let directory = self.directory.clone();
-                let counters = tokio::task::spawn_blocking(move || snapshot::counters(&directory));
-                if let Ok(Some(line)) = counters.await {
-                    self.vmm_log.append(line.as_bytes());
+        let end = async {
+            let flush = request::flush_metrics();
+            match tokio::time::timeout(END_LIMIT, self.api.send(&flush)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(err)) => {
+                    tracing::debug!(error = %Chain(&err), "the VMM's last counters are lost");
                 }
+                Err(_) => tracing::debug!("the VMM's last counters are lost: it does not answer"),
             }
-            Ok(Err(err)) => tracing::debug!(error = %Chain(&err), "the VMM's counters are lost"),
-            Err(_) => tracing::debug!("the VMM's counters are lost: it does not answer"),
-        }
-        self.child.kill();
-        self.child.wait().await
+            self.child.kill();
+            let exit = self.child.wait().await;
+            let directory = self.directory.clone();
+            let counters = tokio::task::spawn_blocking(move || snapshot::counters(&directory));
+            if let Ok(Some(line)) = counters.await {
+                self.vmm_log.append(line.as_bytes());
+            }
+            exit
+        };
+        self.ended.get_or_init(|| end).await.clone()
     }
 }
 

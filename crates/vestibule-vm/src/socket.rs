@@ -23,13 +23,18 @@ pub(crate) fn listen(path: &Utf8Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Connects to the socket at `path`.
+/// Connects to the socket at `path`, and to none that a link there leads to: in a jail the VMM may put one, which would have the
+/// runner speak with somebody else's socket.
 ///
 /// # Errors
 /// `ENOENT` and `ECONNREFUSED` where nobody listens.
 pub(crate) async fn connect(path: &Utf8Path) -> io::Result<UnixStream> {
-    let (_directory, short) = shorten(path)?;
-    UnixStream::connect(short).await
+    let socket = rustix::fs::open(
+        path.as_std_path(),
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
 }
 
 fn shorten(path: &Utf8Path) -> io::Result<(OwnedFd, String)> {
@@ -44,4 +49,24 @@ fn shorten(path: &Utf8Path) -> io::Result<(OwnedFd, String)> {
     )?;
     let short = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
     Ok((directory, short))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_link_leads_to_no_socket() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let (socket, link) = (deep.join("socket"), deep.join("link"));
+        let _listener = listen(&socket).unwrap();
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        connect(&socket).await.unwrap();
+        let err = connect(&link).await.unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::ConnectionRefused);
+        let err = connect(&deep.join("nothing")).await.unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::NotFound);
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
     process::{Child, Program},
 };
 use std::{fs::File, io, os::unix::net::UnixListener, sync::Arc, time::Duration};
+use tokio::sync::OnceCell;
 use vestibule_api::error::Chain;
 
 /// From the start of the process to its API there are milliseconds of work.
@@ -129,6 +130,7 @@ pub(super) async fn start(
             _faults: faults,
             vmm_log: launch.vmm_log,
             listens,
+            ended: OnceCell::new(),
         }),
         Err(failed) => Err(failed.explain(&child, command_line, capabilities).await),
     }

@@ -2,14 +2,14 @@
 //!
 //! Every Firecracker tells a restored guest that it is another one (VMGenID, Firecracker fact 17), and Debian 12's cloud kernel has
 //! no driver that would hear it. So a copy's entropy, like its clock and its name, comes from the config drive.
-use super::{FirecrackerMachine, launch::boot_of, request, unlink};
+use super::{FirecrackerMachine, launch::boot_of, open_written, request, unlink};
 use crate::driver::{Capabilities, Launch, LaunchError, MachineError, Memory};
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io::{self, Read as _, Seek as _, SeekFrom},
 };
 use vestibule_api::snapshot::Binding;
 
@@ -73,7 +73,8 @@ impl FirecrackerMachine {
         }
         let path = self.directory.join(request::STATE);
         let copied = tokio::task::spawn_blocking(move || {
-            io::copy(&mut File::open(&path)?, &mut state)?;
+            // What is longer is no state, and no load will take it.
+            io::copy(&mut open_written(&path)?.take(STATE_LIMIT), &mut state)?;
             unlink(&path)
         });
         match copied.await {
@@ -90,50 +91,49 @@ impl FirecrackerMachine {
     }
 }
 
+/// Some times what a state of 32 CPUs has.
+const STATE_LIMIT: u64 = 64 << 20;
 /// The file grows by a line a minute for as long as the VM lives; only its end matters.
 const METRICS_TAIL: u64 = 256 << 10;
+/// The longest line, and the longest name of a counter in it: what the VMM makes of them has no end.
+const LINE_LIMIT: usize = 4 << 10;
+const NAME_LIMIT: usize = 200;
 
 /// Which of Firecracker's counters of faults are not zero, as one line for its log; none where all are. Blocks on the disk.
 pub(super) fn counters(directory: &Utf8Path) -> Option<String> {
-    use std::io::{Seek as _, SeekFrom};
-    let mut file = File::open(directory.join(request::METRICS)).ok()?;
+    let mut file = open_written(&directory.join(request::METRICS)).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(METRICS_TAIL)))
         .ok()?;
-    let mut text = String::new();
-    file.take(METRICS_TAIL).read_to_string(&mut text).ok()?;
-    let mut faults = Vec::new();
-    for line in text.lines() {
-        if let Ok(metrics) = serde_json::from_str::<Value>(line) {
+    let mut bytes = Vec::new();
+    file.take(METRICS_TAIL).read_to_end(&mut bytes).ok()?;
+    let mut faults = String::new();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if let Ok(metrics) = serde_json::from_slice::<Value>(line) {
             collect("", &metrics, &mut faults);
         }
     }
-    if faults.is_empty() {
-        return None;
-    }
-    Some(format!(
-        "[vestibule: counters of the VMM: {}]\n",
-        faults.join(", ")
-    ))
+    let faults = faults.strip_prefix(", ")?;
+    Some(format!("[vestibule: counters of the VMM: {faults}]\n"))
 }
 
 /// Counters whose names say that something failed. Each line of the file has what was counted since the one before.
-fn collect(name: &str, value: &Value, faults: &mut Vec<String>) {
+fn collect(name: &str, value: &Value, faults: &mut String) {
+    if name.len() > NAME_LIMIT || faults.len() > LINE_LIMIT {
+        return;
+    }
     match value {
         Value::Object(object) => {
             for (key, value) in object {
-                let name = if name.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{name}.{key}")
-                };
-                collect(&name, value, faults);
+                let dot = if name.is_empty() { "" } else { "." };
+                let key = crate::log::printable(key);
+                collect(&format!("{name}{dot}{key}"), value, faults);
             }
         }
         Value::Number(count) if count.as_u64().is_some_and(|count| count > 0) => {
             let fault = ["fail", "fault", "error", "missed", "dropped", "panic"];
             if fault.iter().any(|word| name.contains(word)) {
-                faults.push(format!("{name} {count}"));
+                faults.push_str(&format!(", {name} {count}"));
             }
         }
         Value::Number(_) | Value::Null | Value::Bool(_) | Value::String(_) | Value::Array(_) => {}
@@ -160,5 +160,34 @@ mod tests {
             "{line}"
         );
         assert!(!line.contains("exit_io_out"), "{line}");
+    }
+
+    #[test]
+    fn what_the_vmm_put_in_the_place_of_its_counters_does_no_harm() {
+        let dir = camino_tempfile::tempdir().unwrap();
+        let path = dir.path().join(request::METRICS);
+        let loud = r#"{"failures":1}"#;
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::write(&elsewhere, loud).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        assert_eq!(counters(dir.path()), None);
+        std::fs::remove_file(&path).unwrap();
+        // Whoever opens it as a file waits for ever.
+        rustix::fs::mkfifoat(
+            rustix::fs::CWD,
+            path.as_std_path(),
+            rustix::fs::Mode::from_raw_mode(0o600),
+        )
+        .unwrap();
+        assert_eq!(counters(dir.path()), None);
+        std::fs::remove_file(&path).unwrap();
+        let long = "fail".repeat(20 << 10);
+        let many = format!(r#"{{"fail\u001b[2J":1,"{long}":{{"a":1}}}}"#);
+        std::fs::write(&path, [many.as_bytes(), b"\n\xff\xfe\n"].concat().repeat(2)).unwrap();
+        let line = counters(dir.path()).unwrap();
+        assert!(line.len() < 200 && !line.contains('\u{1b}'), "{line:?}");
+        let many = format!("{loud}\n").repeat(LINE_LIMIT);
+        std::fs::write(&path, many).unwrap();
+        assert!(counters(dir.path()).unwrap().len() < 2 * LINE_LIMIT);
     }
 }

@@ -9,6 +9,7 @@ use crate::support::{gone, soon};
 use camino::{Utf8Path, Utf8PathBuf};
 use camino_tempfile::Utf8TempDir;
 use kernel::{PAGE, Then, WORDS, kernel};
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::File,
     os::{
@@ -27,6 +28,7 @@ use vestibule_api::{
 use vestibule_vm::{
     config_drive,
     driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, ProbeError, Restored},
+    evidence::Bundle,
     firecracker::{
         FirecrackerDriver, PROGRAM_VARIABLE,
         api::{Api, ApiError},
@@ -370,6 +372,50 @@ async fn a_vmm_ends_with_its_handle() {
     drop(machine);
     let exit: Exit = soon(ended).await;
     assert_eq!(exit.signal, Some(9));
+}
+
+/// The VMM's directory is the VMM's: what it makes of the file that its counters are in keeps nobody from ending it.
+#[tokio::test]
+async fn a_stop_waits_for_nothing_that_the_vmm_made() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    let place = Place::new(&kernel(Then::Count));
+    let launch = place.launch(Memory::Own);
+    let metrics = launch.vm_dir.join("firecracker").join(request::METRICS);
+    let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+    std::fs::remove_file(&metrics).unwrap();
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        metrics.as_std_path(),
+        rustix::fs::Mode::from_raw_mode(0o600),
+    )
+    .unwrap();
+    let evidence = Bundle::open(&place.home.path().join("evidence"));
+    let (exit, _) = soon(machine.stop(evidence)).await;
+    assert_eq!(exit.signal, Some(9));
+}
+
+/// It writes them every minute; the last minute's alone are lost.
+#[tokio::test]
+async fn the_counters_of_a_vmm_that_died_are_kept() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
+    };
+    let place = Place::new(&kernel(Then::Count));
+    let launch = place.launch(Memory::Own);
+    let vmm_log = Arc::clone(&launch.vmm_log);
+    let metrics = launch.vm_dir.join("firecracker").join(request::METRICS);
+    let machine = soon(driver.launch(&capabilities, launch)).await.unwrap();
+    std::fs::write(metrics, "{\"vcpu\":{\"failures\":3}}\n").unwrap();
+    let vmm = Pid::from_raw(machine.pid().try_into().unwrap()).unwrap();
+    kill_process(vmm, Signal::KILL).unwrap();
+    soon(machine.wait()).await;
+    let evidence = Bundle::open(&place.home.path().join("evidence"));
+    let (exit, _) = soon(machine.stop(evidence)).await;
+    assert_eq!(exit.signal, Some(9));
+    let said = text(&vmm_log);
+    assert!(said.contains("vcpu.failures 3"), "{said}");
 }
 
 #[tokio::test]
