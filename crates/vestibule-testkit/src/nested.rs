@@ -143,16 +143,18 @@ impl Nested {
         self.run(&run).await
     }
 
-    /// Finds the pieces in `target/tools/nested`; none, with a printed reason, where they were not made.
-    #[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
-    pub fn find() -> Option<Self> {
+    /// Finds the pieces in `target/tools/nested`.
+    ///
+    /// # Errors
+    /// When they were not made.
+    pub fn find() -> Result<Self> {
         let directory = crate::process::workspace().join("target/tools/nested");
         let (kernel, initrd) = (directory.join("vmlinuz"), directory.join("initrd"));
-        if kernel.is_file() && initrd.is_file() {
-            return Some(Self { kernel, initrd });
-        }
-        println!("skipped: `{directory}` is not made; `script/test nested` makes it");
-        None
+        ensure!(
+            kernel.is_file() && initrd.is_file(),
+            "`{directory}` is not made; `script/test nested` makes it"
+        );
+        Ok(Self { kernel, initrd })
     }
 
     /// Runs a command in L1.

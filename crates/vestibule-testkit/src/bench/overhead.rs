@@ -72,7 +72,7 @@ struct Samples {
 /// When the machine or the image is not made, or a VM does not answer.
 pub async fn run() -> Result<Report> {
     let mut report = Report::new("overhead");
-    let nested = Nested::find().context("`script/test nested` makes the nested machine")?;
+    let nested = Nested::find()?;
     let image = image_home().join("aliases/tiny").canonicalize_utf8();
     let image = image.context("no image `tiny`: `script/test tiny` builds it")?;
     let testkit = Utf8PathBuf::try_from(std::env::current_exe()?)?;
@@ -137,6 +137,7 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
         driver: DriverChoice::Firecracker,
         image,
         home,
+        jail_required: true,
     };
     let mut samples = Samples::default();
     let snapshot = saved(&setup).await?;

@@ -23,7 +23,9 @@ vestibule-testkit vendor --ca DIR [--https ADDR] [--http ADDR]
 vestibule-testkit idp
 vestibule-testkit stage --image ALIAS          a controller with a home of its own, its tools signing in at an idp; each line
                                                of standard input kills it, and the next one is there when one line more is out
-vestibule-testkit conformance --driver DRIVER --image DIR --home DIR   what a VM is, by `vestibule` ($VESTIBULE_BIN)
+vestibule-testkit conformance --driver DRIVER --image DIR --home DIR [--jail required]
+                                               what a VM is, by `vestibule` ($VESTIBULE_BIN); `required`: a case about the
+                                               jail that finds none fails
 vestibule-testkit overhead --image DIR --home DIR   what `bench overhead` runs in the nested machine
 vestibule-testkit residue --home DIR --except PID
 vestibule-testkit scan --home DIR --pid PID    where words (a JSON object on standard input, by name) are that a sign-in left
@@ -134,6 +136,7 @@ async fn main() -> Result<()> {
                 driver,
                 image: Utf8PathBuf::from(given("image")?).canonicalize_utf8()?,
                 home: given("home")?.into(),
+                jail_required: option("jail").as_deref() == Some("required"),
             })
             .await
         }

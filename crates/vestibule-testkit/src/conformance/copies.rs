@@ -100,21 +100,7 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
         .case("copies: the clock is the host's", clocks(&copies))
         .await;
     if let [(Ok(vm), one), (_, two)] = copies.as_slice() {
-        let home = suite.setup.home.clone();
-        let apart = jail::apart(one, two);
-        suite.case("jail: apart from host and others", apart).await;
-        suite.case("jail: limits", jail::limits(vm, one)).await;
-        suite.case("jail: no core dumps", jail::dumps(one)).await;
-        let inside = jail::inside(one, two, &home);
-        suite
-            .case("jail: nothing is reached from inside", inside)
-            .await;
-        suite
-            .case(
-                "jail: floods of processes, memory, log",
-                jail::floods(vm, one),
-            )
-            .await;
+        jail::all(suite, vm, one, two).await;
     }
     if let Some((vm, running)) = copies.pop() {
         suite

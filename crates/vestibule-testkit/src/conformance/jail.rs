@@ -1,8 +1,11 @@
 //! What a VMM is kept apart from the host by: seen from outside, and, where it has a root and a user of its own, from a process that
-//! is put beside it.
-use super::vm::{Running, Vm, soon};
-use anyhow::{Context, Result, ensure};
-use camino::Utf8Path;
+//! is put beside it. A host may have less to give, and a case says so; where a jail is required, less is a failure.
+use super::{
+    Outcome, Suite,
+    vm::{Running, Vm, soon},
+};
+use anyhow::{Context, Result, bail, ensure};
+use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{Mode, OFlags};
 use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
@@ -41,10 +44,42 @@ fn user(pid: u32) -> Result<Option<u32>> {
     Ok((uid != rustix::process::geteuid().as_raw()).then_some(uid))
 }
 
+/// A case that asks for what is not there.
+fn lacks(required: bool, what: &str) -> Result<Outcome> {
+    ensure!(!required, "{what}");
+    Ok(Outcome::Skipped(what.to_owned()))
+}
+
+/// All that is asked of two copies, of which `vm` is the first.
+pub(super) async fn all(suite: &mut Suite, vm: &Vm, one: &Running, two: &Running) {
+    let (home, required) = (suite.setup.home.clone(), suite.setup.jail_required);
+    suite
+        .case(
+            "jail: apart from host and others",
+            apart(one, two, required),
+        )
+        .await;
+    suite.case("jail: limits", limits(vm, one, required)).await;
+    suite.case("jail: no core dumps", dumps(one)).await;
+    suite
+        .case(
+            "jail: nothing is reached from inside",
+            inside(one, two, &home, required),
+        )
+        .await;
+    suite
+        .case(
+            "jail: floods of processes, memory, log",
+            floods(vm, one, required),
+        )
+        .await;
+}
+
 /// Two VMs: each has what keeps it apart from the host and from the other.
-pub(super) async fn apart(one: &Running, two: &Running) -> Result<String> {
+async fn apart(one: &Running, two: &Running, required: bool) -> Result<String> {
     let (one, two) = (one.vmm().await?, two.vmm().await?);
     if !rustix::process::geteuid().is_root() {
+        ensure!(!required, "only root has jails");
         ensure!(status(one, "NoNewPrivs:")? == "1", "it can get privileges");
         return Ok(String::from("without root: Landlock and seccomp alone"));
     }
@@ -72,17 +107,17 @@ pub(super) async fn apart(one: &Running, two: &Running) -> Result<String> {
         );
     }
     match (user(one)?, user(two)?) {
-        (None, None) => Ok(String::from(
-            "root's user without capabilities, and Landlock",
-        )),
-        (first, second) => {
-            ensure!(first != second, "both are the user {first:?}");
-            Ok(format!(
-                "users {} and {}",
-                first.unwrap_or(0),
-                second.unwrap_or(0)
+        (None, None) => {
+            ensure!(!required, "both are root's");
+            Ok(String::from(
+                "root's user without capabilities, and Landlock",
             ))
         }
+        (Some(first), Some(second)) => {
+            ensure!(first != second, "both are the user {first}");
+            Ok(format!("users {first} and {second}"))
+        }
+        (first, second) => bail!("one is jailed alone: {first:?} and {second:?}"),
     }
 }
 
@@ -129,10 +164,10 @@ fn largest_mapping(pid: u32) -> Result<String> {
 const NOBODY: u32 = 65534;
 
 /// A VM whose runner is nobody's: Landlock and the VMM's own filters are all that there is, and it boots and answers under them.
-pub(super) async fn without_root(vm: Result<Vm>) -> Result<String> {
+pub(super) async fn without_root(vm: Result<Vm>, required: bool) -> Result<Outcome> {
     let mut vm = vm?;
     if !rustix::process::geteuid().is_root() {
-        return Ok(String::from("the whole suite runs without root"));
+        return lacks(required, "the whole suite runs without root");
     }
     let root = Utf8Path::new(&vm.spec.image_dir).join("root.ext4");
     let mut needs = vec!["-r", root.as_str(), "-a", "-x", vm.program()];
@@ -146,10 +181,8 @@ pub(super) async fn without_root(vm: Result<Vm>) -> Result<String> {
         .status()
         .await?;
     if !can.success() {
-        return Ok(format!(
-            "skipped: for the user {NOBODY}, `test {}` fails",
-            needs.join(" ")
-        ));
+        let words = format!("for the user {NOBODY}, `test {}` fails", needs.join(" "));
+        return lacks(required, &words);
     }
     let home = camino_tempfile::tempdir()?;
     vm.of(NOBODY, home.path())?;
@@ -169,18 +202,24 @@ pub(super) async fn without_root(vm: Result<Vm>) -> Result<String> {
     let machine: serde_json::Value = vm.json("machine.json")?;
     let (version, uid) = (&machine["jail"]["landlock"], &machine["jail"]["uid"]);
     ensure!(uid.is_null(), "{machine}");
-    Ok(format!("Landlock: {version}"))
+    Ok(Outcome::Passed(format!("Landlock: {version}")))
 }
 
-/// The cgroup that a VMM is in, and its limits.
-pub(super) async fn limits(vm: &Vm, running: &Running) -> Result<String> {
-    let pid = running.vmm().await?;
+/// The cgroup of its own that a VMM is in.
+fn group(pid: u32) -> Result<Option<Utf8PathBuf>> {
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
-    let Some(group) = group.filter(|group| group.contains("/vestibule/vm-")) else {
-        return Ok(String::from("this host has no cgroup v2 for it"));
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = group.filter(|group| group.contains("vestibule/vm-"));
+    Ok(own.map(|group| Utf8Path::new("/sys/fs/cgroup").join(group)))
+}
+
+const NO_CGROUP: &str = "the VMM has no cgroup v2 of its own";
+
+/// The cgroup that a VMM is in, and its limits.
+async fn limits(vm: &Vm, running: &Running, required: bool) -> Result<Outcome> {
+    let Some(directory) = group(running.vmm().await?)? else {
+        return lacks(required, NO_CGROUP);
     };
-    let directory = Utf8Path::new("/sys/fs/cgroup").join(group.trim_start_matches('/'));
     let read = |name: &str| std::fs::read_to_string(directory.join(name));
     let bytes: u64 = read("memory.max")?.trim().parse()?;
     let guest = u64::from(vm.spec.memory_mib) << 20;
@@ -191,20 +230,26 @@ pub(super) async fn limits(vm: &Vm, running: &Running) -> Result<String> {
     let pids: u32 = read("pids.max")?.trim().parse()?;
     let cpu = read("cpu.max")?;
     ensure!(!cpu.starts_with("max"), "cpu.max is {cpu}");
-    Ok(format!(
+    Ok(Outcome::Passed(format!(
         "memory {} MiB, {pids} processes, CPU {}",
         bytes >> 20,
         cpu.trim()
-    ))
+    )))
 }
 
 /// Asks from inside: a process with the VMM's user, root and namespaces.
-pub(super) async fn inside(running: &Running, other: &Running, home: &Utf8Path) -> Result<String> {
+async fn inside(
+    running: &Running,
+    other: &Running,
+    home: &Utf8Path,
+    required: bool,
+) -> Result<Outcome> {
     let (pid, other) = (running.vmm().await?, other.vmm().await?);
     let Some(uid) = user(pid)? else {
-        return Ok(String::from(
-            "it has no root of its own; unit tests of `jail` ask what Landlock leaves",
-        ));
+        return lacks(
+            required,
+            "the VMM has no root of its own; unit tests of `jail` ask what Landlock leaves",
+        );
     };
     let root = format!("/proc/{pid}/root");
     let program = format!("{root}/busybox");
@@ -250,22 +295,19 @@ pub(super) async fn inside(running: &Running, other: &Running, home: &Utf8Path) 
         service.accept().is_err(),
         "somebody connected to the host's loopback"
     );
-    Ok(last.to_owned())
+    Ok(Outcome::Passed(last.to_owned()))
 }
 
 /// As many processes, as much memory and as long a log as anybody in the VM's group would like: the limits hold, and neither its VM
 /// nor the host is the worse for it.
-pub(super) async fn floods(vm: &Vm, running: &Running) -> Result<String> {
+async fn floods(vm: &Vm, running: &Running, required: bool) -> Result<Outcome> {
     let pid = running.vmm().await?;
     let Some(uid) = user(pid)? else {
-        return Ok(String::from("asked only where it is jailed"));
+        return lacks(required, "the VMM has no user of its own");
     };
-    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
-    let Some(group) = group.filter(|group| group.contains("/vestibule/vm-")) else {
-        return Ok(String::from("this host has no cgroup v2 for it"));
+    let Some(group) = group(pid)? else {
+        return lacks(required, NO_CGROUP);
     };
-    let group = format!("/sys/fs/cgroup{group}");
     put(&format!("/proc/{pid}/root/busybox")).context("put a program into the jail")?;
     let flood = async |script: &str| -> Result<String> {
         // Of all that is in the group, this is what the kernel ends first.
@@ -319,9 +361,9 @@ pub(super) async fn floods(vm: &Vm, running: &Running) -> Result<String> {
         running.view().await?.vmm_pid == Some(pid) && super::vm::alive(pid),
         "the VM is gone"
     );
-    Ok(format!(
+    Ok(Outcome::Passed(format!(
         "{refused} forks were refused, {ended} process ended that took memory, and {log} bytes are kept of a log of {FLOOD}"
-    ))
+    )))
 }
 
 /// Bytes that the files of the VMM's log have, and whether the flood's last words are among them.

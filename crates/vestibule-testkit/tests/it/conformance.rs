@@ -26,6 +26,7 @@ async fn qemu() -> Result<()> {
         driver: DriverChoice::Qemu,
         image: image()?,
         home: home.path().to_owned(),
+        jail_required: false,
     })
     .await
 }
@@ -33,16 +34,20 @@ async fn qemu() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs the image tiny; script/test nested"]
 async fn firecracker() -> Result<()> {
-    let Some(nested) = Nested::find() else {
-        return Ok(());
-    };
+    let nested = Nested::find()?;
     let image = image()?;
     let ran = nested
         .run_on_image(&OnImage {
             testkit: Utf8Path::new(env!("CARGO_BIN_EXE_vestibule-testkit")),
             image: &image,
             programs: &[],
-            command: &["conformance", "--driver", "firecracker"],
+            command: &[
+                "conformance",
+                "--driver",
+                "firecracker",
+                "--jail",
+                "required",
+            ],
             limit: LIMIT,
         })
         .await?;
