@@ -99,8 +99,8 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
     suite
         .case("copies: the clock is the host's", clocks(&copies))
         .await;
-    if let [(Ok(vm), one), (_, two)] = copies.as_slice() {
-        jail::all(suite, vm, one, two).await;
+    if let [(Ok(first), one), (Ok(second), two)] = copies.as_slice() {
+        jail::all(suite, (first, one), (second, two)).await;
     }
     if let Some((vm, running)) = copies.pop() {
         suite

@@ -6,14 +6,18 @@ use super::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::{Mode, OFlags};
 use std::{
-    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    collections::BTreeSet,
+    net::TcpListener,
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::{UnixListener, UnixStream},
+    },
     process::Stdio,
     time::Duration,
 };
 use tokio::process::Command;
-use vestibule_api::machine::DriverChoice;
+use vestibule_api::{machine::DriverChoice, stream::VSOCK_LISTENS_PORT};
 
 /// Static, with the programs that the probe needs; the nested machine has it.
 const BUSYBOX: &str = "/bin/busybox";
@@ -50,13 +54,13 @@ fn lacks(required: bool, what: &str) -> Result<Outcome> {
     Ok(Outcome::Skipped(what.to_owned()))
 }
 
-/// All that is asked of two copies, of which `vm` is the first.
-pub(super) async fn all(suite: &mut Suite, vm: &Vm, one: &Running, two: &Running) {
+/// All that is asked of two copies.
+pub(super) async fn all(suite: &mut Suite, (vm, one): (&Vm, &Running), other: (&Vm, &Running)) {
     let (home, required) = (suite.setup.home.clone(), suite.setup.jail_required);
     suite
         .case(
             "jail: apart from host and others",
-            apart(one, two, required),
+            apart(one, other.1, required),
         )
         .await;
     suite.case("jail: limits", limits(vm, one, required)).await;
@@ -64,12 +68,12 @@ pub(super) async fn all(suite: &mut Suite, vm: &Vm, one: &Running, two: &Running
     suite
         .case(
             "jail: nothing is reached from inside",
-            inside(one, two, &home, required),
+            inside(one, other, &home, required),
         )
         .await;
     suite
         .case(
-            "jail: floods of processes, memory, log",
+            "jail: floods of processes, memory, log, disk",
             floods(vm, one, required),
         )
         .await;
@@ -237,69 +241,186 @@ async fn limits(vm: &Vm, running: &Running, required: bool) -> Result<Outcome> {
     )))
 }
 
-/// Asks from inside: a process with the VMM's user, root and namespaces.
+/// What nobody may reach from beside a VMM: the host's, and the other VM's.
+struct Targets {
+    files: Vec<Utf8PathBuf>,
+    /// Busybox connects to none that is in a file, and need not: none is to be seen.
+    sockets: Vec<Utf8PathBuf>,
+    /// A service on the host's loopback.
+    port: u16,
+    pids: Vec<u32>,
+}
+
+impl Targets {
+    /// A script that says a line for each file, socket and service that it reaches.
+    fn paths(&self, busybox: &str) -> String {
+        let paths = self.files.iter().chain(&self.sockets);
+        let words: Vec<_> = paths.map(|path| path.to_string()).collect();
+        format!(
+            "for path in {}; do
+               {busybox} cat $path >/dev/null 2>&1 && echo \"read $path\"
+               {busybox} test -e $path && echo \"there is $path\"
+             done
+             {busybox} nc -w 2 127.0.0.1 {} </dev/null >/dev/null 2>&1 && echo connected\n",
+            quoted(&words),
+            self.port
+        )
+    }
+
+    /// A script that says a line for each process that it can signal.
+    fn signals(&self) -> String {
+        let pids: Vec<_> = self.pids.iter().map(u32::to_string).collect();
+        format!(
+            "for pid in {}; do kill -0 $pid 2>/dev/null && echo \"signalled $pid\"; done\n",
+            pids.join(" ")
+        )
+    }
+
+    /// What both say where they reach everything.
+    fn everything(&self) -> BTreeSet<String> {
+        let read = self.files.iter().map(|path| format!("read {path}"));
+        let paths = self.files.iter().chain(&self.sockets);
+        let there = paths.map(|path| format!("there is {path}"));
+        let signalled = self.pids.iter().map(|pid| format!("signalled {pid}"));
+        let all = read.chain(there).chain(signalled);
+        all.chain([String::from("connected")]).collect()
+    }
+}
+
+/// Every file and every socket below a directory.
+fn below(directory: &Utf8Path) -> Result<(Vec<Utf8PathBuf>, Vec<Utf8PathBuf>)> {
+    let (mut files, mut sockets) = (Vec::new(), Vec::new());
+    let mut todo = vec![directory.to_owned()];
+    while let Some(next) = todo.pop() {
+        for entry in next.read_dir_utf8()? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                todo.push(entry.into_path());
+            } else if kind.is_file() {
+                files.push(entry.into_path());
+            } else if kind.is_socket() {
+                sockets.push(entry.into_path());
+            }
+        }
+    }
+    Ok((files, sockets))
+}
+
+/// Asks from inside: a process with the VMM's user, root and namespaces. The host is asked the same before, and reaches all of it.
 async fn inside(
     running: &Running,
-    other: &Running,
+    (vm, other): (&Vm, &Running),
     home: &Utf8Path,
     required: bool,
 ) -> Result<Outcome> {
-    let (pid, other) = (running.vmm().await?, other.vmm().await?);
+    let pid = running.vmm().await?;
     let Some(uid) = user(pid)? else {
         return lacks(
             required,
             "the VMM has no root of its own; unit tests of `jail` ask what Landlock leaves",
         );
     };
-    let root = format!("/proc/{pid}/root");
-    let program = format!("{root}/busybox");
-    put(&program).context("put a program into the jail")?;
-    // What must not be reached: a file of the host's, a service on its loopback, a socket in its files.
+    let service = TcpListener::bind("127.0.0.1:0")?;
+    service.set_nonblocking(true)?;
+    let (mut files, mut sockets) = below(Utf8Path::new(&vm.spec.vm_dir))?;
+    ensure!(
+        files.len() > 3 && sockets.len() > 3,
+        "{files:?} {sockets:?}"
+    );
+    // Whoever connects to this one says that the guest listens again.
+    let word = format!("_{VSOCK_LISTENS_PORT}");
+    for socket in sockets
+        .iter()
+        .filter(|path| !path.as_str().ends_with(&word))
+    {
+        UnixStream::connect(socket).with_context(|| format!("connect to `{socket}`"))?;
+    }
     let secret = home.join("secret");
     std::fs::write(&secret, "the host's secret")?;
-    let service = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let port = service.local_addr()?.port();
-    let _socket = UnixListener::bind(home.join("secret.sock"))?;
-    // Even with the directory in hand the user is another one.
-    rustix::fs::open(
-        home.as_std_path(),
-        OFlags::PATH | OFlags::DIRECTORY,
-        Mode::empty(),
-    )?;
-    let me = std::process::id();
+    files.extend([secret, "/proc/1/environ".into()]);
+    let socket = home.join("secret.sock");
+    let _listener = UnixListener::bind(&socket)?;
+    sockets.push(socket);
+    let runner = |of: &Running| of.process.id().context("it runs");
+    let targets = Targets {
+        files,
+        sockets,
+        port: service.local_addr()?.port(),
+        pids: vec![
+            std::process::id(),
+            runner(running)?,
+            runner(other)?,
+            other.vmm().await?,
+        ],
+    };
+    let script = format!("{}{}", targets.paths(BUSYBOX), targets.signals());
+    let host: Vec<_> = [BUSYBOX, "sh", "-c", &script].map(str::to_owned).into();
+    let host = output_of(&host).await?;
+    let reached: BTreeSet<_> = host.lines().map(str::to_owned).collect();
+    ensure!(
+        reached == targets.everything() && service.accept().is_ok(),
+        "the host itself reaches only {reached:?}"
+    );
+
+    let program = format!("/proc/{pid}/root/busybox");
+    put(&program).context("put a program into the jail")?;
+    // Its number in its own namespace is the last (proc_pid_status(5)).
+    let numbers = status(pid, "NSpid:")?;
+    let own = numbers.split_whitespace().next_back().context("a number")?;
+    let up = "../".repeat(20);
     let script = format!(
         "echo \"user $(/busybox id -u) $(/busybox id -g)\"
-         for path in {secret} {secret}.sock /etc/passwd /proc/1/environ ../../../../../../../../../..{secret} /dev/mem /dev/vda; do
+         /busybox cat /vmlinux >/dev/null && echo 'read its own kernel'
+         kill -0 {own} && echo 'signalled its own VMM'
+         {}
+         for path in /etc/passwd {up}etc/passwd /dev/mem /dev/vda; do
            /busybox cat $path >/dev/null 2>&1 && echo \"read $path\"; /busybox test -e $path && echo \"there is $path\"; done
-         for pid in {me} {other} {pid}; do /busybox kill -0 $pid 2>/dev/null && echo \"signalled $pid\"; done
-         /busybox nc -w 2 127.0.0.1 {port} </dev/null >/dev/null 2>&1 && echo connected
          for name in root vmlinux initrd memory config; do
            (echo x >>/$name) 2>/dev/null && echo \"wrote $name\"; done
-         /busybox mknod /disk b 254 0 2>/dev/null && echo \"made a device\"
+         /busybox mknod /disk b 254 0 2>/dev/null && echo 'made a device'
          /busybox mount -t tmpfs x /run 2>/dev/null && echo mounted
-         /busybox chroot / /busybox true 2>/dev/null && echo \"changed its root\"
-         echo \"sees $(/busybox ls / | /busybox tr '\\n' ' ')\""
+         /busybox chroot / /busybox true 2>/dev/null && echo 'changed its root'
+         echo \"sees $(/busybox ls / | /busybox tr '\\n' ' ')\"",
+        targets.paths("/busybox")
     );
-    let said = beside(pid, uid, &script).await;
+    let inside = output_of(&entering(pid, uid, Some("-p"), &script)).await;
+    // A process's number means something in its namespace alone. In the host's it is the user that keeps the VM from others.
+    let script = format!(
+        "kill -0 {pid} && echo 'signalled its own VMM'\n{}true",
+        targets.signals()
+    );
+    let among = output_of(&entering(pid, uid, None, &script)).await;
     std::fs::remove_file(&program)?;
-    let said = said?;
-    let mut lines = said.lines();
-    let first = lines.next().unwrap_or_default();
-    ensure!(first == format!("user {uid} {uid}"), "{said}");
-    let last = lines.next_back().unwrap_or_default();
-    let reached: Vec<_> = lines.collect();
-    ensure!(reached.is_empty(), "{reached:?}");
-    ensure!(last.starts_with("sees ") && !last.contains("etc"), "{said}");
-    service.set_nonblocking(true)?;
+    let (inside, among) = (inside?, among?);
+    ensure!(among.trim() == "signalled its own VMM", "{among}");
+    let lines: Vec<_> = inside.lines().collect();
+    let [user, own @ .., sees] = lines.as_slice() else {
+        bail!("{inside}")
+    };
+    ensure!(*user == format!("user {uid} {uid}"), "{inside}");
+    ensure!(
+        own == ["read its own kernel", "signalled its own VMM"],
+        "{own:?}"
+    );
+    ensure!(
+        sees.starts_with("sees ") && !sees.contains("etc"),
+        "{inside}"
+    );
     ensure!(
         service.accept().is_err(),
         "somebody connected to the host's loopback"
     );
-    Ok(Outcome::Passed(last.to_owned()))
+    Ok(Outcome::Passed(format!(
+        "none of {} files, {} sockets and {} processes; it {sees}",
+        targets.files.len(),
+        targets.sockets.len(),
+        targets.pids.len()
+    )))
 }
 
-/// As many processes, as much memory and as long a log as anybody in the VM's group would like: the limits hold, and neither its VM
-/// nor the host is the worse for it.
+/// As many processes, as much memory, as long a log and as many files as anybody in the VM's group would like: the limits hold, and
+/// neither its VM nor the host is the worse for it.
 async fn floods(vm: &Vm, running: &Running, required: bool) -> Result<Outcome> {
     let pid = running.vmm().await?;
     let Some(uid) = user(pid)? else {
@@ -311,7 +432,7 @@ async fn floods(vm: &Vm, running: &Running, required: bool) -> Result<Outcome> {
     put(&format!("/proc/{pid}/root/busybox")).context("put a program into the jail")?;
     let flood = async |script: &str| -> Result<String> {
         // Of all that is in the group, this is what the kernel ends first.
-        let words = quoted(&entering(pid, uid, script));
+        let words = quoted(&entering(pid, uid, Some("-p"), script));
         let script = format!(
             "echo 1000 >/proc/self/oom_score_adj; echo $$ >{group}/cgroup.procs; exec {words}"
         );
@@ -357,6 +478,20 @@ async fn floods(vm: &Vm, running: &Running, required: bool) -> Result<Outcome> {
     .await
     .with_context(|| said.clone())??;
     ensure!(log <= FLOOD / 64, "{log} bytes are kept of {FLOOD}");
+    // It can add no file to those that it has, and what it has is only so long.
+    let script = "for directory in $(/busybox find / -type d 2>/dev/null); do
+          (echo x >$directory/new) 2>/dev/null && echo \"made a file in $directory\"
+        done; (echo x >>/metrics) && echo 'wrote its counters'";
+    let made = output_of(&entering(pid, uid, Some("-p"), script)).await?;
+    ensure!(made.trim() == "wrote its counters", "{made}");
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let longest = limits
+        .lines()
+        .find(|line| line.starts_with("Max file size"));
+    ensure!(
+        longest.is_some_and(|line| !line.contains("unlimited")),
+        "{limits}"
+    );
     ensure!(
         running.view().await?.vmm_pid == Some(pid) && super::vm::alive(pid),
         "the VM is gone"
@@ -391,14 +526,13 @@ fn put(path: &str) -> Result<()> {
     )?)
 }
 
-/// The words that put a program beside the VMM and run a script there.
-fn entering(pid: u32, uid: u32, script: &str) -> Vec<String> {
+/// The words that put a program beside the VMM and run a script there; with `-p` in its pid namespace, too.
+fn entering(pid: u32, uid: u32, processes: Option<&str>, script: &str) -> Vec<String> {
     let (pid, uid) = (pid.to_string(), uid.to_string());
-    let words = [
-        BUSYBOX, "nsenter", "-t", &pid, "-m", "-n", "-i", "-u", "-p", "-S", &uid, "-G", &uid,
-        "/busybox", "sh", "-c", script,
-    ];
-    words.map(str::to_owned).into()
+    let before = [BUSYBOX, "nsenter", "-t", &pid, "-m", "-n", "-i", "-u"];
+    let after = ["-S", &uid, "-G", &uid, "/busybox", "sh", "-c", script];
+    let words = before.into_iter().chain(processes).chain(after);
+    words.map(str::to_owned).collect()
 }
 
 fn quoted(words: &[String]) -> String {
@@ -406,15 +540,16 @@ fn quoted(words: &[String]) -> String {
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
-async fn beside(pid: u32, uid: u32, script: &str) -> Result<String> {
-    let words = entering(pid, uid, script);
-    let output = Command::new(&words[0])
-        .args(&words[1..])
+/// What a program says that ends well.
+async fn output_of(words: &[String]) -> Result<String> {
+    let (program, arguments) = words.split_first().context("a program")?;
+    let output = Command::new(program)
+        .args(arguments)
         .env_clear()
         .stdin(Stdio::null())
         .output()
         .await
-        .with_context(|| format!("start `{BUSYBOX}`"))?;
+        .with_context(|| format!("start `{program}`"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),

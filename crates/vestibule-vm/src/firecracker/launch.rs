@@ -104,12 +104,23 @@ pub(super) async fn start(
             None => request::boot(&boot_of(&launch)),
             Some(restore) => request::restore(version.features(), restore),
         };
+        let seal = || match place.owner {
+            Some(_) => place::seal(&directory).map_err(Failed::Seal),
+            None => Ok(()),
+        };
         for request in &requests {
-            api.send(request).await.map_err(|err| Failed::Request {
-                loading: matches!(request, Request::LoadSnapshot(_)),
-                err,
-            })?;
+            // The next one runs the guest.
+            if matches!(request, Request::Action(_)) {
+                seal()?;
+            }
+            let loading = matches!(request, Request::LoadSnapshot(_));
+            api.send(request)
+                .await
+                .map_err(|err| Failed::Request { loading, err })?;
             tracing::debug!(path = %request.path(), "the VMM did as it was asked");
+            if loading {
+                seal()?;
+            }
         }
         Ok(version)
     }
@@ -194,6 +205,7 @@ enum Failed {
     },
     /// It is another version than was asked a moment ago.
     Changed(Version),
+    Seal(io::Error),
 }
 
 impl Failed {
@@ -210,6 +222,9 @@ impl Failed {
                     "VMM version: Firecracker said {} before it was started, and {version} since; try again",
                     capabilities.version
                 ));
+            }
+            Self::Seal(err) => {
+                return LaunchError::prepare("take the jail's directories from the VMM")(err);
             }
             Self::Api(err) => (false, err),
             Self::Request { loading, err } => (loading, err),

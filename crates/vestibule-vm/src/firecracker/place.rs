@@ -35,6 +35,9 @@ use std::{
 };
 use vestibule_api::machine::MemoryBackend;
 
+/// A file of a jailed VMM's is never longer, but for a memory that is saved. What grows is its counters, by 10 KiB a minute: a VMM
+/// whose file is full, which takes two months, would end.
+const FILE_LIMIT: u64 = 1 << 30;
 /// Below the VM's own directory.
 const DIRECTORY: &str = "firecracker";
 const JAIL: &str = "jail";
@@ -115,13 +118,30 @@ fn common(directory: &Utf8Path) -> io::Result<Utf8PathBuf> {
         unlink(&directory.join(socket))?;
     }
     let metrics = directory.join(request::METRICS);
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&metrics)?;
+    made(&metrics)?;
     Ok(metrics)
+}
+
+/// An empty file.
+fn made(path: &Utf8Path) -> io::Result<()> {
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path).map(drop)
+}
+
+/// Takes the jail's directories from the VMM: what it has made by now is all that there will be. Called before a guest runs, so
+/// that none of it was made by one; with the longest that a file may be, it bounds what a VM can fill of the host's disk.
+pub(super) fn seal(root: &Utf8Path) -> io::Result<()> {
+    chown(root, Some(0), Some(0))?;
+    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755))?;
+    for entry in root.read_dir_utf8()? {
+        let entry = entry?;
+        // The mount over this one is the VMM's alone, and as small as what is in it.
+        if entry.file_type()?.is_dir() && entry.file_name() != PRIVATE {
+            seal(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn unjailed(
@@ -243,11 +263,16 @@ fn jailed(
     bind(launch.initrd.as_str(), request::INITRD, false)?;
     bind(launch.root.as_str(), request::ROOT, false)?;
     let mut faults = None;
+    let mut longest = FILE_LIMIT;
     let (memory, state) = match &launch.memory {
         Memory::Own => (None, None),
         Memory::Shared(path) => {
             bind(path.as_str(), MEMORY, true)?;
             own(path)?;
+            longest = longest.max(u64::from(launch.memory_mib) << 20);
+            let state = root.join(request::STATE);
+            made(&state)?;
+            own(&state)?;
             (Some(MEMORY.to_owned()), None)
         }
         Memory::Restored(restored) => {
@@ -285,6 +310,8 @@ fn jailed(
         &uid.to_string(),
         "--chroot-base-dir",
         base.as_str(),
+        "--resource-limit",
+        &format!("fsize={longest}"),
         "--",
     ]
     .map(str::to_owned)

@@ -14,7 +14,10 @@ use std::{
     fs::File,
     os::{
         fd::AsRawFd as _,
-        unix::{fs::FileExt as _, net::UnixListener},
+        unix::{
+            fs::{FileExt as _, MetadataExt as _},
+            net::UnixListener,
+        },
     },
     sync::Arc,
     time::{Duration, Instant},
@@ -212,6 +215,16 @@ fn assert_jailed(launched: &Launched, others: &[Launched]) {
             .iter()
             .any(|name| ["etc", "proc", "tmp", "usr", "work"].contains(&name.as_str()))
     );
+    // Nothing of it can grow: it makes no file where it is, and what it has is only so long.
+    for name in ["", "dev", "dev/net", "run"] {
+        let meta = std::fs::metadata(format!("/proc/{pid}/root/{name}")).unwrap();
+        assert_eq!((meta.uid(), meta.mode() & 0o777), (0, 0o755), "{name}");
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let longest = limits
+        .lines()
+        .find(|line| line.starts_with("Max file size"));
+    assert!(longest.unwrap().contains(" 1073741824 "), "{limits}");
     let devices = std::fs::read_dir(format!("/proc/{pid}/root/dev"))
         .unwrap()
         .count();
