@@ -61,6 +61,7 @@ async fn main() -> Result<()> {
         kernel: image.join("vmlinuz"),
         vmlinux: None,
         initrd: image.join("initrd"),
+        spawned: Default::default(),
         jail: None,
         cmdline: manifest.cmdline,
         config: config_drive::make(machine_id, 1, &key)?,

@@ -2,12 +2,24 @@
 //!
 //! What a driver cannot do is absent from its [`Capabilities`], which come from a probe and never from a belief.
 use crate::{
-    config_drive::DriveFd, evidence::Bundle, firecracker::api::ApiError, jail::Jail,
-    log::BoundedLog, process::SpawnError, qemu::qmp::QmpError,
+    config_drive::DriveFd,
+    evidence::Bundle,
+    firecracker::api::ApiError,
+    jail::Jail,
+    log::BoundedLog,
+    process::{Child, SpawnError},
+    qemu::qmp::QmpError,
 };
 use camino::Utf8PathBuf;
-use futures_util::future::BoxFuture;
-use std::{fs::File, io, sync::Arc};
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, OnceLock},
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use vestibule_api::{
     ids::{ImageDigest, MachineId},
@@ -88,6 +100,30 @@ pub enum ProbeError {
     Kvm { program: Utf8PathBuf, why: String },
 }
 
+/// Where a driver says which process it has started, as soon as it has. A launch that fails or is given up kills its own; whoever is
+/// to say that nothing is left waits here until that is so.
+#[derive(Clone, Debug, Default)]
+pub struct Spawned(Arc<OnceLock<(u32, Shared<BoxFuture<'static, Exit>>)>>);
+
+impl Spawned {
+    pub(crate) fn is(&self, child: &Child) {
+        // A launch starts one.
+        let _ = self.0.set((child.pid(), child.watch().boxed().shared()));
+    }
+
+    /// The process group that everything of the VMM's is in.
+    pub fn group(&self) -> Option<u32> {
+        self.0.get().map(|(pid, _)| *pid)
+    }
+
+    /// Waits until the process is gone, where there was one.
+    pub async fn ended(&self) {
+        if let Some((_, exit)) = self.0.get() {
+            exit.clone().await;
+        }
+    }
+}
+
 /// Everything a driver needs to start a VM.
 #[derive(Debug)]
 pub struct Launch {
@@ -111,6 +147,7 @@ pub struct Launch {
     pub memory: Memory,
     /// What the VMM is kept apart by; none: nothing but what it does itself.
     pub jail: Option<Arc<Jail>>,
+    pub spawned: Spawned,
     pub console: Arc<BoundedLog>,
     pub vmm_log: Arc<BoundedLog>,
 }

@@ -218,6 +218,7 @@ async fn start(
     }
     .spawn()
     .await?;
+    launch.spawned.is(&child);
     let (qmp, events) = match greet(ours, &child).await {
         Ok(greeted) => greeted,
         Err(NotGreeted::Died(exit)) => return Err(LaunchError::Died { exit, command_line }),

@@ -23,8 +23,8 @@ use vestibule_api::{
     ids::MachineId,
     image::Manifest,
     machine::{
-        Disposal, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent, RunnerEventKind,
-        StopRequest, VmSpec,
+        CGROUP_PARENT, Disposal, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent,
+        RunnerEventKind, StopRequest, VmSpec,
     },
 };
 
@@ -180,6 +180,19 @@ impl Vm {
         ensure!(vmm.is_none_or(|pid| !alive(pid)), "its VMM is left");
         let disposal: Disposal = self.json("disposal.json")?;
         ensure!(disposal.complete, "{disposal:?}");
+        let names = |kind: &str| disposal.items.iter().any(|item| item.kind == kind);
+        // Also one that never came to run a VM.
+        let ran = vmm.is_some() || !self.evidence("vmm.log")?.is_empty();
+        ensure!(names("process") || !ran, "no VMM is named: {disposal:?}");
+        let machine: serde_json::Value = self.json("machine.json")?;
+        if let Some(group) = machine["jail"]["cgroup"].as_str() {
+            ensure!(
+                names("cgroup") && !Utf8Path::new(group).exists(),
+                "`{group}` is left: {disposal:?}"
+            );
+        }
+        let groups = empty_groups()?;
+        ensure!(groups.is_empty(), "groups of no VM are left: {groups:?}");
         for name in ["machine.json", "serial.log", "vmm.log", "exit.json"] {
             self.evidence(name)?;
         }
@@ -324,6 +337,20 @@ impl Running {
         ensure!(status.success(), "the runner ended with {status}");
         Ok(())
     }
+}
+
+/// Groups of VMs' on this host that have no process: none is made before its VMM is about to be started.
+fn empty_groups() -> Result<Vec<Utf8PathBuf>> {
+    let parent = Utf8Path::new("/sys/fs/cgroup").join(CGROUP_PARENT);
+    let mut empty = Vec::new();
+    for entry in parent.read_dir_utf8().into_iter().flatten() {
+        let path = entry?.into_path();
+        let procs = std::fs::read_to_string(path.join("cgroup.procs"));
+        if procs.is_ok_and(|procs| procs.is_empty()) {
+            empty.push(path);
+        }
+    }
+    Ok(empty)
 }
 
 /// Whether a process of this number exists, and is not a zombie.

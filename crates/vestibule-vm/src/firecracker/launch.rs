@@ -85,6 +85,7 @@ pub(super) async fn start(
     }
     .spawn()
     .await?;
+    launch.spawned.is(&child);
     tracing::debug!("the VMM's process is started");
     let faults = match (&launch.memory, place.faults) {
         (Memory::Restored(restored), Some(listener)) => {

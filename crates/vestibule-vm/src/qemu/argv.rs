@@ -284,6 +284,7 @@ mod tests {
             image_digest: "a".repeat(64).parse().unwrap(),
             agent_build: "b".repeat(64),
             memory,
+            spawned: Default::default(),
             jail: None,
             console: log("console"),
             vmm_log: log("vmm"),

@@ -18,8 +18,13 @@ use vestibule_api::{
 
 /// The agent may take so long for its last report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A killed VMM may take so long to be gone: its memory is given back first.
+const KILLED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tasks that serve connections may take so long to notice the end.
 const TASKS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Sockets that are named. A VM has a handful; what its VMM made besides goes with the directory.
+const SOCKETS: usize = 64;
 
 /// Ends the VM. Returns how the VMM ended.
 pub(super) async fn finish(mut life: Life, end: End) -> Exit {
@@ -39,10 +44,11 @@ pub(super) async fn finish(mut life: Life, end: End) -> Exit {
     life.enter(MachineState::Stopping);
     let mut bundle = take(&life, &reason).await;
     crash::point("runner:evidence");
-    let pid = life.machine.as_ref().map(|machine| machine.group());
     if let Some(machine) = life.machine.take() {
         (exit, bundle) = machine.stop(bundle).await;
     }
+    // Of a start that failed or was given up it is killed, and not gone yet. One that stays shows in the receipt.
+    let _ = tokio::time::timeout(KILLED_TIMEOUT, shared.spawned.ended()).await;
     crash::point("runner:ended");
     exit.asked = asked;
     shared.over.cancel();
@@ -61,7 +67,7 @@ pub(super) async fn finish(mut life: Life, end: End) -> Exit {
         (path, kept)
     });
     let unsaved = unfinished.and_then(|(path, kept)| (!kept).then_some(path));
-    let disposal = dispose(&shared, bundle, pid, &exit, &life, unsaved.as_deref()).await;
+    let disposal = dispose(&shared, bundle, &exit, &life, unsaved.as_deref()).await;
     for stop in drain(&mut life) {
         // Who asked may have gone away.
         let _ = stop.send(disposal.clone());
@@ -97,7 +103,7 @@ async fn take(life: &Life, reason: &str) -> Bundle {
         claim: life.claim.as_ref(),
         view: shared.view(),
         capabilities: life.capabilities.as_ref(),
-        jail: life.jail.as_ref().map(|jail| jail.record()),
+        jail: shared.jail.get().map(|jail| jail.record()),
         command_line: &life.command_line,
         kernel_cmdline: life.kernel_cmdline.as_deref(),
         agent_build: manifest.map(|manifest| manifest.agent_build.as_str()),
@@ -144,19 +150,19 @@ async fn report(shared: &Shared) -> Result<bytes::Bytes, String> {
 async fn dispose(
     shared: &Arc<Shared>,
     mut bundle: Bundle,
-    pid: Option<u32>,
     exit: &Exit,
     life: &Life,
     unsaved: Option<&Utf8Path>,
 ) -> Disposal {
     let directory = Utf8PathBuf::from(&shared.spec.vm_dir);
+    let (pid, jail) = (shared.spawned.group(), shared.jail.get());
     tokio::task::block_in_place(|| {
         // Read before the directory is removed: the last lines came after the VMM's end.
         write_logs(shared, &mut bundle);
         bundle.write_json("exit.json", exit);
         let sockets = sockets(&directory);
         let mut before = items(pid, &sockets, &directory);
-        let group = life.jail.as_ref().and_then(|jail| jail.record().cgroup);
+        let group = jail.and_then(|jail| jail.record().cgroup);
         before.extend(group.map(|path| item("cgroup", path, false)));
         bundle.write_json("disposal.json", &receipt(shared, before));
         if let Err(err) = std::fs::remove_dir_all(&directory) {
@@ -164,7 +170,7 @@ async fn dispose(
         }
         crash::point("runner:removed");
         let mut items = items(pid, &sockets, &directory);
-        items.extend(life.jail.iter().flat_map(|jail| jail.remove()));
+        items.extend(jail.iter().flat_map(|jail| jail.remove()));
         items.extend(unsaved.map(|path| item("directory", path.to_string(), !path.exists())));
         let disposal = receipt(shared, items);
         bundle.write_json("disposal.json", &disposal);
@@ -197,7 +203,7 @@ fn item(kind: &str, name: String, gone: bool) -> DisposedItem {
     }
 }
 
-/// Every socket below the VM's directory.
+/// Sockets below the VM's directory: some of them, where the VMM made many.
 fn sockets(directory: &Utf8Path) -> Vec<Utf8PathBuf> {
     let mut sockets = Vec::new();
     let mut todo = vec![directory.to_owned()];
@@ -205,7 +211,9 @@ fn sockets(directory: &Utf8Path) -> Vec<Utf8PathBuf> {
         for entry in next.read_dir_utf8().into_iter().flatten().flatten() {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => todo.push(entry.into_path()),
-                Ok(kind) if kind.is_socket() => sockets.push(entry.into_path()),
+                Ok(kind) if kind.is_socket() && sockets.len() < SOCKETS => {
+                    sockets.push(entry.into_path())
+                }
                 Ok(_) | Err(_) => {}
             }
         }

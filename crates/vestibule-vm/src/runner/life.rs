@@ -18,7 +18,6 @@ use super::{
 use crate::{
     driver::{Capabilities, Machine, MachineError},
     image::Image,
-    jail::Jail,
 };
 use std::{
     sync::Arc,
@@ -79,7 +78,6 @@ pub(super) struct Life {
     /// Callers of `POST /stop`, answered when nothing is left.
     pub stops: Vec<oneshot::Sender<Disposal>>,
     pub image: Option<Image>,
-    pub jail: Option<Arc<Jail>>,
     /// The one that the VM's way out was opened by.
     pub claim: Option<Claim>,
     /// The directory that a save fills.
@@ -108,7 +106,6 @@ impl Life {
             saving: None,
             identity: false,
             image: None,
-            jail: None,
             claim: None,
             progress: Progress::default(),
             lost: None,
@@ -152,10 +149,8 @@ impl Life {
             capabilities,
             key,
             unfinished,
-            jail,
             snapshot,
         } = started;
-        self.jail = Some(jail);
         self.shared.update(|view| {
             view.driver.clone_from(&capabilities.driver);
             view.vmm_pid = Some(machine.pid());

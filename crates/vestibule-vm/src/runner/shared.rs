@@ -1,9 +1,9 @@
 //! What the parts of a runner share: the published view, events, logs, the stream, and the queue of requests. Only
 //! [`super::life`] changes the state; everyone else reads it, or asks.
-use crate::{egress::Egress, events::EventLog, log::BoundedLog};
+use crate::{driver::Spawned, egress::Egress, events::EventLog, jail::Jail, log::BoundedLog};
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -106,6 +106,10 @@ pub(super) struct Shared {
     pub held: watch::Sender<bool>,
     pub inputs: mpsc::Sender<Input>,
     pub activity: Activity,
+    /// What the VM has of the host for itself, once it is made, also where no VM comes of it.
+    pub jail: OnceLock<Arc<Jail>>,
+    /// The VMM's process, once there is one, the same.
+    pub spawned: Spawned,
     /// Cancelled when the VM has ended: every task of the runner's ends then.
     pub over: CancellationToken,
     pub tasks: TaskTracker,
@@ -154,6 +158,8 @@ impl Shared {
             held: watch::Sender::new(false),
             inputs,
             activity: Activity::default(),
+            jail: OnceLock::new(),
+            spawned: Spawned::default(),
             over: CancellationToken::new(),
             tasks: TaskTracker::new(),
             view: watch::Sender::new(view),

@@ -31,7 +31,6 @@ pub(super) struct Started {
     pub key: StreamKey,
     /// Where the VM's memory goes, where it is one that can be saved.
     pub unfinished: Option<Unfinished>,
-    pub jail: Arc<Jail>,
     /// Held for as long as the VM lives on its memory.
     pub snapshot: Option<std::fs::File>,
 }
@@ -120,7 +119,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         return Err(findings::no_snapshots(&words).into());
     }
     tracing::debug!("files are open, and the driver is found");
-    let jail = make_jail(&shared.spec, &capabilities).await?;
+    let jail = make_jail(shared, &capabilities).await?;
     tracing::debug!("the jail is made");
     let key = StreamKey::generate();
     let config = config_drive::make(shared.spec.machine_id, GENERATION, &key)
@@ -139,7 +138,8 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         image_digest: shared.spec.image_digest.clone(),
         agent_build: image.manifest.agent_build.clone(),
         memory,
-        jail: Some(Arc::clone(&jail)),
+        jail: Some(jail),
+        spawned: shared.spawned.clone(),
         console: Arc::clone(&shared.console),
         vmm_log: Arc::clone(&shared.vmm_log),
     };
@@ -160,7 +160,6 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         capabilities,
         key,
         unfinished,
-        jail,
         snapshot,
     })
 }
@@ -168,7 +167,8 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
 /// MiB that a VMM needs besides its guest's: Firecracker little, QEMU more, and its translation most.
 const OVERHEAD: [(&str, u32); 3] = [("firecracker", 128), ("qemu/kvm", 512), ("qemu/tcg", 1536)];
 
-async fn make_jail(spec: &VmSpec, capabilities: &Capabilities) -> Result<Arc<Jail>, Finding> {
+async fn make_jail(shared: &Shared, capabilities: &Capabilities) -> Result<Arc<Jail>, Finding> {
+    let spec = &shared.spec;
     let overhead = OVERHEAD
         .iter()
         .find(|(name, _)| *name == capabilities.driver);
@@ -178,10 +178,12 @@ async fn make_jail(spec: &VmSpec, capabilities: &Capabilities) -> Result<Arc<Jai
     let (jail, vcpus) = (spec.jail, spec.vcpus);
     let made = tokio::task::spawn_blocking(move || Jail::make(jail, memory, vcpus)).await;
     let made = made.map_err(|err| findings::host(&err))?;
-    let made = made.map_err(|err| findings::host(&err))?;
+    let made = Arc::new(made.map_err(|err| findings::host(&err))?);
+    // One VM has one.
+    let _ = shared.jail.set(Arc::clone(&made));
     made.leave_mark(Utf8Path::new(&spec.vm_dir))
         .map_err(|err| findings::host(&err))?;
-    Ok(Arc::new(made))
+    Ok(made)
 }
 
 async fn not_launched(err: &LaunchError, shared: &Shared) -> NotStarted {

@@ -104,6 +104,7 @@ impl Place {
             kernel: self.home.path().join("vmlinuz"),
             vmlinux: Some(self.home.path().join("vmlinux")),
             initrd: self.home.path().join("initrd"),
+            spawned: Default::default(),
             jail: None,
             cmdline: String::from("quiet"),
             config: config_drive::make(machine_id, 1, &StreamKey::generate()).unwrap(),

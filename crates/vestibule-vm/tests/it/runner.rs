@@ -2,12 +2,12 @@
 //! and nothing else.
 use crate::{
     bare::Then,
-    support::{Place, Running, alive, gone, soon, tree},
+    support::{Place, Running, alive, gone, qemu_program, soon, tree},
 };
 use camino::Utf8Path;
 use hyper::{Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 use vestibule_api::{
     cause::Cause,
     client::CallError,
@@ -155,6 +155,47 @@ async fn a_stop_before_the_vmm_is_up_is_a_stop_too() {
     assert!(runner.stop().await.complete);
     runner.ended().await;
     nothing_is_left(&place, None);
+}
+
+/// A QEMU that says what it can do, and hangs when it is to run a VM.
+#[tokio::test]
+async fn a_stop_of_a_vmm_that_hangs_as_it_starts_names_it_and_waits_for_its_end() {
+    let place = Place::bare("up\n", Then::Halt);
+    let bin = place.home.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let hangs = bin.join(vestibule_vm::qemu::PROGRAM);
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *{}*) echo hangs >&2; exec sleep 600;; esac\nexec {} \"$@\"\n",
+        place.spec.machine_id,
+        qemu_program()
+    );
+    std::fs::write(&hangs, script).unwrap();
+    std::fs::set_permissions(&hangs, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{bin}:{}", std::env::var("PATH").unwrap());
+    let runner = place
+        .start_with(|command| {
+            command.env("PATH", path);
+        })
+        .await;
+    let log = Utf8Path::new(&place.spec.vm_dir).join("vmm.log");
+    soon(async {
+        // It has no other way to say that it runs.
+        while !std::fs::read_to_string(&log).unwrap().contains("hangs") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let disposal = runner.stop().await;
+    assert!(disposal.complete, "{disposal:?}");
+    println!("{disposal:?} {}", place.evidence("vmm.log")); println!("{}", place.evidence("events.ndjson"));
+    let first = &disposal.items[0];
+    assert_eq!((first.kind.as_str(), first.gone), ("process", true));
+    let vmm = first.name.strip_prefix("process group ").unwrap();
+    let vmm = vmm.parse().unwrap();
+    runner.ended().await;
+    nothing_is_left(&place, Some(vmm));
+    let machine: serde_json::Value = serde_json::from_str(&place.evidence("machine.json")).unwrap();
+    assert!(machine["jail"].is_object(), "{machine}");
 }
 
 #[tokio::test]

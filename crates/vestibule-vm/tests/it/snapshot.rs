@@ -189,6 +189,7 @@ async fn other_key(from: &RestoreSpec) {
         kernel: image.join("vmlinuz"),
         vmlinux: None,
         initrd: image.join("initrd"),
+        spawned: Default::default(),
         jail: None,
         cmdline: manifest(&image).cmdline,
         config: config_drive::make(place.spec.machine_id, 1, &key).unwrap(),
