@@ -131,6 +131,13 @@ impl FirecrackerDriver {
         self
     }
 
+    /// Has VMs go without Firecracker's jailer, as on a host that has none.
+    #[must_use]
+    pub fn without_jailer(mut self) -> Self {
+        self.jailer = None;
+        self
+    }
+
     /// Where Firecracker is.
     pub fn program(&self) -> &Utf8Path {
         &self.program

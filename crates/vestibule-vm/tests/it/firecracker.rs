@@ -166,7 +166,7 @@ async fn start_pause_save_restore_twice_and_end() {
     let Some((driver, capabilities)) = firecracker() else {
         return;
     };
-    life(&driver, &capabilities, || None).await;
+    life(&driver, &capabilities, Apart::Nothing).await;
 }
 
 #[tokio::test]
@@ -178,17 +178,54 @@ async fn the_same_in_jails() {
         println!("skipped: only root can jail, with a `jailer` beside Firecracker");
         return;
     }
-    let make = || {
-        Some(Arc::new(
-            Jail::make(JailSpec::default(), MEMORY_MIB + 128, 1).unwrap(),
-        ))
+    life(&driver, &capabilities, Apart::Jailer).await;
+}
+
+/// As the package installs it, and wherever there is no jailer.
+#[tokio::test]
+async fn the_same_under_landlock() {
+    let Some((driver, capabilities)) = firecracker() else {
+        return;
     };
-    life(&driver, &capabilities, make).await;
+    life(&driver.without_jailer(), &capabilities, Apart::Landlock).await;
+}
+
+/// What VMs are kept apart by.
+#[derive(Clone, Copy, PartialEq)]
+enum Apart {
+    Nothing,
+    Landlock,
+    Jailer,
+}
+
+impl Apart {
+    fn jail(self) -> Option<Arc<Jail>> {
+        let make = || Jail::make(JailSpec::default(), MEMORY_MIB + 128, 1).unwrap();
+        (self != Self::Nothing).then(|| Arc::new(make()))
+    }
+
+    fn assert(self, launched: &Launched, others: &[Launched]) {
+        match self {
+            Self::Nothing => {}
+            Self::Landlock => assert_confined(launched),
+            Self::Jailer => assert_jailed(launched, others),
+        }
+    }
+}
+
+/// Without a jailer a VMM gets no privileges, and has none.
+fn assert_confined(launched: &Launched) {
+    let pid = launched.machine.pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let has = |line: &str| assert!(status.contains(line), "{line}: {status}");
+    has("NoNewPrivs:\t1");
+    has("CapEff:\t0000000000000000");
+    has("CapPrm:\t0000000000000000");
 }
 
 /// A jailed VMM has a user, a root and namespaces that no other process has, and no capability.
 fn assert_jailed(launched: &Launched, others: &[Launched]) {
-    let Some(uid) = launched.uid else { return };
+    let uid = launched.uid.unwrap();
     let pid = launched.machine.pid();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let has = |line: String| assert!(status.contains(&line), "{line}: {status}");
@@ -240,18 +277,14 @@ struct Launched {
     _jail: Option<Arc<Jail>>,
 }
 
-async fn life(
-    driver: &FirecrackerDriver,
-    capabilities: &Capabilities,
-    jail: impl Fn() -> Option<Arc<Jail>>,
-) {
+async fn life(driver: &FirecrackerDriver, capabilities: &Capabilities, apart: Apart) {
     let begun = Instant::now();
     let place = Place::new(&kernel(Then::Count));
     let saved = place.home.path().join("snapshot");
     std::fs::create_dir(&saved).unwrap();
     let memory = snapshot::make_memory(&saved, MEMORY_MIB).unwrap();
     let mut launch = place.launch(Memory::Shared(memory));
-    launch.jail = jail();
+    launch.jail = apart.jail();
     let held = launch.jail.clone();
     let uid = launch.jail.as_ref().and_then(|jail| jail.uid());
     let (console, vmm_log) = (Arc::clone(&launch.console), Arc::clone(&launch.vmm_log));
@@ -263,7 +296,7 @@ async fn life(
         uid,
         _jail: held,
     };
-    assert_jailed(&first, &[]);
+    apart.assert(&first, &[]);
     let machine = first.machine;
     // The console has the guest's words from the first byte, and none of the VMM's.
     let said = more(&console, 0, WORDS.len() as u64 + 3).await;
@@ -308,7 +341,7 @@ async fn life(
         MemoryBackend::Uffd,
     ] {
         let mut launch = place.launch(restored(&spec, backend));
-        launch.jail = jail();
+        launch.jail = apart.jail();
         let held = launch.jail.clone();
         let uid = launch.jail.as_ref().and_then(|jail| jail.uid());
         let console = Arc::clone(&launch.console);
@@ -327,7 +360,7 @@ async fn life(
             uid,
             _jail: held,
         };
-        assert_jailed(&launched, &copies);
+        apart.assert(&launched, &copies);
         copies.push(launched);
     }
     drop(copies);

@@ -187,7 +187,8 @@ async fn a_stop_of_a_vmm_that_hangs_as_it_starts_names_it_and_waits_for_its_end(
     .await;
     let disposal = runner.stop().await;
     assert!(disposal.complete, "{disposal:?}");
-    println!("{disposal:?} {}", place.evidence("vmm.log")); println!("{}", place.evidence("events.ndjson"));
+    println!("{disposal:?} {}", place.evidence("vmm.log"));
+    println!("{}", place.evidence("events.ndjson"));
     let first = &disposal.items[0];
     assert_eq!((first.kind.as_str(), first.gone), ("process", true));
     let vmm = first.name.strip_prefix("process group ").unwrap();
