@@ -24,6 +24,7 @@ use crate::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
 
 /// Everything that a VM is. The runner gets it once, as JSON on standard input; there are no setters afterwards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,8 @@ pub struct VmSpec {
 
 /// The group that those of VMs are in.
 pub const CGROUP_PARENT: &str = "vestibule";
+/// Processors that a VM may have: Firecracker takes no other number.
+pub const VCPUS: RangeInclusive<u32> = 1..=32;
 /// Before the user of a VM, in its group's name.
 pub const CGROUP_PREFIX: &str = "vm-";
 

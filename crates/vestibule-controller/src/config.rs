@@ -22,7 +22,7 @@ use url::Url;
 use vestibule_api::{
     egress::{EgressMode, EgressPolicy, Pin},
     ids::{AliasName, ProviderId},
-    machine::{DriverChoice, JailSpec, MemoryBackend},
+    machine::{DriverChoice, JailSpec, MemoryBackend, VCPUS},
     pack::{self, Override},
 };
 use vestibule_vault::KeySource;
@@ -341,6 +341,9 @@ impl Config {
         if first_uid < 1000 || uids == 0 || first_uid.checked_add(uids).is_none() {
             let what = format!("{uids} users from {first_uid} on; expected 1 or more from 1000 on");
             return wrong("vm.jail", what);
+        }
+        if let Some(vcpus) = self.vm.vcpus.filter(|vcpus| !VCPUS.contains(vcpus)) {
+            return wrong("vm.vcpus", format!("{vcpus}; expected {VCPUS:?}"));
         }
         if self.limits.vms == 0 {
             return wrong(

@@ -5,6 +5,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use vestibule_api::machine::VCPUS;
 
 /// The only version of the format.
 const SCHEMA: u32 = 1;
@@ -267,6 +268,12 @@ impl Recipe {
             return Err(
                 "`machine.default_memory_mib` is less than `machine.min_memory_mib`".to_owned(),
             );
+        }
+        let vcpus = self.machine.default_vcpus;
+        if !VCPUS.contains(&vcpus) {
+            return Err(format!(
+                "`machine.default_vcpus` is {vcpus}; expected {VCPUS:?}"
+            ));
         }
         if let Some(unit) = self.units.enable.intersection(&self.units.mask).next() {
             return Err(format!("unit `{unit}` is both enabled and masked"));

@@ -38,6 +38,8 @@ fn a_typo_is_named_with_its_place() {
     assert!(text.contains("vmss") && text.contains("line 2"), "{text}");
     for (text, key) in [
         ("[limits]\nvms = 0", "limits.vms"),
+        ("[vm]\nvcpus = 0", "vm.vcpus"),
+        ("[vm]\nvcpus = 33", "vm.vcpus"),
         ("image = 'A B'", "image"),
         ("database = 'x'", "database"),
         ("[deadlines]\npool_s = 0", "deadlines.pool_s"),
