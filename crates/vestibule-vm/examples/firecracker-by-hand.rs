@@ -213,8 +213,6 @@ async fn run(image: &Utf8Path, snapshot: Option<&Utf8PathBuf>, jailed: bool) -> 
                     backend_type: BackendType::File,
                     backend_path: MEMORY_FILE.into(),
                 },
-                track_dirty_pages: false,
-                clock_realtime: false,
             };
             let mut requests = request::restore(features, &restore);
             requests.push(request::resume());

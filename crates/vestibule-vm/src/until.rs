@@ -61,3 +61,45 @@ impl AsyncWrite for UntilClosed {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// Firecracker fact 11: the connection was accepted, and stays silent for ever.
+    #[tokio::test]
+    async fn a_read_that_waits_ends_when_the_other_end_is_known_to_be_gone() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (gone, closed) = tokio::sync::oneshot::channel::<()>();
+        let mut stream = UntilClosed::new(ours, async {
+            let _ = closed.await;
+        });
+        theirs.write_all(b"hello").await.unwrap();
+        let mut said = [0; 5];
+        stream.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"hello");
+        stream.write_all(b"yes").await.unwrap();
+        theirs.read_exact(&mut said[..3]).await.unwrap();
+        let reader = tokio::spawn(async move { stream.read_u8().await });
+        tokio::task::yield_now().await;
+        assert!(!reader.is_finished());
+        gone.send(()).unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(10), reader).await;
+        let err = read.unwrap().unwrap().unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof);
+        // The socket itself was never closed by them.
+        drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_that_is_nobodys() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut stream = UntilClosed::new(ours, async {});
+        theirs.write_all(b"late").await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(stream.read(&mut [0; 4]).await.unwrap(), 0);
+        }
+    }
+}

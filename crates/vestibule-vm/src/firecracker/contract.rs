@@ -1,6 +1,6 @@
 //! Every body that the driver can send, held against Firecracker's own OpenAPI documents: of the oldest version that is
 //! supported and of the newest known. The documents are read from the folder of shared data beside the checkout, or from
-//! `VESTIBULE_DATA`.
+//! the one that `VESTIBULE_DATA` names, which must have them.
 //!
 //! The documents do not say it, and Firecracker does it: an unknown field is an error (Firecracker fact 1). So each object
 //! that lists its properties is closed before anything is validated.
@@ -26,11 +26,11 @@ impl Document {
     /// None, with a printed reason, where the shared data is not on this machine.
     fn read(name: &str) -> Option<Self> {
         let beside = Utf8PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
-        let directory = std::env::var("VESTIBULE_DATA").map_or(beside, Utf8PathBuf::from);
-        let path = directory.join(name);
+        let named = std::env::var("VESTIBULE_DATA").ok().map(Utf8PathBuf::from);
+        let path = named.as_ref().unwrap_or(&beside).join(name);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
                 println!("skipped: there is no `{path}`; VESTIBULE_DATA says where it is");
                 return None;
             }
@@ -109,18 +109,14 @@ fn all(version: Version) -> Vec<Request> {
         cmdline: String::from("console=ttyS0"),
     });
     for backend_type in [BackendType::File, BackendType::Uffd] {
-        for choice in [false, true] {
-            let restore = Restore {
-                state: String::from("/proc/self/fd/7"),
-                memory: MemoryBackend {
-                    backend_type,
-                    backend_path: String::from("/memory"),
-                },
-                track_dirty_pages: choice,
-                clock_realtime: choice,
-            };
-            requests.extend(request::restore(version.features(), &restore));
-        }
+        let restore = Restore {
+            state: String::from("/proc/self/fd/7"),
+            memory: MemoryBackend {
+                backend_type,
+                backend_path: String::from("/memory"),
+            },
+        };
+        requests.extend(request::restore(version.features(), &restore));
     }
     requests.extend(request::save("/memory"));
     requests.extend([request::resume(), request::flush_metrics()]);
@@ -154,14 +150,11 @@ fn what_a_version_does_not_know_is_refused() {
         .iter()
         .flat_map(|request| oldest.wrong_request(request))
         .collect();
-    for field in ["vsock_override", "track_dirty_pages", "clock_realtime"] {
-        let named = unknown.iter().any(|wrong| wrong.contains(field));
-        assert!(named, "`{field}` was not refused: {unknown:#?}");
-    }
+    let named = |wrong: &String| {
+        wrong.starts_with("PUT /snapshot/load") && wrong.contains("vsock_override")
+    };
     assert!(
-        unknown
-            .iter()
-            .all(|wrong| wrong.starts_with("PUT /snapshot/load")),
+        !unknown.is_empty() && unknown.iter().all(named),
         "{unknown:#?}"
     );
 }

@@ -55,9 +55,6 @@ pub(super) async fn start(
                     },
                     backend_path: memory,
                 },
-                track_dirty_pages: false,
-                // The agent is told the time before anything else, whatever the version (Firecracker fact 16).
-                clock_realtime: false,
             };
             (Some(restore), None)
         }

@@ -6,7 +6,7 @@
 //!
 //! Names of files are relative to the VMM's working directory, which each VM has to itself: a snapshot keeps the names of
 //! drives and of the socket, and there is nothing that could override a drive's (Firecracker fact 13).
-use super::version::{Features, LoadTracking};
+use super::version::Features;
 use hyper::Method;
 use serde::Serialize;
 use std::{borrow::Cow, time::Duration};
@@ -28,8 +28,10 @@ const GUEST_CID: u32 = 3;
 
 /// Answered from what Firecracker knows already.
 const QUICK: Duration = Duration::from_secs(20);
-/// A start reads the kernel, a save writes the whole memory.
-const LONG: Duration = Duration::from_secs(300);
+/// A start reads kernel and initrd, a load maps the memory. Whoever launches gives up later, so that it is the request that is named.
+pub(crate) const START: Duration = Duration::from_secs(45);
+/// A save writes the whole memory. Whoever saves gives up later, as before.
+pub(crate) const SAVE: Duration = Duration::from_secs(110);
 
 /// What Firecracker adds to the image's command line. `reboot=k` resets through the i8042 keyboard controller, which is how a
 /// guest ends a Firecracker (fact 22: the process exits 0; there is no power button). A serial line must be asked for, and
@@ -149,13 +151,7 @@ pub struct LoadSnapshot {
     /// Never: who loads must first be able to say that it was loaded.
     pub resume_vm: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub enable_diff_snapshots: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub track_dirty_pages: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_override: Option<VsockOverride>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub clock_realtime: Option<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -186,16 +182,12 @@ pub struct Boot {
     pub cmdline: String,
 }
 
-/// What a VM that is restored begins from.
+/// What a VM that is restored begins from. Dirty pages are not tracked, since it is not saved again (Firecracker fact 15), and its
+/// kvm-clock is left to the agent, which is told the time before anything else, whatever the version (Firecracker fact 16).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
     pub state: String,
     pub memory: MemoryBackend,
-    /// Whether what is dirtied from now on is known at the next save. Not kept in a snapshot (Firecracker fact 15).
-    pub track_dirty_pages: bool,
-    /// Whether the guest's clock goes on from the host's time instead of the snapshot's. Asked of a version that cannot, it
-    /// is left out: the agent is told the time in any case.
-    pub clock_realtime: bool,
 }
 
 fn metrics() -> Request {
@@ -244,21 +236,13 @@ pub fn boot(boot: &Boot) -> Vec<Request> {
 /// From a fresh process to a VM whose CPUs wait for [`resume`]. Nothing but metrics may be said before the load, and they are
 /// not kept in a snapshot (Firecracker facts 5 and 12).
 pub fn restore(features: Features, restore: &Restore) -> Vec<Request> {
-    let tracking = restore.track_dirty_pages.then_some(true);
-    let (enable_diff_snapshots, track_dirty_pages) = match features.load_tracking {
-        LoadTracking::EnableDiffSnapshots => (tracking, None),
-        LoadTracking::TrackDirtyPages => (None, tracking),
-    };
     let load = LoadSnapshot {
         snapshot_path: restore.state.clone(),
         mem_backend: restore.memory.clone(),
         resume_vm: false,
-        enable_diff_snapshots,
-        track_dirty_pages,
         vsock_override: features.vsock_override.then(|| VsockOverride {
             uds_path: VSOCK.to_owned(),
         }),
-        clock_realtime: (features.clock_realtime && restore.clock_realtime).then_some(true),
     };
     vec![metrics(), Request::LoadSnapshot(load)]
 }
@@ -347,11 +331,11 @@ impl Request {
     /// How long its answer may take.
     pub fn limit(&self) -> Duration {
         match self {
-            Self::CreateSnapshot(_)
-            | Self::LoadSnapshot(_)
+            Self::CreateSnapshot(_) => SAVE,
+            Self::LoadSnapshot(_)
             | Self::Action(Action {
                 action_type: ActionType::InstanceStart,
-            }) => LONG,
+            }) => START,
             Self::Metrics(_)
             | Self::MachineConfig(_)
             | Self::BootSource(_)

@@ -212,7 +212,7 @@ fn sockets(directory: &Utf8Path) -> Vec<Utf8PathBuf> {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => todo.push(entry.into_path()),
                 Ok(kind) if kind.is_socket() && sockets.len() < SOCKETS => {
-                    sockets.push(entry.into_path())
+                    sockets.push(entry.into_path());
                 }
                 Ok(_) | Err(_) => {}
             }

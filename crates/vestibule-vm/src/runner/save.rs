@@ -6,7 +6,7 @@
 //! ```
 //! What a clone finds first is therefore an agent that waits for a host, and nothing that belonged to the first one.
 use super::{findings, link, shared::Shared};
-use crate::{driver::Machine, snapshot};
+use crate::{driver::Machine, firecracker::request, snapshot};
 use camino::{Utf8Path, Utf8PathBuf};
 use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, sync::Arc, time::Duration};
 use vestibule_api::{error::Chain, finding::Finding, machine::Saved};
@@ -18,6 +18,7 @@ const REOPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// From the guest's opening of its port to its waiting there is next to nothing to do.
 const SETTLE: Duration = Duration::from_millis(500);
 const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
+const _: () = assert!(request::SAVE.as_secs() < SAVE_TIMEOUT.as_secs());
 
 /// The directory of a snapshot that is not whole: removed unless it is kept.
 #[derive(Debug)]

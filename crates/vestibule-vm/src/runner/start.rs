@@ -3,7 +3,7 @@ use super::{findings, save::Unfinished, shared::Shared};
 use crate::{
     config_drive,
     driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, ProbeError, Restored},
-    firecracker::FirecrackerDriver,
+    firecracker::{FirecrackerDriver, request},
     image::{Image, VMLINUX},
     jail::Jail,
     qemu::QemuDriver,
@@ -20,6 +20,7 @@ use vestibule_api::{
 
 /// A VMM that has not said a word by then hangs.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(60);
+const _: () = assert!(request::START.as_secs() < LAUNCH_TIMEOUT.as_secs());
 /// Each runner boots its VM once.
 const GENERATION: u64 = 1;
 
