@@ -358,3 +358,21 @@ fn is_plain(name: &str) -> bool {
         .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         && name.bytes().all(ok)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_that_firecracker_does_not_take_are_refused() {
+        let images = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images");
+        let mut recipe = Recipe::load(&images.join("tiny")).unwrap();
+        for vcpus in [0, 33] {
+            recipe.machine.default_vcpus = vcpus;
+            let what = recipe.check().unwrap_err();
+            assert!(what.contains("machine.default_vcpus"), "{what}");
+        }
+        recipe.machine.default_vcpus = 32;
+        recipe.check().unwrap();
+    }
+}

@@ -5,12 +5,16 @@
 //! The documents do not say it, and Firecracker does it: an unknown field is an error (Firecracker fact 1). So each object
 //! that lists its properties is closed before anything is validated.
 use super::{
+    api::{Api, ApiError},
     request::{self, BackendType, Boot, MemoryBackend, Request, Restore},
     version::Version,
 };
-use camino::Utf8PathBuf;
-use hyper::Method;
+use axum::{Router, body::Bytes, http::Uri};
+use camino::{Utf8Path, Utf8PathBuf};
+use hyper::{Method, StatusCode};
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use tokio::net::UnixListener;
 use yaml_rust2::{Yaml, YamlLoader};
 
 /// Document and version.
@@ -192,4 +196,77 @@ fn the_validation_sees_what_is_wrong() {
     ] {
         assert!(!put(path, body.clone()).is_empty(), "{path} {body}");
     }
+}
+
+/// A server that answers as a Firecracker of that version does: it refuses what its document does not have, in words.
+fn serve(document: Document, version: Version, socket: &Utf8Path) {
+    let document = Arc::new(document);
+    let answer = move |method: Method, uri: Uri, body: Bytes| {
+        let document = Arc::clone(&document);
+        async move {
+            if uri.path() == "/version" {
+                let body = json!({ "firecracker_version": version.to_string() });
+                return (StatusCode::OK, body.to_string());
+            }
+            let body = serde_json::from_slice(&body).unwrap();
+            let wrong = document.wrong(&method, uri.path(), &body);
+            match wrong.as_slice() {
+                [] => (StatusCode::NO_CONTENT, String::new()),
+                [..] => {
+                    let fault = json!({ "fault_message": wrong.join("; ") });
+                    (StatusCode::BAD_REQUEST, fault.to_string())
+                }
+            }
+        }
+    };
+    let listener = UnixListener::bind(socket).unwrap();
+    let server = axum::serve(listener, Router::new().fallback(answer));
+    tokio::spawn(server.into_future());
+}
+
+#[tokio::test]
+async fn each_version_takes_what_the_client_sends_and_the_oldest_refuses_the_newest_ones() {
+    let newest = DOCUMENTS[1].1;
+    for (name, version) in DOCUMENTS {
+        let Some(document) = Document::read(name) else {
+            return;
+        };
+        let home = camino_tempfile::tempdir().unwrap();
+        let socket = home.path().join("api.sock");
+        serve(document, version, &socket);
+        let api = Api::new(socket);
+        assert_eq!(api.version().await.unwrap(), version);
+        for request in all(version) {
+            api.send(&request).await.unwrap();
+        }
+        let mut refused = Vec::new();
+        for request in all(newest) {
+            if let Err(err) = api.send(&request).await {
+                refused.push(err);
+            }
+        }
+        assert_eq!(refused.is_empty(), version == newest, "{refused:?}");
+        let named = |err: &ApiError| {
+            matches!(err, ApiError::Refused { status, fault, .. }
+                if *status == StatusCode::BAD_REQUEST && fault.contains("vsock_override"))
+        };
+        assert!(refused.iter().all(named), "{refused:?}");
+    }
+}
+
+/// A VMM that hangs, or was taken over, accepts and says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_accepts_and_stays_silent_is_given_up() {
+    let home = camino_tempfile::tempdir().unwrap();
+    let socket = home.path().join("api.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let api = Api::new(socket);
+    for request in all(DOCUMENTS[1].1) {
+        let err = api.send(&request).await.unwrap_err();
+        assert!(
+            matches!(err, ApiError::Silent { limit, .. } if limit == request.limit()),
+            "{err}"
+        );
+    }
+    assert!(matches!(api.version().await, Err(ApiError::Silent { .. })));
 }
