@@ -6,17 +6,20 @@ use super::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use std::{
     collections::BTreeSet,
-    net::TcpListener,
-    os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{FileTypeExt as _, PermissionsExt as _},
+            net::{UnixListener, UnixStream},
+        },
     },
     process::Stdio,
     time::Duration,
 };
-use tokio::process::Command;
+use tokio::{net::TcpListener, process::Command, sync::watch};
 use vestibule_api::{machine::DriverChoice, stream::VSOCK_LISTENS_PORT};
 
 /// Static, with the programs that the probe needs; the nested machine has it.
@@ -307,6 +310,13 @@ fn below(directory: &Utf8Path) -> Result<(Vec<Utf8PathBuf>, Vec<Utf8PathBuf>)> {
     Ok((files, sockets))
 }
 
+/// The path may be longer than a socket's address.
+fn connect(socket: &Utf8Path) -> Result<UnixStream> {
+    let path = rustix::fs::open(socket.as_std_path(), OFlags::PATH, Mode::empty())?;
+    let short = format!("/proc/self/fd/{}", path.as_raw_fd());
+    Ok(UnixStream::connect(short)?)
+}
+
 /// Asks from inside: a process with the VMM's user, root and namespaces. The host is asked the same before, and reaches all of it.
 async fn inside(
     running: &Running,
@@ -321,8 +331,15 @@ async fn inside(
             "the VMM has no root of its own; unit tests of `jail` ask what Landlock leaves",
         );
     };
-    let service = TcpListener::bind("127.0.0.1:0")?;
-    service.set_nonblocking(true)?;
+    let service = TcpListener::bind("127.0.0.1:0").await?;
+    let port = service.local_addr()?.port();
+    let (came, visits) = watch::channel(0);
+    let serving = tokio::spawn(async move {
+        // Whoever comes is let go.
+        while service.accept().await.is_ok() {
+            came.send_modify(|count| *count += 1);
+        }
+    });
     let (mut files, mut sockets) = below(Utf8Path::new(&vm.spec.vm_dir))?;
     ensure!(
         files.len() > 3 && sockets.len() > 3,
@@ -334,7 +351,7 @@ async fn inside(
         .iter()
         .filter(|path| !path.as_str().ends_with(&word))
     {
-        UnixStream::connect(socket).with_context(|| format!("connect to `{socket}`"))?;
+        connect(socket).with_context(|| format!("connect to `{socket}`"))?;
     }
     let secret = home.join("secret");
     std::fs::write(&secret, "the host's secret")?;
@@ -346,7 +363,7 @@ async fn inside(
     let targets = Targets {
         files,
         sockets,
-        port: service.local_addr()?.port(),
+        port,
         pids: vec![
             std::process::id(),
             runner(running)?,
@@ -359,12 +376,11 @@ async fn inside(
     let host = output_of(&host).await?;
     let reached: BTreeSet<_> = host.lines().map(str::to_owned).collect();
     ensure!(
-        reached == targets.everything() && service.accept().is_ok(),
+        reached == targets.everything() && *visits.borrow() == 1,
         "the host itself reaches only {reached:?}"
     );
 
-    let program = format!("/proc/{pid}/root/busybox");
-    put(&program).context("put a program into the jail")?;
+    put(pid).context("put a program into the jail")?;
     // Its number in its own namespace is the last (proc_pid_status(5)).
     let numbers = status(pid, "NSpid:")?;
     let own = numbers.split_whitespace().next_back().context("a number")?;
@@ -391,7 +407,7 @@ async fn inside(
         targets.signals()
     );
     let among = output_of(&entering(pid, uid, None, &script)).await;
-    std::fs::remove_file(&program)?;
+    std::fs::remove_file(format!("/proc/{pid}/root/busybox"))?;
     let (inside, among) = (inside?, among?);
     ensure!(among.trim() == "signalled its own VMM", "{among}");
     let lines: Vec<_> = inside.lines().collect();
@@ -407,8 +423,9 @@ async fn inside(
         sees.starts_with("sees ") && !sees.contains("etc"),
         "{inside}"
     );
+    serving.abort();
     ensure!(
-        service.accept().is_err(),
+        *visits.borrow() == 1,
         "somebody connected to the host's loopback"
     );
     Ok(Outcome::Passed(format!(
@@ -429,7 +446,7 @@ async fn floods(vm: &Vm, running: &Running, required: bool) -> Result<Outcome> {
     let Some(group) = group(pid)? else {
         return lacks(required, NO_CGROUP);
     };
-    put(&format!("/proc/{pid}/root/busybox")).context("put a program into the jail")?;
+    put(pid).context("put a program into the jail")?;
     let flood = async |script: &str| -> Result<String> {
         // Of all that is in the group, this is what the kernel ends first.
         let words = quoted(&entering(pid, uid, Some("-p"), script));
@@ -517,13 +534,19 @@ fn kept(vm: &Vm) -> Result<(u64, bool)> {
     Ok((bytes, ended))
 }
 
-/// Puts the programs of the probe where the VMM's root is.
-fn put(path: &str) -> Result<()> {
-    std::fs::write(path, std::fs::read(BUSYBOX)?)?;
-    Ok(std::fs::set_permissions(
-        path,
-        std::fs::Permissions::from_mode(0o755),
-    )?)
+/// Puts the programs of the probe where the VMM's root is, and what shells want and a VMM has not: `/dev/null`.
+fn put(pid: u32) -> Result<()> {
+    let root = format!("/proc/{pid}/root");
+    let mode = std::fs::Permissions::from_mode;
+    let (program, null) = (format!("{root}/busybox"), format!("{root}/dev/null"));
+    std::fs::write(&program, std::fs::read(BUSYBOX)?)?;
+    std::fs::set_permissions(program, mode(0o755))?;
+    if !std::fs::exists(&null)? {
+        let device = rustix::fs::makedev(1, 3);
+        mknodat(CWD, &null, FileType::CharacterDevice, Mode::empty(), device)?;
+        std::fs::set_permissions(null, mode(0o666))?;
+    }
+    Ok(())
 }
 
 /// The words that put a program beside the VMM and run a script there; with `-p` in its pid namespace, too.
@@ -543,12 +566,10 @@ fn quoted(words: &[String]) -> String {
 /// What a program says that ends well.
 async fn output_of(words: &[String]) -> Result<String> {
     let (program, arguments) = words.split_first().context("a program")?;
-    let output = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::null())
-        .output()
-        .await
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    let output = soon("the probe to end", command.kill_on_drop(true).output())
+        .await?
         .with_context(|| format!("start `{program}`"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
