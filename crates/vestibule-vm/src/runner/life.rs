@@ -250,6 +250,7 @@ impl Life {
                 self.ready_if_all_is();
             }
             Input::StreamDown(words) => {
+                tracing::debug!(why = words, "there is no stream to the agent");
                 let expected = self.saving.is_some();
                 if self.state() == MachineState::Up && self.lost.is_none() && !expected {
                     self.lost = Some((Instant::now(), words.clone()));

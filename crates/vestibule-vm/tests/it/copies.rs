@@ -248,10 +248,7 @@ impl Copies {
                 seen.add(format!("Math.random {number}"));
             }
         }
-        let copied = Copied {
-            runner,
-            _place: place,
-        };
+        let copied = Copied { runner, place, up };
         (copied, up)
     }
 
@@ -266,8 +263,12 @@ impl Copies {
 /// A copy that lives, and where.
 struct Copied {
     runner: Running,
-    _place: Place,
+    place: Place,
+    up: Duration,
 }
+
+/// A copy that took longer than this says where it was meanwhile.
+const SLOW: Duration = Duration::from_secs(10);
 
 impl Copied {
     /// Ends; `looked_at`: after everything was found in it that the site has left there.
@@ -281,6 +282,13 @@ impl Copied {
     async fn end(self) {
         self.runner.stop().await;
         self.runner.ended().await;
+        if self.up > SLOW {
+            println!("up after {:?}:", self.up);
+            for event in self.place.events() {
+                println!("{event:?}");
+            }
+            println!("{}", self.place.evidence("serial.log"));
+        }
     }
 }
 
