@@ -175,8 +175,13 @@ impl Agent {
     /// A browser that can't be made this VM's own ends and starts with an empty profile: dearer, and always possible.
     async fn wake_desktop(&self, hostname: String) {
         let guest = self.guest.clone();
+        let cookie = tokio::task::spawn_blocking(move || authority::renew(&guest.xauthority));
+        if let Err(err) = cookie.await.map_err(io::Error::other).flatten() {
+            // Nothing is painted, so this VM is never ready.
+            return warn!(error = %err, "the screen can be opened with the key of another VM's");
+        }
+        let guest = self.guest.clone();
         let renewed = tokio::task::spawn_blocking(move || {
-            authority::renew(&guest.xauthority)?;
             browser::copy::relock(&guest, &hostname)?;
             let ids = browser::ids::renew(&guest.browser_profile).map_err(io::Error::other)?;
             Ok::<_, io::Error>(ids)

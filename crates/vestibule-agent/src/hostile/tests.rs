@@ -91,7 +91,7 @@ static BODIES: LazyLock<Vec<Value>> = LazyLock::new(|| {
         json!({"sealTo": Opener::generate().key()}),
         json!({"url": "https://auth.openai.com/oauth?state=1"}),
         json!({"argv": ["/bin/true"], "user": "person", "stdin": "", "timeoutS": 1}),
-        json!({"adjustMicros": 1}),
+        json!({"adjustMicros": 1, "adjusted": 0}),
         json!({"type": "resize", "cols": 0, "rows": 65_535}),
     ]
 });

@@ -2,7 +2,7 @@
 //! apart or let one be guessed from another. An image with a browser has to be `browser-test`, which trusts the authority
 //! in `VESTIBULE_TEST_CA`.
 use crate::{
-    guest::{manifest_of, run_in},
+    guest::{exec, manifest_of, run_in},
     inherited,
     snapshot::{clock_error_ms, digest, golden_within, identity, restored},
     support::{Place, Running},
@@ -280,9 +280,15 @@ impl Copied {
     }
 
     async fn end(self) {
+        let slow = self.up > SLOW;
+        if slow {
+            let ask =
+                "journalctl -o short-monotonic --no-pager | tail -n 100; cat /proc/interrupts";
+            println!("{}", exec(&self.runner, ask).await.stdout);
+        }
         self.runner.stop().await;
         self.runner.ended().await;
-        if self.up > SLOW {
+        if slow {
             println!("up after {:?}:", self.up);
             for event in self.place.events() {
                 println!("{event:?}");
