@@ -32,24 +32,27 @@ fn pair() -> ((Mux, Incoming), (Mux, Incoming)) {
     (start(host, Side::Host), start(guest, Side::Guest))
 }
 
+async fn both_shake(host: &mut DuplexStream, guest: &mut DuplexStream, key: &StreamKey) {
+    let (h, g) =
+        soon(async { tokio::join!(host_handshake(host, key), guest_handshake(guest, key)) }).await;
+    h.unwrap();
+    g.unwrap();
+}
+
+/// Not a byte of the handshake is left, and none of what follows was taken.
+async fn nothing_is_left(from: &mut DuplexStream, to: &mut DuplexStream) {
+    from.write_all(b"after").await.unwrap();
+    let mut rest = [0; 5];
+    soon(to.read_exact(&mut rest)).await.unwrap();
+    assert_eq!(&rest, b"after");
+}
+
 #[tokio::test]
 async fn both_sides_prove_the_key() {
     let key = StreamKey::generate();
     let (mut host, mut guest) = duplex(4096);
-    let (h, g) = soon(async {
-        tokio::join!(
-            host_handshake(&mut host, &key),
-            guest_handshake(&mut guest, &key)
-        )
-    })
-    .await;
-    h.unwrap();
-    g.unwrap();
-    // Not a byte of the handshake is left, and none of what follows was taken.
-    guest.write_all(b"after").await.unwrap();
-    let mut rest = [0; 5];
-    soon(host.read_exact(&mut rest)).await.unwrap();
-    assert_eq!(&rest, b"after");
+    both_shake(&mut host, &mut guest, &key).await;
+    nothing_is_left(&mut guest, &mut host).await;
 }
 
 #[tokio::test]
@@ -99,10 +102,7 @@ async fn a_hello_that_is_lost_is_asked_for() {
     soon(host_handshake(&mut host, &key)).await.unwrap();
     let (shaken, mut guest) = soon(shaken).await.unwrap();
     shaken.unwrap();
-    guest.write_all(b"after").await.unwrap();
-    let mut rest = [0; 5];
-    soon(host.read_exact(&mut rest)).await.unwrap();
-    assert_eq!(&rest, b"after");
+    nothing_is_left(&mut guest, &mut host).await;
 }
 
 /// A guest that comes late finds several questions, and says its hello once for each.
@@ -119,10 +119,7 @@ async fn questions_that_waited_do_no_harm() {
     soon(guest_handshake(&mut guest, &key)).await.unwrap();
     let (shaken, mut host) = soon(serve).await.unwrap();
     shaken.unwrap();
-    host.write_all(b"after").await.unwrap();
-    let mut rest = [0; 5];
-    soon(guest.read_exact(&mut rest)).await.unwrap();
-    assert_eq!(&rest, b"after");
+    nothing_is_left(&mut host, &mut guest).await;
 }
 
 /// The agent is started anew between its hello and its proof; what was the first one's is still in the port.
@@ -132,19 +129,8 @@ async fn a_guest_that_begins_anew_is_answered_anew() {
     let (mut host, mut guest) = duplex(4096);
     guest.write_all(&MAGIC).await.unwrap();
     guest.write_all(&[7; 32]).await.unwrap();
-    let (h, g) = soon(async {
-        tokio::join!(
-            host_handshake(&mut host, &key),
-            guest_handshake(&mut guest, &key)
-        )
-    })
-    .await;
-    h.unwrap();
-    g.unwrap();
-    guest.write_all(b"after").await.unwrap();
-    let mut rest = [0; 5];
-    soon(host.read_exact(&mut rest)).await.unwrap();
-    assert_eq!(&rest, b"after");
+    both_shake(&mut host, &mut guest, &key).await;
+    nothing_is_left(&mut guest, &mut host).await;
 }
 
 #[tokio::test]

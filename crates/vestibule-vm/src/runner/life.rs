@@ -314,10 +314,7 @@ impl Life {
         }
         if self.state() == MachineState::Up {
             // The way that a resume takes is gone once: an emulator then has it translated when somebody waits for it.
-            if let Err(words) = self.set_clock().await {
-                let finding = findings::silent(&words, &self.shared);
-                return Err(Refused::Failed(Box::new(finding)));
-            }
+            self.set_clock().await?;
             machine.pause().await.map_err(|err| match err {
                 MachineError::Unsafe { .. } => Refused::Unable(err.to_string()),
                 MachineError::Control { .. } | MachineError::Dial(_) | MachineError::Save(_) => {
@@ -336,22 +333,19 @@ impl Life {
             let resumed = machine.resume().await;
             resumed.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
             self.phase(Phase::Resumed);
-            if let Err(words) = self.set_clock().await {
+            if let Err(refused) = self.set_clock().await {
                 // It is paused, as before: whoever asks again gets this answer again, or a VM that answers.
                 let paused = machine.pause().await;
                 paused.map_err(|err| Refused::Failed(Box::new(findings::host(&err))))?;
-                return Err(Refused::Failed(Box::new(findings::silent(
-                    &words,
-                    &self.shared,
-                ))));
+                return Err(refused);
             }
             self.enter(MachineState::Up);
         }
         Ok(self.shared.view())
     }
 
-    /// Gives the guest the host's time, by a stream that may have to come up again first; in words why it has not got it.
-    async fn set_clock(&self) -> Result<(), String> {
+    /// Gives the guest the host's time, by a stream that may have to come up again first, or says why it has not got it.
+    async fn set_clock(&self) -> Result<(), Refused> {
         let mut stream = self.shared.mux.subscribe();
         let set = async {
             let mux = match stream.wait_for(Option::is_some).await {
@@ -364,6 +358,7 @@ impl Life {
         };
         let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, set).await;
         set.unwrap_or_else(|_| Err(format!("no answer within {RESUME_CLOCK_TIMEOUT:?}")))
+            .map_err(|words| Refused::Failed(Box::new(findings::silent(&words, &self.shared))))
     }
 
     /// Begins to save, or says why not.
