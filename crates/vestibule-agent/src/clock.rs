@@ -10,17 +10,23 @@ use vestibule_api::{
 pub(crate) struct Clock(Mutex<u64>);
 
 impl Clock {
-    /// Sets the clock with `set` (µs since the epoch) where that is asked for and it has not been set since it was read for the
-    /// request; then reads it.
+    /// Sets the clock with `set` (µs since the epoch) where it is behind what it is at least, and where that is asked for and it has
+    /// not been set since it was read for the request; then reads it.
     ///
     /// # Errors
     /// Those of `set`.
     pub(crate) fn ask<E>(
         &self,
         request: ClockRequest,
-        set: impl FnOnce(i64) -> Result<(), E>,
+        set: impl Fn(i64) -> Result<(), E>,
     ) -> Result<ClockReply, E> {
         let mut adjusted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(least) = request.at_least_micros
+            && Timestamp::now().as_micros() < least
+        {
+            set(least)?;
+            *adjusted += 1;
+        }
         if request.adjust_micros != 0 && request.adjusted == *adjusted {
             let now = Timestamp::now().as_micros();
             set(now.saturating_add(request.adjust_micros))?;
@@ -43,6 +49,7 @@ mod tests {
         let (clock, moved) = (Clock::default(), Cell::new(0));
         let adjust = |adjust_micros, adjusted| {
             let request = ClockRequest {
+                at_least_micros: None,
                 adjust_micros,
                 adjusted,
             };
@@ -62,9 +69,31 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_behind_is_set_at_once_and_never_back() {
+        let (clock, set_to) = (Clock::default(), Cell::new(0));
+        let now = Timestamp::now().as_micros();
+        let at_least = |least| {
+            let request = ClockRequest {
+                at_least_micros: Some(least),
+                adjust_micros: 0,
+                adjusted: 0,
+            };
+            let set = |to| {
+                set_to.set(to);
+                Ok::<_, ()>(())
+            };
+            clock.ask(request, set).unwrap().adjusted
+        };
+        let day = 86_400_000_000;
+        assert_eq!((at_least(now - day), set_to.get()), (0, 0));
+        assert_eq!((at_least(now + day), set_to.get()), (1, now + day));
+    }
+
+    #[test]
     fn a_clock_that_could_not_be_set_counts_as_it_was() {
         let clock = Clock::default();
         let request = ClockRequest {
+            at_least_micros: None,
             adjust_micros: i64::MAX,
             adjusted: 0,
         };

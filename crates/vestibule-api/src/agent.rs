@@ -48,7 +48,7 @@ pub struct Health {
 }
 
 /// Version of the API of this module.
-pub const AGENT_API: u32 = 2;
+pub const AGENT_API: u32 = 3;
 /// The agent's port in the guest.
 pub const AGENT_PORT: u16 = 8080;
 /// Where the egress proxy listens on the guest's loopback.
@@ -368,7 +368,11 @@ pub enum TerminalControl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClockRequest {
-    /// First set the guest's clock forward by so many µs (back, where negative); 0: leave it.
+    /// What time it was when this was asked, in µs since the epoch: a clock that is before that is set to it first. However late it is
+    /// read, it is no later than the time.
+    #[serde(default)]
+    pub at_least_micros: Option<i64>,
+    /// Then set the guest's clock forward by so many µs (back, where negative); 0: leave it.
     pub adjust_micros: i64,
     /// [`ClockReply::adjusted`] of the reading by which it is off by so much. Where the clock has been set since, it is left.
     pub adjusted: u64,

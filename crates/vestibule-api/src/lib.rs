@@ -2,7 +2,8 @@
 //!
 //! One Rust type per wire type. JSON is camelCase. Requests refuse unknown fields; replies tolerate them, so that
 //! a newer peer can add one. Nothing here does I/O except the thin HTTP client behind the feature `client`,
-//! the one stream behind the feature `stream` and the view's frames behind the feature `view`.
+//! the one stream behind the feature `stream`, the view's frames behind the feature `view` and what passes open files
+//! behind the feature `descriptor`.
 //!
 //! | module | who says it to whom |
 //! |---|---|
@@ -14,6 +15,7 @@
 //! | [`stream`] | host ⇄ guest: how each multiplexed stream begins, and the handshake before the first |
 //! | `mux` | the handshake and the multiplexer themselves, behind the feature `stream` |
 //! | `view` | runner and controller: the view's frames, behind the feature `view` |
+//! | `descriptor`, `standby` | open files for another process, and a runner that waits for its VM; behind the feature `descriptor` |
 //! | [`egress`] | runner: the policy of the way out and what it refused |
 //! | [`pack`] | provider packs, one TOML file each |
 //! | [`image`] | image store: manifest, views |
@@ -28,6 +30,8 @@ pub mod cause;
 pub mod client;
 pub mod control;
 pub mod crash;
+#[cfg(feature = "descriptor")]
+pub mod descriptor;
 pub mod egress;
 pub mod error;
 pub mod finding;
@@ -41,6 +45,8 @@ pub mod people;
 pub mod secret;
 pub mod session;
 pub mod snapshot;
+#[cfg(feature = "descriptor")]
+pub mod standby;
 pub mod stream;
 pub mod time;
 #[cfg(feature = "view")]

@@ -19,8 +19,7 @@
 //! | runner | `end: u8, count: u64`: it has ended between two frames, for this reason ([`End`]) |
 //!
 //! Numbers are big-endian. Nobody else writes to the viewer between [`hand_over`] and the [`End`].
-pub mod descriptor;
-
+use crate::descriptor;
 use bytes::Bytes;
 use std::{
     future::poll_fn,

@@ -6,12 +6,14 @@
 mod engine;
 mod kubernetes;
 mod nomad;
+mod standby;
 
 pub use engine::EngineError;
 
 use crate::config::Config;
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{MemfdFlags, memfd_create};
+use standby::Standby;
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Seek as _, Write as _},
@@ -106,11 +108,16 @@ pub(crate) struct Local {
     home: Utf8PathBuf,
     /// Empty: this program, as `run-vm`.
     command: Vec<String>,
+    standby: Standby,
 }
 
 impl Local {
     pub(crate) fn new(home: Utf8PathBuf, command: Vec<String>) -> Self {
-        Self { home, command }
+        Self {
+            home,
+            command,
+            standby: Standby::default(),
+        }
     }
 
     fn stderr(&self, id: MachineId) -> Utf8PathBuf {
@@ -120,49 +127,65 @@ impl Local {
             .join("runner.stderr")
     }
 
+    /// Of this program's own runners one stands by; another program is started for each VM.
     fn spawn(&self, spec: &VmSpec, stderr: File) -> Result<(), LaunchError> {
-        // The running program itself, also where its file was replaced meanwhile.
-        let own = ["/proc/self/exe".to_owned(), "run-vm".to_owned()];
-        let command = if self.command.is_empty() {
-            &own[..]
-        } else {
-            &self.command
+        let spec = spec_file(spec).map_err(LaunchError::Spec)?;
+        let (program, process) = match self.command.as_slice() {
+            [] => {
+                let given = self.standby.give(&stderr, &spec);
+                self.standby.refill();
+                if given {
+                    return Ok(());
+                }
+                (OWN, own_runner())
+            }
+            [program, args @ ..] => {
+                let mut process = tokio::process::Command::new(program);
+                process.args(args);
+                (program.as_str(), process)
+            }
         };
-        let [program, args @ ..] = command else {
-            return Ok(());
-        };
-        let stdin = spec_file(spec).map_err(LaunchError::Spec)?;
-        let mut process = tokio::process::Command::new(program);
-        process
-            .args(args)
-            .env_clear()
-            .stdin(stdin)
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        let kept = [
-            "PATH",
-            "HOME",
-            "TMPDIR",
-            "RUST_LOG",
-            "VESTIBULE_FIRECRACKER",
-            "VESTIBULE_JAILER",
-            // Of tests, which have a runner die at a point of its own.
-            #[cfg(debug_assertions)]
-            "VESTIBULE_CRASH_AT",
-        ];
-        for name in kept {
-            process.envs(std::env::var_os(name).map(|value| (name, value)));
-        }
-        if self.command.is_empty() {
-            process.arg0("vestibule");
-        }
-        own_session(&mut process);
-        // Dropping the handle leaves the process alone; tokio collects its status when it ends.
-        process.spawn().map(drop).map_err(|err| LaunchError::Spawn {
-            program: program.clone(),
+        let spawned = start(process, spec.into(), stderr.into());
+        spawned.map_err(|err| LaunchError::Spawn {
+            program: program.to_owned(),
             err,
         })
     }
+}
+
+/// The running program itself, also where its file was replaced meanwhile.
+const OWN: &str = "/proc/self/exe";
+
+fn own_runner() -> tokio::process::Command {
+    let mut process = tokio::process::Command::new(OWN);
+    process.arg0("vestibule").arg("run-vm");
+    process
+}
+
+/// Starts a runner that outlives the controller.
+fn start(mut process: tokio::process::Command, stdin: Stdio, stderr: Stdio) -> io::Result<()> {
+    process
+        .env_clear()
+        .stdin(stdin)
+        .stdout(Stdio::null())
+        .stderr(stderr);
+    let kept = [
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "RUST_LOG",
+        "VESTIBULE_FIRECRACKER",
+        "VESTIBULE_JAILER",
+        // Of tests, which have a runner die at a point of its own.
+        #[cfg(debug_assertions)]
+        "VESTIBULE_CRASH_AT",
+    ];
+    for name in kept {
+        process.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    own_session(&mut process);
+    // Dropping the handle leaves the process alone; tokio collects its status when it ends.
+    process.spawn().map(drop)
 }
 
 impl Scheduler for Local {

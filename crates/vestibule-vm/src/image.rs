@@ -1,11 +1,13 @@
 //! What the runner needs of an image: its manifest, checked against the specification, and the paths of its artifacts.
+use crate::{file::FileIdentity, kept};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
     io::{self, Read},
 };
-use vestibule_api::{image::BriefManifest, machine::VmSpec};
+use vestibule_api::machine::VmSpec;
 
 /// A manifest lists every file of a root: some MiB at most.
 const MANIFEST_LIMIT: u64 = 64 << 20;
@@ -37,10 +39,22 @@ pub enum ImageError {
     Memory { needed: u32, given: u32 },
 }
 
+/// Of an image's manifest ([`vestibule_api::image::Manifest`]), what a runner needs. The rest, which lists every file, is a hundred times
+/// as long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Needed {
+    pub cmdline: String,
+    pub min_memory_mib: u32,
+    pub features: Vec<String>,
+    pub agent_build: String,
+    pub required_units: Vec<String>,
+}
+
 /// An image that is held: while this exists, the store does not remove it.
 #[derive(Debug)]
 pub struct Image {
-    pub manifest: BriefManifest,
+    pub manifest: Needed,
     pub root: Utf8PathBuf,
     pub kernel: Utf8PathBuf,
     /// The kernel as an ELF file; images that were built before there was a use for it have none.
@@ -58,19 +72,26 @@ impl Image {
     pub fn open(spec: &VmSpec) -> Result<Self, ImageError> {
         let directory = Utf8Path::new(&spec.image_dir);
         let path = directory.join("manifest.json");
-        let read = |path: &Utf8Path| -> io::Result<(File, Vec<u8>)> {
-            let hold = File::open(path)?;
-            flock(&hold, FlockOperation::NonBlockingLockShared)?;
-            let mut bytes = Vec::new();
-            (&hold).take(MANIFEST_LIMIT).read_to_end(&mut bytes)?;
-            Ok((hold, bytes))
-        };
-        let (hold, bytes) = read(&path).map_err(|err| ImageError::Read {
+        let unread = |err| ImageError::Read {
             path: path.clone(),
             err,
+        };
+        let held = |path: &Utf8Path| -> io::Result<(File, FileIdentity)> {
+            let hold = File::open(path)?;
+            flock(&hold, FlockOperation::NonBlockingLockShared)?;
+            let identity = hold.metadata()?.into();
+            Ok((hold, identity))
+        };
+        let (hold, identity) = held(&path).map_err(unread)?;
+        let cache_dir = spec.cache_dir.as_deref().map(Utf8Path::new);
+        let kept_as = format!("image-{}.json", spec.image_digest);
+        let manifest: Needed = kept::find(cache_dir, &kept_as, Some(&identity), || {
+            let mut bytes = Vec::new();
+            let mut read = (&hold).take(MANIFEST_LIMIT);
+            read.read_to_end(&mut bytes).map_err(unread)?;
+            let path = path.clone();
+            serde_json::from_slice(&bytes).map_err(|err| ImageError::Parse { path, err })
         })?;
-        let manifest: BriefManifest =
-            serde_json::from_slice(&bytes).map_err(|err| ImageError::Parse { path, err })?;
         if spec.memory_mib < manifest.min_memory_mib {
             return Err(ImageError::Memory {
                 needed: manifest.min_memory_mib,

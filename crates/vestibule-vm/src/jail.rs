@@ -88,6 +88,16 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Whether VMMs can be given namespaces here, tried once by a process.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn namespaces() -> Result<(), &'static str> {
+    static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
+    let tried = TRIED.get_or_init(|| enter::try_namespaces().map_err(|err| err.to_string()));
+    tried.as_ref().copied().map_err(String::as_str)
+}
+
 impl Jail {
     /// Takes what the host can give. Blocks for some milliseconds.
     ///
@@ -104,9 +114,9 @@ impl Jail {
         if !is_root() {
             return Ok(jail);
         }
-        match enter::try_namespaces() {
+        match namespaces() {
             Ok(()) => jail.namespaces = true,
-            Err(err) => jail.lacks(format!("no namespaces can be made: {err}")),
+            Err(why) => jail.lacks(format!("no namespaces can be made: {why}")),
         }
         let (uid, cgroup) = own(spec, Limits { memory_mib, vcpus })?;
         jail.uid = Some(uid);

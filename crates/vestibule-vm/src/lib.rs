@@ -38,4 +38,4 @@ pub mod tsc;
 mod until;
 
 pub use doctor::doctor;
-pub use runner::{RunError, SOCKET, run};
+pub use runner::{RunError, SOCKET, prepare, run};

@@ -70,6 +70,21 @@ pub enum RunError {
     Signals(#[source] io::Error),
 }
 
+/// Does what needs no VM yet, for a runner that waits for one: threads for what blocks at a start, which stay for as long as the
+/// runtime keeps idle ones, and what this host is, which is looked at once.
+pub async fn prepare() {
+    let look = tokio::task::spawn_blocking(|| {
+        crate::cpu::read();
+    });
+    let attempt = tokio::task::spawn_blocking(|| {
+        if crate::jail::is_root() {
+            crate::jail::namespaces().ok();
+        }
+    });
+    // Both at once, for two threads. What fails here fails again where somebody is told.
+    let _ = tokio::join!(look, attempt);
+}
+
 /// Runs one VM to its end. Returns when nothing of it is left but the evidence. Needs a multi-threaded tokio runtime.
 ///
 /// # Errors
@@ -106,9 +121,13 @@ async fn run_in(directory: &Utf8Path, spec: VmSpec) -> Result<Exit, RunError> {
     let (shared, inbox) = Shared::new(spec, console, vmm_log, egress, events);
     let signals = signals(&shared)?;
     let quiet = CancellationToken::new();
-    let server = axum::serve(listener, api::router(&shared))
-        .with_graceful_shutdown(quiet.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    let (served, over) = (Arc::clone(&shared), quiet.clone());
+    // Whoever connects meanwhile waits in the socket's queue, and the VM for nobody.
+    let server = tokio::spawn(async move {
+        axum::serve(listener, api::router(&served))
+            .with_graceful_shutdown(over.cancelled_owned())
+            .await
+    });
     let exit = Life::new(shared, inbox).live().await;
     quiet.cancel();
     // Whoever does not read the last events by then does not get them.

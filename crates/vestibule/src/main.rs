@@ -19,7 +19,7 @@ mod vm;
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use clap::{CommandFactory, Parser, Subcommand};
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 /// Sign in with a provider's own tool in a disposable VM, and keep what the sign-in produced.
 #[derive(Debug, Parser)]
@@ -93,6 +93,9 @@ enum Command {
     },
 }
 
+/// A runner that waits for its VM has threads for it (`vestibule_vm::prepare`), for as long as it may wait.
+const IDLE_THREAD: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// sysexits.h EX_USAGE: arguments that are not understood. Not clap's 2, which means *unknown* where a verdict is asked for.
 const USAGE: u8 = 64;
 
@@ -126,7 +129,7 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Serve(args) => runtime()?.block_on(serve::serve(home, args)),
         Command::Link => runtime()?.block_on(serve::link(&home, out)),
-        Command::RunVm(args) => runtime()?.block_on(vm::run_vm(args)),
+        Command::RunVm(args) => runtime_with(IDLE_THREAD)?.block_on(vm::run_vm(args)),
         Command::Image(command) => image::run(&home, command, out),
         Command::Vm(command) => runtime()?.block_on(vm::run(&home, command, out)),
         Command::Session(command) => runtime()?.block_on(session::run(&home, command, out)),
@@ -163,8 +166,14 @@ fn run(cli: Cli, out: output::Output) -> anyhow::Result<ExitCode> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    runtime_with(Duration::from_secs(10))
+}
+
+/// With threads for what blocks that end when they have had nothing to do for `idle`.
+fn runtime_with(idle: Duration) -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .thread_keep_alive(idle)
         .enable_all()
         .build()?)
 }

@@ -19,14 +19,19 @@ use vestibule_api::{
     finding::Verdict,
     ids::MachineId,
     machine::{Disposal, MachineView, StopRequest, VmSpec},
+    standby,
 };
 use vestibule_vm::memory::RUNNER_BYTES;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunVmArgs {
     /// The VM's specification; the runner takes the lock of the VM's directory by itself.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "standby")]
     spec: Option<Utf8PathBuf>,
+    /// Wait on standard input, a Unix socket, for standard error and a specification: of the controller, which keeps one such
+    /// runner, so that a VM does not wait for the start of a program.
+    #[arg(long)]
+    standby: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -63,11 +68,16 @@ pub(crate) enum VmCommand {
     Why { vm: MachineId },
 }
 
-/// The role `run-vm`: reads the specification from standard input, or a file, and owns the VM until it ends.
+/// The role `run-vm`: gets the specification and owns the VM until it ends.
 pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
+    vestibule_vm::memory::limit(RUNNER_BYTES).context("limit the runner's memory")?;
     let text = match &args.spec {
         Some(path) => std::fs::read_to_string(path)
             .with_context(|| format!("read the VM's specification `{path}`"))?,
+        None if args.standby => match stand_by().await? {
+            Some(text) => text,
+            None => return Ok(ExitCode::SUCCESS),
+        },
         None => std::io::read_to_string(std::io::stdin())
             .context("read the VM's specification from standard input")?,
     };
@@ -75,10 +85,26 @@ pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
     if args.spec.is_some() {
         take_lock(Utf8Path::new(&spec.vm_dir))?;
     }
-    crate::serve::init_logging();
-    vestibule_vm::memory::limit(RUNNER_BYTES).context("limit the runner's memory")?;
+    if !args.standby {
+        crate::serve::init_logging();
+    }
     vestibule_vm::run(spec).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Does what needs no specification, and waits for one; none: nobody has one for this runner any more.
+async fn stand_by() -> anyhow::Result<Option<String>> {
+    crate::serve::init_logging();
+    vestibule_vm::prepare().await;
+    let given = standby::take(std::io::stdin())
+        .context("wait on standard input, which is to be a Unix socket, for a VM")?;
+    let Some(given) = given else {
+        return Ok(None);
+    };
+    rustix::stdio::dup2_stderr(&given.stderr).context("write to the VM's own log")?;
+    let text = std::io::read_to_string(std::fs::File::from(given.spec))
+        .context("read the VM's specification, which was handed over")?;
+    Ok(Some(text))
 }
 
 /// Makes `runner.stderr` of a VM's directory standard error, locked: as the controller hands it to a runner of its own.

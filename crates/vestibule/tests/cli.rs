@@ -3,7 +3,10 @@
 use camino_tempfile::Utf8TempDir;
 use std::{
     fs,
-    os::unix::process::ExitStatusExt as _,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::{net::UnixStream, process::ExitStatusExt as _},
+    },
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -366,6 +369,59 @@ fn a_runner_of_an_engine_takes_its_lock_and_writes_its_own_log() {
     let output = run();
     assert_eq!(text(&output.stderr), "", "what it says is in its log");
     assert!(!fs::read_to_string(&log).unwrap_or_default().is_empty() || !vm_dir.exists());
+}
+
+/// As the controller has one: started before there is a VM for it.
+#[test]
+fn a_runner_that_stands_by_is_given_its_vm_or_ends() {
+    let home = home();
+    let output = Command::new(env!("CARGO_BIN_EXE_vestibule"))
+        .args(["run-vm", "--standby"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_ne!(status(&output), 0);
+    let said = text(&output.stderr);
+    assert!(said.contains("which is to be a Unix socket"), "{said}");
+
+    let stand_by = || {
+        let (controller, runner) = UnixStream::pair().unwrap();
+        let runner = Command::new(env!("CARGO_BIN_EXE_vestibule"))
+            .args(["run-vm", "--standby"])
+            .stdin(OwnedFd::from(runner))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        (controller, runner)
+    };
+    let (controller, mut runner) = stand_by();
+    drop(controller);
+    assert!(runner.wait().unwrap().success(), "nobody needs it");
+
+    let (controller, mut runner) = stand_by();
+    let vm_dir = home.path().join("vms").join(VM);
+    fs::create_dir_all(&vm_dir).unwrap();
+    let evidence = home.path().join("evidence").join(VM);
+    let lines = serde_json::json!({
+        "machineId": VM, "imageDigest": "b".repeat(64), "imageDir": home.path().join("none"), "memoryMib": 256, "vcpus": 1,
+        "driver": "qemu", "vmDir": vm_dir, "evidenceDir": evidence, "egress": { "mode": "closed" },
+        "bootDeadlineS": 1, "consoleKeepBytes": 1024,
+    });
+    let spec = home.path().join("spec.json");
+    fs::write(&spec, lines.to_string()).unwrap();
+    let log = home.path().join("stderr");
+    let stderr = fs::File::create(&log).unwrap();
+    stderr.try_lock().unwrap();
+    let spec = fs::File::open(&spec).unwrap();
+    vestibule_api::standby::give(&controller, stderr.as_fd(), spec.as_fd()).unwrap();
+    drop((controller, stderr));
+    let alive = || fs::File::open(&log).unwrap().try_lock().is_err();
+    assert!(alive(), "it has the lock that it was given, read or not");
+    assert!(runner.wait().unwrap().success());
+    assert!(!alive());
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("\"state\":\"Gone\""), "{said}");
+    assert!(evidence.join("machine.json").exists());
 }
 
 /// Starts the program in `dir` where dumps of any size are allowed. Its standard input stays open.

@@ -1,9 +1,14 @@
 //! What driver and runner cost over Firecracker alone: a start and a load of a snapshot, each to the agent's first answer, by turns
-//! by hand (`firecracker-by-hand`, an example of vestibule-vm) and as people get them (`vestibule run-vm`). It needs a KVM that
-//! runs Linux, so all of it is done in the nested machine, whose processor is an emulated one.
+//! by hand (`firecracker-by-hand`, an example of vestibule-vm) and as people get them (`vestibule run-vm`: one that stands by, as the
+//! controller has it, and one that is started for the VM). It needs a KVM that runs Linux, so all of it is done in the nested machine,
+//! whose processor is an emulated one.
 use super::{Report, report::Required, stats::median};
 use crate::{
-    conformance::{Setup, copies::Saving, vm::Vm},
+    conformance::{
+        Setup,
+        copies::Saving,
+        vm::{Standing, Vm},
+    },
     nested::{Nested, OnImage},
     stage::{binary, image_home},
 };
@@ -47,8 +52,11 @@ struct Series {
     by_hand: Way,
     /// The same in Firecracker's jailer.
     jailed: Way,
+    /// `run-vm` that stood by, as the controller keeps one.
     ours: Way,
-    /// Of ours, to `run-vm`'s first event.
+    /// `run-vm` that is started for the VM, as engines do it and the controller where two VMs come at once.
+    started: Way,
+    /// Of that, to its first event.
     runner: Vec<f64>,
 }
 
@@ -57,6 +65,7 @@ enum How {
     ByHand,
     Jailed,
     Ours,
+    Started,
 }
 
 /// What L1 says.
@@ -95,7 +104,7 @@ pub async fn run() -> Result<Report> {
     let samples: Samples = serde_json::from_str(said).context("understand the samples")?;
     for (what, series) in [("start", &samples.start), ("load", &samples.load)] {
         report.median(
-            format!("{what}: run-vm, to its first event"),
+            format!("{what}: run-vm started for it, to its first event"),
             "s",
             &series.runner,
         );
@@ -103,6 +112,7 @@ pub async fn run() -> Result<Report> {
             ("by hand", &series.by_hand),
             ("by hand in its jailer", &series.jailed),
             ("run-vm", &series.ours),
+            ("run-vm started for it", &series.started),
         ] {
             let mut line =
                 |to: &str, samples| report.median(format!("{what}: {how}, {to}"), "s", samples);
@@ -118,7 +128,15 @@ pub async fn run() -> Result<Report> {
             jailed,
             &[],
         );
-        let ratio = ours / median(&series.by_hand.answered);
+        let by_hand = median(&series.by_hand.answered);
+        let started = median(&series.started.answered) / by_hand;
+        report.figure(
+            format!("{what}: run-vm started for it ÷ by hand"),
+            "x",
+            started,
+            &[],
+        );
+        let ratio = ours / by_hand;
         report.figure(format!("{what}: run-vm ÷ by hand"), "x", ratio, &[]);
         report.require(Required::AtMost(1.1));
     }
@@ -147,13 +165,18 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
             (Some(&snapshot), &mut samples.load),
         ] {
             let dir = snapshot.map(|snapshot| snapshot.dir.as_str());
-            let order = [How::ByHand, How::Jailed, How::Ours];
+            let order = [How::ByHand, How::Jailed, How::Ours, How::Started];
             for how in order
                 .into_iter()
                 .cycle()
                 .skip(turn % order.len())
                 .take(order.len())
             {
+                let vm = vm(&setup, snapshot)?;
+                let standing = match how {
+                    How::Ours => Some(vm.stand_by()?),
+                    How::ByHand | How::Jailed | How::Started => None,
+                };
                 tokio::time::sleep(SETTLE).await;
                 match how {
                     How::ByHand => series.by_hand.push(by_hand(&setup.image, dir, &[]).await?),
@@ -161,7 +184,7 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
                         let jailed = by_hand(&setup.image, dir, &["--jailer"]).await?;
                         series.jailed.push(jailed);
                     }
-                    How::Ours => ours(&setup, snapshot, series).await?,
+                    How::Ours | How::Started => ours(vm, standing, series).await?,
                 }
             }
         }
@@ -195,12 +218,20 @@ async fn by_hand(image: &Utf8Path, snapshot: Option<&str>, how: &[&str]) -> Resu
         .map_err(|_| anyhow::anyhow!("by hand: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
-async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series) -> Result<()> {
+fn vm(setup: &Setup, snapshot: Option<&RestoreSpec>) -> Result<Vm> {
     let mut vm = Vm::new(setup, &setup.manifest()?)?;
     vm.spec.restore = snapshot.cloned();
     vm.spec.cache_dir = Some(setup.home.join("cache").into_string());
+    Ok(vm)
+}
+
+async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result<()> {
+    let stood_by = standing.is_some();
     let (begun, began) = (Instant::now(), Timestamp::now());
-    let running = vm.start().await?;
+    let running = match standing {
+        Some(standing) => vm.start_by(standing).await?,
+        None => vm.start().await?,
+    };
     let answered = running.event(|event| {
         let over = matches!(event, RunnerEventKind::Failed { .. });
         let up = matches!(
@@ -222,14 +253,19 @@ async fn ours(setup: &Setup, snapshot: Option<&RestoreSpec>, series: &mut Series
         let event = event.context("an event that every VM has")?;
         anyhow::Ok((event.at.as_micros() - began.as_micros()) as f64 / 1e6)
     };
-    let asked = if snapshot.is_some() {
+    let asked = if vm.spec.restore.is_some() {
         Phase::Resumed
     } else {
         Phase::VmmStarted
     };
     let phase = |wanted| move |event: &RunnerEventKind| matches!(event, RunnerEventKind::Phase { phase } if *phase == wanted);
-    series.runner.push(after(&|_| true)?);
-    series.ours.push([
+    let way = if stood_by {
+        &mut series.ours
+    } else {
+        series.runner.push(after(&|_| true)?);
+        &mut series.started
+    };
+    way.push([
         after(&phase(asked))?,
         after(&phase(Phase::StreamUp))?,
         answered,

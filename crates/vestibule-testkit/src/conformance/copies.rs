@@ -187,11 +187,12 @@ fn restored(suite: &Suite, from: &RestoreSpec, backend: MemoryBackend) -> Result
     Ok(vm)
 }
 
+/// By a runner that stood by, as copies have it from a controller.
 async fn up(vm: &Result<Vm>) -> Result<Running> {
-    vm.as_ref()
-        .map_err(|err| anyhow::anyhow!("{err:#}"))?
-        .up()
-        .await
+    let vm = vm.as_ref().map_err(|err| anyhow::anyhow!("{err:#}"))?;
+    let running = vm.start_by(vm.stand_by()?).await?;
+    running.up().await?;
+    Ok(running)
 }
 
 /// SHA-256 of the memory's file.

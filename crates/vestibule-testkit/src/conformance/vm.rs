@@ -5,8 +5,18 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
 use hyper::{Method, Response, body::Incoming};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::de::DeserializeOwned;
-use std::{process::Stdio, time::Duration};
+use std::{
+    fs::File,
+    io::{Seek as _, Write as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::Stdio,
+    time::Duration,
+};
 use tokio::{
     io::AsyncWriteExt as _,
     process::{Child, Command},
@@ -26,6 +36,7 @@ use vestibule_api::{
         CGROUP_PARENT, Disposal, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent,
         RunnerEventKind, StopRequest, VmSpec,
     },
+    standby,
 };
 
 /// A boot in an emulation within an emulation, on a machine that is busy besides.
@@ -39,6 +50,13 @@ pub(super) async fn soon<F: Future>(what: &str, future: F) -> Result<F::Output> 
     tokio::time::timeout(SOON, future)
         .await
         .with_context(|| format!("waited {SOON:?} for {what}"))
+}
+
+/// A runner without a VM.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    process: Child,
+    socket: UnixStream,
 }
 
 /// See the module.
@@ -100,22 +118,51 @@ impl Vm {
 
     /// Starts the runner and waits until it answers, or has ended.
     pub(crate) async fn start(&self) -> Result<Running> {
-        let log = std::fs::File::create(format!("{}.log", self.spec.evidence_dir))?;
+        let mut process = self.spawn(&["run-vm"], Stdio::piped(), self.log()?.into())?;
+        let mut stdin = process.stdin.take().context("its standard input")?;
+        stdin.write_all(&serde_json::to_vec(&self.spec)?).await?;
+        drop(stdin);
+        self.listens(process).await
+    }
+
+    /// A runner that waits for this VM, as the controller has one.
+    pub(crate) fn stand_by(&self) -> Result<Standing> {
+        let (socket, stdin) = UnixStream::pair()?;
+        let stdin = OwnedFd::from(stdin);
+        let process = self.spawn(&["run-vm", "--standby"], stdin.into(), Stdio::null())?;
+        Ok(Standing { process, socket })
+    }
+
+    /// As [`Vm::start`], by a runner that stood by.
+    pub(crate) async fn start_by(&self, standing: Standing) -> Result<Running> {
+        let mut spec = File::from(memfd_create("spec", MemfdFlags::CLOEXEC)?);
+        spec.write_all(&serde_json::to_vec(&self.spec)?)?;
+        spec.rewind()?;
+        standby::give(&standing.socket, self.log()?.as_fd(), spec.as_fd())
+            .context("give the VM to the runner that stood by")?;
+        self.listens(standing.process).await
+    }
+
+    fn log(&self) -> Result<File> {
+        Ok(File::create(format!("{}.log", self.spec.evidence_dir))?)
+    }
+
+    fn spawn(&self, args: &[&str], stdin: Stdio, stderr: Stdio) -> Result<Child> {
         let mut command = Command::new(&self.program);
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
-        let mut process = command
-            .arg("run-vm")
-            .stdin(Stdio::piped())
+        command
+            .args(args)
+            .stdin(stdin)
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(stderr)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("start `{}`", self.program))?;
-        let mut stdin = process.stdin.take().context("its standard input")?;
-        stdin.write_all(&serde_json::to_vec(&self.spec)?).await?;
-        drop(stdin);
+            .with_context(|| format!("start `{}`", self.program))
+    }
+
+    async fn listens(&self, mut process: Child) -> Result<Running> {
         let client = Runner::at(Utf8Path::new(&self.spec.vm_dir).join("runner.sock"));
         soon("the runner to listen", async {
             while client.dial().await.is_err() && matches!(process.try_wait(), Ok(None)) {

@@ -28,9 +28,9 @@ use tokio::{
     task::JoinHandle,
 };
 use vestibule_api::{
+    descriptor,
     ids::SessionId,
     machine::{RunnerEventKind, VmSpec},
-    view::descriptor,
 };
 
 /// A specification is smaller than this.

@@ -29,6 +29,7 @@ pub(super) async fn binding(
         .map_err(io::Error::other)
         .map_err(LaunchError::prepare("measure the counter"))?;
     let kernel = rustix::system::uname();
+    let cpu = crate::cpu::read();
     Ok(Some(Binding {
         image_digest: launch.image_digest.clone(),
         agent_build: launch.agent_build.clone(),
@@ -39,8 +40,8 @@ pub(super) async fn binding(
             capabilities.machine,
             kernel.release().to_string_lossy()
         ),
-        cpu: format!("host ({})", crate::cpu::model()),
-        cpu_features: crate::cpu::features(),
+        cpu: format!("host ({})", cpu.model),
+        cpu_features: cpu.features.clone(),
         memory_mib: launch.memory_mib,
         vcpus: launch.vcpus,
         runner: env!("CARGO_PKG_VERSION").to_owned(),

@@ -194,15 +194,12 @@ impl Cgroup {
         &self.path
     }
 
-    /// Where a process writes `0` to become the group's.
+    /// The group's directory, for a process that is to be in it.
     ///
     /// # Errors
-    /// When the group is gone.
+    /// When there is no descriptor left.
     pub(crate) fn entry(&self) -> io::Result<OwnedFd> {
-        let file = File::options()
-            .write(true)
-            .open(self.path.join("cgroup.procs"))?;
-        Ok(file.into())
+        Ok(self.lock.try_clone()?.into())
     }
 
     /// Whether its name is still its own, and not that of a later group.

@@ -32,7 +32,7 @@ pub(super) fn expected(
 ) -> Binding {
     let cpu = match accel {
         Accel::Tcg => accel.cpu().to_owned(),
-        Accel::Kvm => format!("{} ({})", accel.cpu(), crate::cpu::model()),
+        Accel::Kvm => format!("{} ({})", accel.cpu(), crate::cpu::read().model),
     };
     Binding {
         image_digest: launch.image_digest.clone(),

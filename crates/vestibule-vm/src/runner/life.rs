@@ -353,7 +353,7 @@ impl Life {
                 Err(_) => None,
             };
             let mux = mux.ok_or_else(|| String::from("the stream has ended"))?;
-            let set = link::set_clock(&mux, link::CLOCK_ENOUGH_MICROS).await;
+            let set = link::set_clock(&mux).await;
             set.map_err(|err| Chain(&err).to_string())
         };
         let set = tokio::time::timeout(RESUME_CLOCK_TIMEOUT, set).await;

@@ -44,7 +44,7 @@ const CLOCK_READINGS: u32 = 5;
 const CLOCK_GOOD_MICROS: i64 = 5_000;
 /// Where somebody waits for the guest to go on, this is: another reading costs its whole way there and back, and what is left is seen
 /// to at the next look.
-pub(super) const CLOCK_ENOUGH_MICROS: i64 = 25_000;
+const CLOCK_ENOUGH_MICROS: i64 = 25_000;
 /// A line of the agent's events is at most so long: as it is passed on, with what this end writes around it, it is shorter than
 /// the 256 KiB that the controller reads.
 const EVENT_LIMIT: usize = 64 << 10;
@@ -159,7 +159,7 @@ impl Link {
     async fn converse(&mut self, mux: &Mux) -> String {
         // Both at once: on an emulated processor each costs its whole way there and back.
         let (set, health) = tokio::join!(
-            tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux, CLOCK_ENOUGH_MICROS)),
+            tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux)),
             tokio::time::timeout(HEALTH_TIMEOUT, health(mux)),
         );
         // Before the agent is told anything: what the guest does from now on, it does at the right time.
@@ -312,13 +312,19 @@ async fn clock(mux: &Mux, request: ClockRequest) -> Result<Offset, AgentCallErro
     Ok(Offset::of(asked, answered, reply))
 }
 
-/// The best of some readings, the last of which may be off by so much.
-async fn measure(mux: &Mux, enough_micros: i64) -> Result<Offset, AgentCallError> {
+/// The best of some readings, the last of which may be off by so much. A guest that is `told` has the time with the question: a copy,
+/// whose clock is its snapshot's, is right with the first answer, but for the way of the question.
+async fn measure(mux: &Mux, enough_micros: i64, told: bool) -> Result<Offset, AgentCallError> {
     let look = ClockRequest {
+        at_least_micros: None,
         adjust_micros: 0,
         adjusted: 0,
     };
-    let mut best = clock(mux, look).await?;
+    let first = ClockRequest {
+        at_least_micros: told.then(|| Timestamp::now().as_micros()),
+        ..look
+    };
+    let mut best = clock(mux, first).await?;
     for _ in 1..CLOCK_READINGS {
         if best.error <= enough_micros {
             break;
@@ -332,10 +338,15 @@ async fn measure(mux: &Mux, enough_micros: i64) -> Result<Offset, AgentCallError
     Ok(best)
 }
 
-/// Gives the guest the host's time. The guest is told by how much it is off, not what time it is: how long the telling
-/// takes does not matter; it may stay off by `enough_micros`.
-pub(super) async fn set_clock(mux: &Mux, enough_micros: i64) -> Result<(), AgentCallError> {
-    let off = measure(mux, enough_micros).await?;
+/// Gives a guest that somebody waits for the host's time.
+pub(super) async fn set_clock(mux: &Mux) -> Result<(), AgentCallError> {
+    adjust_clock(mux, CLOCK_ENOUGH_MICROS, true).await
+}
+
+/// The guest is told by how much it is off, not what time it is: how long the telling takes does not matter; it may stay off by
+/// `enough_micros`. See [`measure`].
+async fn adjust_clock(mux: &Mux, enough_micros: i64, told: bool) -> Result<(), AgentCallError> {
+    let off = measure(mux, enough_micros, told).await?;
     tracing::debug!(
         behind_micros = off.behind,
         error_micros = off.error,
@@ -343,6 +354,7 @@ pub(super) async fn set_clock(mux: &Mux, enough_micros: i64) -> Result<(), Agent
     );
     if off.is_off() {
         let adjust = ClockRequest {
+            at_least_micros: None,
             adjust_micros: off.behind,
             adjusted: off.adjusted,
         };
@@ -356,7 +368,7 @@ async fn keep_clock(mux: &Mux) {
     loop {
         tokio::time::sleep(CLOCK_EVERY).await;
         // A VM that is paused meanwhile answers late, and is set when it is resumed.
-        if let Err(err) = set_clock(mux, CLOCK_GOOD_MICROS).await {
+        if let Err(err) = adjust_clock(mux, CLOCK_GOOD_MICROS, false).await {
             tracing::debug!(error = %Chain(&err), "the guest's clock was not read");
         }
     }

@@ -105,7 +105,13 @@ fn files(spec: &VmSpec) -> Result<Files, Box<Finding>> {
 pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     let spec = shared.spec.clone();
     let files = tokio::task::spawn_blocking(move || files(&spec));
-    let (files, chosen) = tokio::join!(files, choose(&shared.spec));
+    let chosen = async {
+        let (driver, capabilities) = choose(&shared.spec).await?;
+        let jail = make_jail(shared, &capabilities).await?;
+        tracing::debug!("the driver is found, and the jail made");
+        Ok::<_, Box<Finding>>((driver, capabilities, jail))
+    };
+    let (files, chosen) = tokio::join!(files, chosen);
     let Files {
         image,
         memory,
@@ -114,14 +120,12 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     } = files
         .map_err(|err| findings::host(&err))?
         .map_err(|finding| *finding)?;
-    let (driver, capabilities) = chosen.map_err(|finding| *finding)?;
+    let (driver, capabilities, jail) = chosen.map_err(|finding| *finding)?;
     if !matches!(memory, Memory::Own) && !capabilities.snapshot {
         let words = format!("{} {}", capabilities.driver, capabilities.version);
         return Err(findings::no_snapshots(&words).into());
     }
-    tracing::debug!("files are open, and the driver is found");
-    let jail = make_jail(shared, &capabilities).await?;
-    tracing::debug!("the jail is made");
+    tracing::debug!("files are open");
     let key = StreamKey::generate();
     let config = config_drive::make(shared.spec.machine_id, GENERATION, &key)
         .map_err(|err| findings::host(&err))?;
@@ -168,7 +172,10 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
 /// MiB that a VMM needs besides its guest's: Firecracker little, QEMU more, and its translation most.
 const OVERHEAD: [(&str, u32); 3] = [("firecracker", 128), ("qemu/kvm", 512), ("qemu/tcg", 1536)];
 
-async fn make_jail(shared: &Shared, capabilities: &Capabilities) -> Result<Arc<Jail>, Finding> {
+async fn make_jail(
+    shared: &Shared,
+    capabilities: &Capabilities,
+) -> Result<Arc<Jail>, Box<Finding>> {
     let spec = &shared.spec;
     let overhead = OVERHEAD
         .iter()
@@ -178,12 +185,12 @@ async fn make_jail(shared: &Shared, capabilities: &Capabilities) -> Result<Arc<J
         .saturating_add(overhead.map_or(0, |(_, mib)| *mib));
     let (jail, vcpus) = (spec.jail, spec.vcpus);
     let made = tokio::task::spawn_blocking(move || Jail::make(jail, memory, vcpus)).await;
-    let made = made.map_err(|err| findings::host(&err))?;
-    let made = Arc::new(made.map_err(|err| findings::host(&err))?);
+    let made = made.map_err(|err| Box::new(findings::host(&err)))?;
+    let made = Arc::new(made.map_err(|err| Box::new(findings::host(&err)))?);
     // One VM has one.
     let _ = shared.jail.set(Arc::clone(&made));
     made.leave_mark(Utf8Path::new(&spec.vm_dir))
-        .map_err(|err| findings::host(&err))?;
+        .map_err(|err| Box::new(findings::host(&err)))?;
     Ok(made)
 }
 
