@@ -88,14 +88,19 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Whether VMMs can be given namespaces here, tried once by a process.
-///
-/// # Errors
-/// Why not.
-pub(crate) fn namespaces() -> Result<(), &'static str> {
-    static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
-    let tried = TRIED.get_or_init(|| enter::try_namespaces().map_err(|err| err.to_string()));
-    tried.as_ref().copied().map_err(String::as_str)
+/// What [`prepare`] found, in a process that waits for its VM.
+static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
+
+/// Tries what this host can give, for the VM that this process will have. Blocks for some milliseconds.
+pub(crate) fn prepare() {
+    if is_root() {
+        TRIED.get_or_init(tried);
+    }
+}
+
+/// Whether a VMM can be given namespaces here, or why not.
+fn tried() -> Result<(), String> {
+    enter::try_namespaces().map_err(|err| err.to_string())
 }
 
 impl Jail {
@@ -114,7 +119,7 @@ impl Jail {
         if !is_root() {
             return Ok(jail);
         }
-        match namespaces() {
+        match TRIED.get().cloned().unwrap_or_else(tried) {
             Ok(()) => jail.namespaces = true,
             Err(why) => jail.lacks(format!("no namespaces can be made: {why}")),
         }

@@ -76,11 +76,7 @@ pub async fn prepare() {
     let look = tokio::task::spawn_blocking(|| {
         crate::cpu::read();
     });
-    let attempt = tokio::task::spawn_blocking(|| {
-        if crate::jail::is_root() {
-            crate::jail::namespaces().ok();
-        }
-    });
+    let attempt = tokio::task::spawn_blocking(crate::jail::prepare);
     // Both at once, for two threads. What fails here fails again where somebody is told.
     let _ = tokio::join!(look, attempt);
 }
