@@ -1,13 +1,28 @@
 //! An open file that goes to another process beside one byte on a Unix socket (`SCM_RIGHTS`, unix(7)).
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags,
+    },
 };
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    fs::File,
+    io::{self, IoSlice, IoSliceMut, Seek as _, Write as _},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
+
+/// A file in memory, at its beginning: never on disk, and of any size.
+///
+/// # Errors
+/// When the kernel has no memory or descriptor for it.
+pub fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("vestibule-handed-over", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
 
 /// Sends `byte`, and `file` beside it. Blocks where `socket` does.
 ///

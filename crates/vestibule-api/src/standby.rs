@@ -44,19 +44,10 @@ pub fn take(socket: impl AsFd) -> io::Result<Option<Given>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{
-        fs::File,
-        io::{Read as _, Seek as _, Write as _},
-        os::unix::net::UnixStream,
-    };
+    use std::{fs::File, io::Read as _, os::unix::net::UnixStream};
 
     fn file(content: &str) -> File {
-        let mut file = File::from(
-            rustix::fs::memfd_create("standby", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
-        );
-        file.write_all(content.as_bytes()).unwrap();
-        file.rewind().unwrap();
-        file
+        descriptor::in_memory(content.as_bytes()).unwrap()
     }
 
     #[test]

@@ -12,16 +12,15 @@ pub use engine::EngineError;
 
 use crate::config::Config;
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::{MemfdFlags, memfd_create};
 use standby::Standby;
 use std::{
     fs::{DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, Seek as _, Write as _},
+    io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     process::Stdio,
     sync::Arc,
 };
-use vestibule_api::{ids::MachineId, machine::VmSpec};
+use vestibule_api::{descriptor, ids::MachineId, machine::VmSpec};
 
 /// Why no runner was started.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +128,10 @@ impl Local {
 
     /// Of this program's own runners one stands by; another program is started for each VM.
     fn spawn(&self, spec: &VmSpec, stderr: File) -> Result<(), LaunchError> {
-        let spec = spec_file(spec).map_err(LaunchError::Spec)?;
+        let spec = serde_json::to_vec(spec)
+            .map_err(io::Error::from)
+            .and_then(|spec| descriptor::in_memory(&spec))
+            .map_err(LaunchError::Spec)?;
         let (program, process) = match self.command.as_slice() {
             [] => {
                 let given = self.standby.give(&stderr, &spec);
@@ -281,14 +283,6 @@ fn private_dir(path: &Utf8Path) -> Result<(), LaunchError> {
             path: path.to_owned(),
             err,
         })
-}
-
-/// The specification in memory, at its beginning: never on disk, and of any size.
-fn spec_file(spec: &VmSpec) -> io::Result<File> {
-    let mut file = File::from(memfd_create("vestibule-spec", MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(spec)?)?;
-    file.rewind()?;
-    Ok(file)
 }
 
 /// A session of its own: a signal to the controller's terminal or group is not for the runner.

@@ -329,6 +329,18 @@ fn systemd_hears_that_it_serves_lives_and_stops() {
     assert!(child.wait().unwrap().success());
 }
 
+/// The specification of a VM whose image is not there.
+fn of_no_image(home: &Utf8TempDir) -> String {
+    let below = |name: &str| home.path().join(name).join(VM);
+    let spec = serde_json::json!({
+        "machineId": VM, "imageDigest": "b".repeat(64), "imageDir": home.path().join("none"), "memoryMib": 256, "vcpus": 1,
+        "driver": "qemu", "vmDir": below("vms"), "evidenceDir": below("evidence"),
+        "egress": { "mode": "closed" },
+        "bootDeadlineS": 1, "consoleKeepBytes": 1024,
+    });
+    spec.to_string()
+}
+
 /// As an engine starts it: nobody hands it an open file.
 #[test]
 fn a_runner_of_an_engine_takes_its_lock_and_writes_its_own_log() {
@@ -344,13 +356,7 @@ fn a_runner_of_an_engine_takes_its_lock_and_writes_its_own_log() {
         "{}",
         text(&output.stderr)
     );
-    let lines = serde_json::json!({
-        "machineId": VM, "imageDigest": "b".repeat(64), "imageDir": home.path().join("none"), "memoryMib": 256, "vcpus": 1,
-        "driver": "qemu", "vmDir": vm_dir, "evidenceDir": home.path().join("evidence").join(VM),
-        "egress": { "mode": "closed" },
-        "bootDeadlineS": 1, "consoleKeepBytes": 1024,
-    });
-    fs::write(&spec, lines.to_string()).unwrap();
+    fs::write(&spec, of_no_image(&home)).unwrap();
     let log = vm_dir.join("runner.stderr");
     let held = fs::File::options()
         .create(true)
@@ -399,20 +405,11 @@ fn a_runner_that_stands_by_is_given_its_vm_or_ends() {
     assert!(runner.wait().unwrap().success(), "nobody needs it");
 
     let (controller, mut runner) = stand_by();
-    let vm_dir = home.path().join("vms").join(VM);
-    fs::create_dir_all(&vm_dir).unwrap();
     let evidence = home.path().join("evidence").join(VM);
-    let lines = serde_json::json!({
-        "machineId": VM, "imageDigest": "b".repeat(64), "imageDir": home.path().join("none"), "memoryMib": 256, "vcpus": 1,
-        "driver": "qemu", "vmDir": vm_dir, "evidenceDir": evidence, "egress": { "mode": "closed" },
-        "bootDeadlineS": 1, "consoleKeepBytes": 1024,
-    });
-    let spec = home.path().join("spec.json");
-    fs::write(&spec, lines.to_string()).unwrap();
     let log = home.path().join("stderr");
     let stderr = fs::File::create(&log).unwrap();
     stderr.try_lock().unwrap();
-    let spec = fs::File::open(&spec).unwrap();
+    let spec = vestibule_api::descriptor::in_memory(of_no_image(&home).as_bytes()).unwrap();
     vestibule_api::standby::give(&controller, stderr.as_fd(), spec.as_fd()).unwrap();
     drop((controller, stderr));
     let alive = || fs::File::open(&log).unwrap().try_lock().is_err();

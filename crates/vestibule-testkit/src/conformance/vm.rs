@@ -5,11 +5,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
 use hyper::{Method, Response, body::Incoming};
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::de::DeserializeOwned;
 use std::{
     fs::File,
-    io::{Seek as _, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
@@ -28,6 +26,7 @@ use tokio_util::{
 use vestibule_api::{
     agent::{ExecReply, ExecRequest, ExecUser},
     client::{Runner, json_request},
+    descriptor,
     egress::EgressPolicy,
     finding::Finding,
     ids::MachineId,
@@ -135,9 +134,7 @@ impl Vm {
 
     /// As [`Vm::start`], by a runner that stood by.
     pub(crate) async fn start_by(&self, standing: Standing) -> Result<Running> {
-        let mut spec = File::from(memfd_create("spec", MemfdFlags::CLOEXEC)?);
-        spec.write_all(&serde_json::to_vec(&self.spec)?)?;
-        spec.rewind()?;
+        let spec = descriptor::in_memory(&serde_json::to_vec(&self.spec)?)?;
         standby::give(&standing.socket, self.log()?.as_fd(), spec.as_fd())
             .context("give the VM to the runner that stood by")?;
         self.listens(standing.process).await

@@ -107,7 +107,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     let files = tokio::task::spawn_blocking(move || files(&spec));
     let chosen = async {
         let (driver, capabilities) = choose(&shared.spec).await?;
-        let jail = make_jail(shared, &capabilities).await?;
+        let jail = make_jail(shared, &capabilities).await.map_err(Box::new)?;
         tracing::debug!("the driver is found, and the jail made");
         Ok::<_, Box<Finding>>((driver, capabilities, jail))
     };
@@ -172,10 +172,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
 /// MiB that a VMM needs besides its guest's: Firecracker little, QEMU more, and its translation most.
 const OVERHEAD: [(&str, u32); 3] = [("firecracker", 128), ("qemu/kvm", 512), ("qemu/tcg", 1536)];
 
-async fn make_jail(
-    shared: &Shared,
-    capabilities: &Capabilities,
-) -> Result<Arc<Jail>, Box<Finding>> {
+async fn make_jail(shared: &Shared, capabilities: &Capabilities) -> Result<Arc<Jail>, Finding> {
     let spec = &shared.spec;
     let overhead = OVERHEAD
         .iter()
@@ -185,12 +182,12 @@ async fn make_jail(
         .saturating_add(overhead.map_or(0, |(_, mib)| *mib));
     let (jail, vcpus) = (spec.jail, spec.vcpus);
     let made = tokio::task::spawn_blocking(move || Jail::make(jail, memory, vcpus)).await;
-    let made = made.map_err(|err| Box::new(findings::host(&err)))?;
-    let made = Arc::new(made.map_err(|err| Box::new(findings::host(&err)))?);
+    let made = made.map_err(|err| findings::host(&err))?;
+    let made = Arc::new(made.map_err(|err| findings::host(&err))?);
     // One VM has one.
     let _ = shared.jail.set(Arc::clone(&made));
     made.leave_mark(Utf8Path::new(&spec.vm_dir))
-        .map_err(|err| Box::new(findings::host(&err)))?;
+        .map_err(|err| findings::host(&err))?;
     Ok(made)
 }
 
