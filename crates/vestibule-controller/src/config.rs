@@ -287,6 +287,11 @@ impl Default for EgressConfig {
 }
 
 impl Config {
+    /// Where runners keep what they found out about this host.
+    pub(crate) fn cache_dir(&self) -> Utf8PathBuf {
+        self.home.join("cache")
+    }
+
     /// Reads `path`, else `vestibule.toml` in `home` where there is one, else the defaults.
     ///
     /// # Errors

@@ -67,11 +67,6 @@ impl Core {
         self.config.home.join("evidence").join(id.to_string())
     }
 
-    /// Where runners keep what they found out about this host.
-    pub(crate) fn cache_dir(&self) -> Utf8PathBuf {
-        self.config.home.join("cache")
-    }
-
     /// The runner of a VM, whether it lives or not.
     pub(crate) fn runner(&self, id: MachineId) -> Runner {
         Runner::at(self.vm_dir(id).join("runner.sock"))

@@ -20,7 +20,7 @@ use std::{
     process::Stdio,
     sync::Arc,
 };
-use vestibule_api::{descriptor, ids::MachineId, machine::VmSpec};
+use vestibule_api::{descriptor, ids::MachineId, machine::VmSpec, standby::Preparation};
 
 /// Why no runner was started.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,15 @@ pub trait Scheduler: std::fmt::Debug + Send + Sync {
 pub(crate) fn of(config: &Config) -> Result<Arc<dyn Scheduler>, EngineError> {
     let home = config.home.clone();
     Ok(match engine::of(&config.scheduler)? {
-        None => Arc::new(Local::new(home, config.runner.clone())),
+        None => {
+            let preparation = Preparation {
+                directory: home.join(STANDBY).into_string(),
+                driver: config.vm.driver,
+                jail: config.vm.jail,
+                cache_dir: Some(config.cache_dir().into_string()),
+            };
+            Arc::new(Local::new(home, config.runner.clone()).with_standby(preparation))
+        }
         Some(engine) => {
             let runtime = tokio::runtime::Handle::current();
             Arc::new(engine::Engined::new(home, engine, runtime))
@@ -107,7 +115,7 @@ pub(crate) struct Local {
     home: Utf8PathBuf,
     /// Empty: this program, as `run-vm`.
     command: Vec<String>,
-    standby: Standby,
+    standby: Option<Standby>,
 }
 
 impl Local {
@@ -115,8 +123,20 @@ impl Local {
         Self {
             home,
             command,
-            standby: Standby::default(),
+            standby: None,
         }
+    }
+
+    /// Keeps a runner that stands by, where runners are this program. What one has left that was killed is removed.
+    fn with_standby(mut self, preparation: Preparation) -> Self {
+        match std::fs::remove_dir_all(&preparation.directory) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = preparation.directory, error = %err, "what a runner left that stood by stays");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        self.standby = Some(Standby::new(preparation));
+        self
     }
 
     fn stderr(&self, id: MachineId) -> Utf8PathBuf {
@@ -134,10 +154,12 @@ impl Local {
             .map_err(LaunchError::Spec)?;
         let (program, process) = match self.command.as_slice() {
             [] => {
-                let given = self.standby.give(&stderr, &spec);
-                self.standby.refill();
-                if given {
-                    return Ok(());
+                if let Some(standby) = &self.standby {
+                    let given = standby.give(&stderr, &spec);
+                    standby.refill();
+                    if given {
+                        return Ok(());
+                    }
                 }
                 (OWN, own_runner())
             }
@@ -155,6 +177,8 @@ impl Local {
     }
 }
 
+/// In the home directory: what runners make that stand by.
+const STANDBY: &str = "standby";
 /// The running program itself, also where its file was replaced meanwhile.
 const OWN: &str = "/proc/self/exe";
 

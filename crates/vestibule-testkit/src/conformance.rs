@@ -10,10 +10,12 @@
 //! | [`copies`] | save, restore, what must be a copy's own, pause and claim, snapshots that do not fit |
 //! | [`ends`] | kills at each step, wrong inputs, evidence, disposal |
 //! | [`jail`] | what a VMM can reach, where it is jailed |
+//! | [`standby`] | a VMM that waits for its VM |
 pub(crate) mod copies;
 mod ends;
 mod guest;
 mod jail;
+mod standby;
 pub(crate) mod vm;
 
 use anyhow::{Result, ensure};

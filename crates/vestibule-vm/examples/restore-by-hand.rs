@@ -63,6 +63,7 @@ async fn main() -> Result<()> {
         initrd: image.join("initrd"),
         spawned: Default::default(),
         jail: None,
+        standing: None,
         cmdline: manifest.cmdline,
         config: config_drive::make(machine_id, 1, &key)?,
         image_digest: binding.image_digest.clone(),

@@ -1,7 +1,7 @@
 //! The role `run-vm` and nothing else: a runner for this crate's own tests, as a process of its own.
 use std::process::ExitCode;
 use vestibule_api::error::Chain;
-use vestibule_vm::memory;
+use vestibule_vm::{Prepared, memory};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -12,7 +12,7 @@ async fn main() -> ExitCode {
     if let Err(err) = memory::limit(memory::RUNNER_BYTES) {
         return fail(&err);
     }
-    match vestibule_vm::run(spec).await {
+    match vestibule_vm::run(spec, Prepared::default()).await {
         Ok(_) => ExitCode::SUCCESS,
         Err(err) => fail(&err),
     }

@@ -4,7 +4,7 @@
 use crate::{
     config_drive::DriveFd,
     evidence::Bundle,
-    firecracker::api::ApiError,
+    firecracker::{Standing, api::ApiError},
     jail::Jail,
     log::BoundedLog,
     process::{Child, SpawnError},
@@ -147,6 +147,8 @@ pub struct Launch {
     pub memory: Memory,
     /// What the VMM is kept apart by; none: nothing but what it does itself.
     pub jail: Option<Arc<Jail>>,
+    /// A VMM in that jail that waits for this VM; none: one is started.
+    pub standing: Option<Standing>,
     pub spawned: Spawned,
     pub console: Arc<BoundedLog>,
     pub vmm_log: Arc<BoundedLog>,

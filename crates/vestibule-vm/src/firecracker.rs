@@ -15,7 +15,7 @@
 //! ```
 //! The process is the runner's child and never its own daemon, which would have no standard output (Firecracker fact 7). It runs
 //! under its own seccomp filters, and where the runner is root and Firecracker's jailer is there, in a jail
-//! (Firecracker fact 23): `place.rs` makes what either begins in. The jailer's own pid namespace is not used, for its parent
+//! (Firecracker fact 23): `place.rs` and `jailed.rs` make what either begins in. The jailer's own pid namespace is not used, for its parent
 //! exits at once and leaves a VMM that nobody waits for; the runner makes one (`jail/enter.rs`).
 //!
 //! A request that fails ends the attempt: a failed load ends the process by itself, a failed start may leave it alive, and
@@ -24,12 +24,16 @@
 pub mod api;
 #[cfg(test)]
 mod contract;
+mod jailed;
 mod launch;
 mod place;
 pub mod request;
 mod snapshot;
+mod standby;
 pub mod version;
 mod vsock;
+
+pub use standby::Standing;
 
 use crate::{
     driver::{

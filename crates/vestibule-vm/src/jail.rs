@@ -13,13 +13,15 @@
 //! Landlock is the kernel's own (landlock(7)); what the running kernel lacks of it, and every other part that a host cannot
 //! give, `vestibule doctor` says.
 //!
-//! The jailer is Firecracker's. What it needs in its root is bind-mounted into a mount namespace that ends with the VMM, so that
+//! The jailer is Firecracker's. What the VMM needs in its root is mounted into its mount namespace, which ends with it, so that
 //! nothing of it can be left, an image may be on any file system, and an image's inode stays as it is (a hard link would
 //! change its ctime, by which `snapshot.rs` knows a file that was checked). The config drive, which holds the stream's key, is in a
-//! tmpfs there: the jailer closes every descriptor, and a jailed VMM has no `/proc` to name one by.
+//! tmpfs there: the jailer closes every descriptor, and a jailed VMM has no `/proc` to name one by. All of it is mounted when the
+//! VMM runs already and has no guest (`mounts.rs`): one may wait in its jail for its VM.
 pub(crate) mod cgroup;
 pub(crate) mod enter;
 pub(crate) mod landlock;
+pub(crate) mod mounts;
 mod uid;
 
 pub use cgroup::CgroupFound;
@@ -27,7 +29,7 @@ pub use uid::UidError;
 
 use camino::Utf8Path;
 use cgroup::{Cgroup, CgroupError, Limits};
-use enter::{Confinement, Mounts};
+use enter::Confinement;
 use landlock::Allowed;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
@@ -132,6 +134,17 @@ impl Jail {
         Ok(jail)
     }
 
+    /// Gives other limits to what is in it already.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn limit(&self, memory_mib: u32, vcpus: u32) -> io::Result<()> {
+        let limits = Limits { memory_mib, vcpus };
+        self.cgroup
+            .as_ref()
+            .map_or(Ok(()), |group| group.limit(limits))
+    }
+
     /// Keeps in mind what the VM is without, and says it.
     fn lacks(&mut self, note: String) {
         tracing::warn!(note, "the VMM is kept apart by less than a jail");
@@ -186,7 +199,6 @@ impl Jail {
         let confinement = Confinement {
             cgroup: self.entry()?,
             namespaces: self.namespaces,
-            mounts: None,
             init: false,
             keep,
             landlock,
@@ -201,11 +213,10 @@ impl Jail {
     }
 
     /// For a jailer, which makes the rest of it.
-    pub(crate) fn around_jailer(&self, mounts: Mounts) -> io::Result<Confinement> {
+    pub(crate) fn around_jailer(&self) -> io::Result<Confinement> {
         let confinement = Confinement {
             cgroup: self.entry()?,
             namespaces: true,
-            mounts: Some(mounts),
             init: true,
             ..Confinement::default()
         };

@@ -38,4 +38,4 @@ pub mod tsc;
 mod until;
 
 pub use doctor::doctor;
-pub use runner::{RunError, SOCKET, prepare, run};
+pub use runner::{Prepared, RunError, SOCKET, prepare, run};

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`life`] | the state driver: alone changes the state |
 //! | [`shared`] | what is published, and the queue of requests |
+//! | [`prepare`] | what is done before there is a specification |
 //! | [`start`] | from the specification to a running VMM |
 //! | [`link`] | the stream to the agent |
 //! | [`api`], [`relay`] | HTTP on `runner.sock` |
@@ -15,10 +16,13 @@ mod findings;
 mod finish;
 mod life;
 mod link;
+mod prepare;
 mod relay;
 mod save;
 mod shared;
 mod start;
+
+pub use prepare::{Prepared, prepare};
 
 use crate::{
     egress::{Egress, PolicyError},
@@ -70,22 +74,11 @@ pub enum RunError {
     Signals(#[source] io::Error),
 }
 
-/// Does what needs no VM yet, for a runner that waits for one: threads for what blocks at a start, which stay for as long as the
-/// runtime keeps idle ones, and what this host is, which is looked at once.
-pub async fn prepare() {
-    let look = tokio::task::spawn_blocking(|| {
-        crate::cpu::read();
-    });
-    let attempt = tokio::task::spawn_blocking(crate::jail::prepare);
-    // Both at once, for two threads. What fails here fails again where somebody is told.
-    let _ = tokio::join!(look, attempt);
-}
-
 /// Runs one VM to its end. Returns when nothing of it is left but the evidence. Needs a multi-threaded tokio runtime.
 ///
 /// # Errors
 /// Before there is a VM; a VM that fails is not an error here, its finding is in the events and the evidence.
-pub async fn run(spec: VmSpec) -> Result<Exit, RunError> {
+pub async fn run(spec: VmSpec, prepared: Prepared) -> Result<Exit, RunError> {
     let directory = Utf8PathBuf::from(&spec.vm_dir);
     DirBuilder::new()
         .recursive(true)
@@ -95,7 +88,7 @@ pub async fn run(spec: VmSpec) -> Result<Exit, RunError> {
             path: directory.clone(),
             err,
         })?;
-    let result = run_in(&directory, spec).await;
+    let result = run_in(&directory, spec, prepared).await;
     if result.is_err() {
         // There was no VM; the error is what matters, and nothing should be left beside it.
         let _ = std::fs::remove_dir_all(&directory);
@@ -103,7 +96,7 @@ pub async fn run(spec: VmSpec) -> Result<Exit, RunError> {
     result
 }
 
-async fn run_in(directory: &Utf8Path, spec: VmSpec) -> Result<Exit, RunError> {
+async fn run_in(directory: &Utf8Path, spec: VmSpec, prepared: Prepared) -> Result<Exit, RunError> {
     let log = |name: &str, keep| {
         let path = directory.join(name);
         BoundedLog::create(&path, keep).map_err(|err| RunError::Log { path, err })
@@ -124,7 +117,7 @@ async fn run_in(directory: &Utf8Path, spec: VmSpec) -> Result<Exit, RunError> {
             .with_graceful_shutdown(over.cancelled_owned())
             .await
     });
-    let exit = Life::new(shared, inbox).live().await;
+    let exit = Life::new(shared, inbox).live(prepared).await;
     quiet.cancel();
     // Whoever does not read the last events by then does not get them.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, server).await;

@@ -21,7 +21,7 @@ use vestibule_api::{
     machine::{Disposal, MachineView, StopRequest, VmSpec},
     standby,
 };
-use vestibule_vm::memory::RUNNER_BYTES;
+use vestibule_vm::{Prepared, memory::RUNNER_BYTES};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunVmArgs {
@@ -71,15 +71,21 @@ pub(crate) enum VmCommand {
 /// The role `run-vm`: gets the specification and owns the VM until it ends.
 pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
     vestibule_vm::memory::limit(RUNNER_BYTES).context("limit the runner's memory")?;
-    let text = match &args.spec {
-        Some(path) => std::fs::read_to_string(path)
-            .with_context(|| format!("read the VM's specification `{path}`"))?,
+    let (text, prepared) = match &args.spec {
+        Some(path) => (
+            std::fs::read_to_string(path)
+                .with_context(|| format!("read the VM's specification `{path}`"))?,
+            Prepared::default(),
+        ),
         None if args.standby => match stand_by().await? {
-            Some(text) => text,
+            Some(given) => given,
             None => return Ok(ExitCode::SUCCESS),
         },
-        None => std::io::read_to_string(std::io::stdin())
-            .context("read the VM's specification from standard input")?,
+        None => (
+            std::io::read_to_string(std::io::stdin())
+                .context("read the VM's specification from standard input")?,
+            Prepared::default(),
+        ),
     };
     let spec: VmSpec = serde_json::from_str(&text).context("understand the VM's specification")?;
     if args.spec.is_some() {
@@ -88,23 +94,25 @@ pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
     if !args.standby {
         crate::serve::init_logging();
     }
-    vestibule_vm::run(spec).await?;
+    vestibule_vm::run(spec, prepared).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Does what needs no specification, and waits for one; none: nobody has one for this runner any more.
-async fn stand_by() -> anyhow::Result<Option<String>> {
+async fn stand_by() -> anyhow::Result<Option<(String, Prepared)>> {
     crate::serve::init_logging();
-    vestibule_vm::prepare().await;
-    let given = standby::take(std::io::stdin())
-        .context("wait on standard input, which is to be a Unix socket, for a VM")?;
-    let Some(given) = given else {
+    const WAIT: &str = "wait on standard input, which is to be a Unix socket, for a VM";
+    let Some(preparation) = standby::preparation(std::io::stdin()).context(WAIT)? else {
+        return Ok(None);
+    };
+    let prepared = vestibule_vm::prepare(&preparation).await;
+    let Some(given) = standby::take(std::io::stdin()).context(WAIT)? else {
         return Ok(None);
     };
     rustix::stdio::dup2_stderr(&given.stderr).context("write to the VM's own log")?;
     let text = std::io::read_to_string(std::fs::File::from(given.spec))
         .context("read the VM's specification, which was handed over")?;
-    Ok(Some(text))
+    Ok(Some((text, prepared)))
 }
 
 /// Makes `runner.stderr` of a VM's directory standard error, locked: as the controller hands it to a runner of its own.

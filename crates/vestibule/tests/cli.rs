@@ -10,6 +10,10 @@ use std::{
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
+use vestibule_api::{
+    machine::{DriverChoice, JailSpec},
+    standby::{self, Preparation},
+};
 
 const VM: &str = "01a217bf-41e1-73c3-8388-a46dcaf71bf1";
 
@@ -404,13 +408,25 @@ fn a_runner_that_stands_by_is_given_its_vm_or_ends() {
     drop(controller);
     assert!(runner.wait().unwrap().success(), "nobody needs it");
 
+    let preparation = Preparation {
+        directory: home.path().join("standby").into_string(),
+        driver: DriverChoice::Auto,
+        jail: JailSpec::default(),
+        cache_dir: None,
+    };
     let (controller, mut runner) = stand_by();
+    standby::prepare(&controller, &preparation).unwrap();
+    drop(controller);
+    assert!(runner.wait().unwrap().success(), "nor does it now");
+
+    let (controller, mut runner) = stand_by();
+    standby::prepare(&controller, &preparation).unwrap();
     let evidence = home.path().join("evidence").join(VM);
     let log = home.path().join("stderr");
     let stderr = fs::File::create(&log).unwrap();
     stderr.try_lock().unwrap();
     let spec = vestibule_api::descriptor::in_memory(of_no_image(&home).as_bytes()).unwrap();
-    vestibule_api::standby::give(&controller, stderr.as_fd(), spec.as_fd()).unwrap();
+    standby::give(&controller, stderr.as_fd(), spec.as_fd()).unwrap();
     drop((controller, stderr));
     let alive = || fs::File::open(&log).unwrap().try_lock().is_err();
     assert!(alive(), "it has the lock that it was given, read or not");

@@ -193,7 +193,7 @@ fn spec(
         restore,
         save_to: None,
         jail: config.vm.jail,
-        cache_dir: Some(core.cache_dir().into_string()),
+        cache_dir: Some(core.config.cache_dir().into_string()),
         memory_backend: core.config.vm.memory_backend,
     }
 }

@@ -58,7 +58,7 @@ impl Calendar {
         who: &'static str,
         now: Look,
     ) -> Result<Option<Timestamp>, ReconcileError> {
-        let path = core.cache_dir().join(FILE);
+        let path = core.config.cache_dir().join(FILE);
         let before = match self.last {
             Some(_) => None,
             None => {

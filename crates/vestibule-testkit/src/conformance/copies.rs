@@ -1,6 +1,6 @@
 //! From a VM to its copies: each is another one in everything that could tell two of them apart.
 use super::{
-    Noted, Outcome, Suite, jail,
+    Noted, Outcome, Suite, jail, standby,
     vm::{Running, Vm, failed, gone, processes_of, soon},
 };
 use crate::clock;
@@ -124,6 +124,14 @@ pub(super) async fn all(suite: &mut Suite, from: &RestoreSpec) {
             )
             .await;
     }
+    let (vm, other) = (
+        restored(suite, from, MemoryBackend::File),
+        restored(suite, from, MemoryBackend::File),
+    );
+    let required = suite.setup.jail_required;
+    suite
+        .case("a VMM that stands by", standby::all(vm, other, required))
+        .await;
     for wait_ms in [0, 100, 400] {
         let vm = restored(suite, from, MemoryBackend::File);
         let name = format!("the runner is killed {wait_ms} ms into a restore");

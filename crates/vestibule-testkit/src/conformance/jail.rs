@@ -52,7 +52,7 @@ fn user(pid: u32) -> Result<Option<u32>> {
 }
 
 /// A case that asks for what is not there.
-fn lacks(required: bool, what: &str) -> Result<Outcome> {
+pub(super) fn lacks(required: bool, what: &str) -> Result<Outcome> {
     ensure!(!required, "{what}");
     Ok(Outcome::Skipped(what.to_owned()))
 }

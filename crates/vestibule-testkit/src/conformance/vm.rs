@@ -35,7 +35,7 @@ use vestibule_api::{
         CGROUP_PARENT, Disposal, JailSpec, MachineState, MachineView, MemoryBackend, RunnerEvent,
         RunnerEventKind, StopRequest, VmSpec,
     },
-    standby,
+    standby::{self, Preparation},
 };
 
 /// A boot in an emulation within an emulation, on a machine that is busy besides.
@@ -56,6 +56,20 @@ pub(super) async fn soon<F: Future>(what: &str, future: F) -> Result<F::Output> 
 pub(crate) struct Standing {
     process: Child,
     socket: UnixStream,
+}
+
+impl Standing {
+    /// Nobody needs it any more.
+    pub(super) async fn dismissed(mut self) -> Result<()> {
+        drop(self.socket);
+        let status = soon("the runner to end", self.process.wait()).await??;
+        ensure!(status.success(), "the runner ended with {status}");
+        Ok(())
+    }
+
+    pub(super) async fn killed(mut self) -> Result<()> {
+        Ok(soon("the runner to be killed", self.process.kill()).await??)
+    }
 }
 
 /// See the module.
@@ -129,6 +143,13 @@ impl Vm {
         let (socket, stdin) = UnixStream::pair()?;
         let stdin = OwnedFd::from(stdin);
         let process = self.spawn(&["run-vm", "--standby"], stdin.into(), Stdio::null())?;
+        let preparation = Preparation {
+            directory: self.standby().into_string(),
+            driver: self.spec.driver,
+            jail: self.spec.jail,
+            cache_dir: self.spec.cache_dir.clone(),
+        };
+        standby::prepare(&socket, &preparation).context("tell the runner what to prepare for")?;
         Ok(Standing { process, socket })
     }
 
@@ -140,8 +161,23 @@ impl Vm {
         self.listens(standing.process).await
     }
 
+    /// Where runners that stand by make what they need.
+    pub(super) fn standby(&self) -> Utf8PathBuf {
+        let vms = Utf8Path::new(&self.spec.vm_dir).parent();
+        vms.unwrap_or_else(|| Utf8Path::new("/"))
+            .with_file_name("standby")
+    }
+
     fn log(&self) -> Result<File> {
         Ok(File::create(format!("{}.log", self.spec.evidence_dir))?)
+    }
+
+    /// What the runner has said so far.
+    pub(super) fn said(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(format!(
+            "{}.log",
+            self.spec.evidence_dir
+        ))?)
     }
 
     fn spawn(&self, args: &[&str], stdin: Stdio, stderr: Stdio) -> Result<Child> {
@@ -384,7 +420,7 @@ impl Running {
 }
 
 /// Groups of VMs' on this host that have no process: none is made before its VMM is about to be started.
-fn empty_groups() -> Result<Vec<Utf8PathBuf>> {
+pub(super) fn empty_groups() -> Result<Vec<Utf8PathBuf>> {
     let parent = Utf8Path::new("/sys/fs/cgroup").join(CGROUP_PARENT);
     let mut empty = Vec::new();
     for entry in parent.read_dir_utf8().into_iter().flatten() {

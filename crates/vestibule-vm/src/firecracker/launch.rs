@@ -2,7 +2,8 @@
 use super::{
     END_LIMIT, FirecrackerDriver, FirecrackerMachine, Saved,
     api::{Api, ApiError},
-    place::{self, API_SOCKET},
+    jailed::{self, Begin, JAIL, Said},
+    place::{self, API_SOCKET, Names, Vmm},
     request::{self, BackendType, Boot, MemoryBackend, Request, Restore},
     snapshot,
     version::Version,
@@ -11,9 +12,11 @@ use super::{
 use crate::{
     driver::{Capabilities, Launch, LaunchError, Memory, Restored},
     faults,
-    log::{BoundedLog, piped},
-    process::{Child, Program},
+    jail::Jail,
+    log::BoundedLog,
+    process::Child,
 };
+use camino::Utf8Path;
 use std::{fs::File, io, os::unix::net::UnixListener, sync::Arc, time::Duration};
 use tokio::sync::OnceCell;
 use vestibule_api::error::Chain;
@@ -21,13 +24,11 @@ use vestibule_api::error::Chain;
 /// From the start of the process to its API there are milliseconds of work.
 const API_LIMIT: Duration = Duration::from_secs(20);
 const API_POLL: Duration = Duration::from_millis(2);
-/// Bytes of serial output between the guest and the log's reader.
-const SERIAL_BUFFER: usize = 1 << 20;
 
 pub(super) async fn start(
     driver: &FirecrackerDriver,
     capabilities: &Capabilities,
-    launch: Launch,
+    mut launch: Launch,
 ) -> Result<FirecrackerMachine, LaunchError> {
     let binding = snapshot::binding(capabilities, driver.cache_dir.clone(), &launch).await?;
     if let (Memory::Restored(restored), Some(here)) = (&launch.memory, &binding)
@@ -36,20 +37,16 @@ pub(super) async fn start(
         return Err(LaunchError::Mismatch(words));
     }
     tracing::debug!("what the snapshot is bound to is known");
-    let place = place::make(driver.program(), driver.jailer(), &launch)?;
-    let directory = place.directory;
-    let listens = vsock::hear(&directory, place.owner)
+    let (vmm, version, names) = begin(driver, capabilities, &mut launch).await?;
+    tracing::debug!("the VMM answers, and has its files");
+    let listens = vsock::hear(&vmm.directory, vmm.owner)
         .map_err(LaunchError::prepare("listen for the guest's word"))?;
-    let serial = piped("console", launch.console.clone())
-        .map_err(LaunchError::prepare("make a pipe for the console"))?;
-    // Without it the pipe is 64 KiB, and a burst loses sooner what Firecracker does not wait to write.
-    let _ = rustix::pipe::fcntl_setpipe_size(&serial, SERIAL_BUFFER);
-    let (restore, memory) = match (&launch.memory, place.memory, place.state) {
+    let (restore, memory) = match (&launch.memory, names.memory, names.state) {
         (Memory::Restored(_), Some(memory), Some(state)) => {
             let restore = Restore {
                 state,
                 memory: MemoryBackend {
-                    backend_type: match &place.faults {
+                    backend_type: match &names.faults {
                         None => BackendType::File,
                         Some(_) => BackendType::Uffd,
                     },
@@ -62,87 +59,121 @@ pub(super) async fn start(
             let saved = Saved {
                 name,
                 path: path.clone(),
-                foreign: place.owner.is_some(),
+                foreign: vmm.owner.is_some(),
             };
             (None, Some(saved))
         }
         (Memory::Own | Memory::Shared(_) | Memory::Restored(_), _, _) => (None, None),
     };
-    let command_line: Vec<_> = std::iter::once(place.program.to_string())
-        .chain(place.args.iter().cloned())
-        .collect();
-    let child = Program {
-        path: place.program,
-        args: place.args,
-        directory: directory.clone(),
-        stdout: Some(serial),
-        stderr: place.stderr,
-        inherit: place.inherit,
-        confinement: place.confinement,
-    }
-    .spawn()
-    .await?;
-    launch.spawned.is(&child);
-    tracing::debug!("the VMM's process is started");
-    let faults = match (&launch.memory, place.faults) {
+    let faults = match (&launch.memory, names.faults) {
         (Memory::Restored(restored), Some(listener)) => {
-            let serving = serve(restored, listener, &child, Arc::clone(&launch.vmm_log));
+            let serving = serve(restored, listener, &vmm.child, Arc::clone(&launch.vmm_log));
             Some(serving.map_err(LaunchError::prepare("serve the snapshot's memory"))?)
         }
         (_, _) => None,
     };
-    let api = Api::new(directory.join(API_SOCKET));
-    let done = async {
-        let version = greet(&api, &child).await?;
-        if version.to_string() != capabilities.version {
-            return Err(Failed::Changed(version));
-        }
-        tracing::debug!("the VMM answers");
-        let requests = match &restore {
-            None => request::boot(&boot_of(&launch)),
-            Some(restore) => request::restore(version.features(), restore),
-        };
-        let seal = || match place.owner {
-            Some(_) => place::seal(&directory).map_err(Failed::Seal),
-            None => Ok(()),
-        };
-        for request in &requests {
-            // The next one runs the guest.
-            if matches!(request, Request::Action(_)) {
-                seal()?;
-            }
-            let loading = matches!(request, Request::LoadSnapshot(_));
-            api.send(request)
-                .await
-                .map_err(|err| Failed::Request { loading, err })?;
-            tracing::debug!(path = %request.path(), "the VMM did as it was asked");
-            if loading {
-                seal()?;
-            }
-        }
-        Ok(version)
+    let requests = match &restore {
+        None => request::boot(&boot_of(&launch)),
+        Some(restore) => request::restore(version.features(), restore),
+    };
+    let api = Api::new(vmm.directory.join(API_SOCKET));
+    if let Err(failed) = ask(&api, &vmm, &requests).await {
+        return Err(failed.explain(&vmm, capabilities).await);
     }
-    .await;
-    match done {
-        Ok(version) => Ok(FirecrackerMachine {
-            vmm: vmm_of(&child, place.owner.is_some()),
-            child,
-            api,
-            features: version.features(),
-            version,
-            command_line,
-            kernel_cmdline: request::cmdline(&launch.cmdline),
-            directory,
-            binding,
-            restored: restore.is_some(),
-            memory,
-            _faults: faults,
-            vmm_log: launch.vmm_log,
-            listens,
-            ended: OnceCell::new(),
-        }),
-        Err(failed) => Err(failed.explain(&child, command_line, capabilities).await),
+    Ok(FirecrackerMachine {
+        vmm: vmm.pid(),
+        child: vmm.child,
+        api,
+        features: version.features(),
+        version,
+        command_line: vmm.command_line,
+        kernel_cmdline: request::cmdline(&launch.cmdline),
+        directory: vmm.directory,
+        binding,
+        restored: restore.is_some(),
+        memory,
+        _faults: faults,
+        vmm_log: launch.vmm_log,
+        listens,
+        ended: OnceCell::new(),
+    })
+}
+
+/// A VMM whose API is up, with its VM's files: the one that stands by, or a new one.
+async fn begin(
+    driver: &FirecrackerDriver,
+    capabilities: &Capabilities,
+    launch: &mut Launch,
+) -> Result<(Vmm, Version, Names), LaunchError> {
+    let vmlinux = launch.vmlinux.clone().ok_or(LaunchError::NoVmlinux)?;
+    let keep = |said: Said, launch: &Launch| {
+        let kept = said.keep(launch.console.clone(), launch.vmm_log.clone());
+        kept.map_err(LaunchError::prepare("keep what the VMM says"))
+    };
+    let (vmm, version, uid) = if let Some(standing) = launch.standing.take() {
+        let (vmm, said, version, uid) = standing.into_parts();
+        launch.spawned.is(&vmm.child);
+        keep(said, launch)?;
+        (vmm, version, uid)
+    } else if let Some((jailer, jail, uid)) = jailed(driver, launch) {
+        let begun = jailed::begin(Begin {
+            program: driver.program(),
+            jailer,
+            jail,
+            uid,
+            base: launch.vm_dir.join(JAIL),
+            id: launch.machine_id,
+            writes: match launch.memory {
+                Memory::Shared(_) => u64::from(launch.memory_mib) << 20,
+                Memory::Own | Memory::Restored(_) => 0,
+            },
+        });
+        let (vmm, said) = begun.await?;
+        launch.spawned.is(&vmm.child);
+        keep(said, launch)?;
+        let version = greeted(&vmm, capabilities).await?;
+        (vmm, version, uid)
+    } else {
+        let (vmm, names) = place::begin(driver.program(), launch, &vmlinux).await?;
+        launch.spawned.is(&vmm.child);
+        let version = greeted(&vmm, capabilities).await?;
+        return Ok((vmm, version, names));
+    };
+    let names = jailed::fill(&vmm, uid, launch, &vmlinux)
+        .map_err(LaunchError::prepare("give the VMM its VM's files"))?;
+    Ok((vmm, version, names))
+}
+
+/// What jails the VMM, and as whom; none: it goes without.
+fn jailed<'a>(
+    driver: &'a FirecrackerDriver,
+    launch: &'a Launch,
+) -> Option<(&'a Utf8Path, &'a Jail, u32)> {
+    let jail = launch.jail.as_deref()?;
+    Some((driver.jailer()?, jail, jail.uid()?))
+}
+
+/// Makes the VM of a VMM that has none.
+async fn ask(api: &Api, vmm: &Vmm, requests: &[Request]) -> Result<(), Failed> {
+    let seal = || match vmm.owner {
+        Some(_) => jailed::seal(&vmm.directory).map_err(Failed::Seal),
+        None => Ok(()),
+    };
+    for request in requests {
+        // The next one runs the guest.
+        if matches!(request, Request::Action(_)) {
+            seal()?;
+        }
+        let loading = matches!(request, Request::LoadSnapshot(_));
+        api.send(request)
+            .await
+            .map_err(|err| Failed::Request { loading, err })?;
+        tracing::debug!(path = %request.path(), "the VMM did as it was asked");
+        if loading {
+            seal()?;
+        }
     }
+    Ok(())
 }
 
 /// Serves the VMM's page faults from the snapshot's memory. A VM whose handler ended before it would hang: it is ended, and the
@@ -172,19 +203,6 @@ fn serve(
     })
 }
 
-/// The VMM itself: jailed, it is the one child of the process that was started (proc_tid_children(5)).
-fn vmm_of(child: &Child, jailed: bool) -> u32 {
-    let pid = child.pid();
-    if !jailed {
-        return pid;
-    }
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let first = children
-        .ok()
-        .and_then(|text| text.split_whitespace().next()?.parse().ok());
-    first.unwrap_or(pid)
-}
-
 pub(super) fn boot_of(launch: &Launch) -> Boot {
     Boot {
         vcpus: launch.vcpus,
@@ -207,13 +225,8 @@ enum Failed {
 }
 
 impl Failed {
-    /// A process that has ended says more by its end; one that has not is killed when `child` is dropped.
-    async fn explain(
-        self,
-        child: &Child,
-        command_line: Vec<String>,
-        capabilities: &Capabilities,
-    ) -> LaunchError {
+    /// A process that has ended says more by its end; one that has not is killed when `vmm` is dropped.
+    async fn explain(self, vmm: &Vmm, capabilities: &Capabilities) -> LaunchError {
         let (loading, err) = match self {
             Self::Changed(version) => {
                 return LaunchError::Mismatch(format!(
@@ -228,13 +241,33 @@ impl Failed {
             Self::Request { loading, err } => (loading, err),
         };
         let refused = matches!(err, ApiError::Refused { .. });
-        let ended = tokio::time::timeout(END_LIMIT, child.wait()).await;
+        let ended = tokio::time::timeout(END_LIMIT, vmm.child.wait()).await;
         match ended {
-            Ok(exit) if !refused => LaunchError::Died { exit, command_line },
+            Ok(exit) if !refused => LaunchError::Died {
+                exit,
+                command_line: vmm.command_line.clone(),
+            },
             Ok(_) | Err(_) if loading => LaunchError::Load(err.into()),
             Ok(_) | Err(_) => LaunchError::Control(err.into()),
         }
     }
+}
+
+/// Waits until the VMM answers, as the version that it was.
+///
+/// # Errors
+/// When it ends, or is another one.
+pub(super) async fn greeted(
+    vmm: &Vmm,
+    capabilities: &Capabilities,
+) -> Result<Version, LaunchError> {
+    let api = Api::new(vmm.directory.join(API_SOCKET));
+    let failed = match greet(&api, &vmm.child).await {
+        Ok(version) if version.to_string() == capabilities.version => return Ok(version),
+        Ok(version) => Failed::Changed(version),
+        Err(failed) => failed,
+    };
+    Err(failed.explain(vmm, capabilities).await)
 }
 
 /// Waits for the API and asks for the version.

@@ -1,70 +1,53 @@
-//! The VMM's working directory, and how it is started there: as it is, or by its jailer.
+//! The VMM's working directory, and how it is started there: as it is, here, or by its jailer (`jailed.rs`).
 //!
-//! ```text
-//! vms/<id>/firecracker/                              unjailed: links lead to the image
-//! vms/<id>/jail/<program's name>/<id>/root/          jailed: the VMM's root. The image's files are bound to empty ones, and
-//!   vmlinux initrd root memory loaded                `private` is in memory; only the VMM sees either
-//!   config ─▶ private/config
-//!   log                                              a FIFO, whose reader is the runner
-//! ```
 //! In both, files have the same names relative to the directory, which is what a snapshot keeps (Firecracker fact 13).
 use super::{request, unlink};
 use crate::{
     driver::{Launch, LaunchError, Memory},
-    jail::{
-        Jail,
-        enter::{Bind, Confinement, Mounts},
-        landlock::Allowed,
-    },
-    log::{piped, pump},
-    process,
+    jail::{Jail, enter::Confinement, landlock::Allowed},
+    log::piped,
+    process::{self, Child, Program},
 };
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::{Mode, OFlags};
 use std::{
-    ffi::CString,
     fs::{DirBuilder, File},
     io,
     os::{
         fd::OwnedFd,
         unix::{
-            fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown, symlink},
+            fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink},
             net::UnixListener,
         },
     },
 };
 use vestibule_api::machine::MemoryBackend;
 
-/// A file of a jailed VMM's is never longer, but for a memory that is saved. What grows is its counters, by 10 KiB a minute: a VMM
-/// whose file is full, which takes two months, would end.
-const FILE_LIMIT: u64 = 1 << 30;
 /// Below the VM's own directory.
 const DIRECTORY: &str = "firecracker";
-const JAIL: &str = "jail";
 pub(super) const API_SOCKET: &str = "api.sock";
-/// In a jail.
-const PRIVATE: &str = "private";
-const LOG: &str = "log";
-const MEMORY: &str = "memory";
-const LOADED: &str = "loaded";
-const FAULTS: &str = "faults.sock";
+pub(super) const FAULTS: &str = "faults.sock";
+/// Bytes of serial output between the guest and the log's reader: without it a pipe has 64 KiB, and a burst loses sooner what
+/// Firecracker does not wait to write.
+const SERIAL_BUFFER: usize = 1 << 20;
 
-/// See the module.
-pub(super) struct Place {
+/// A VMM's process, with or without a guest in it.
+#[derive(Debug)]
+pub(super) struct Vmm {
+    pub(super) child: Child,
+    pub(super) command_line: Vec<String>,
     /// The working directory, by the host's name.
     pub(super) directory: Utf8PathBuf,
-    pub(super) program: Utf8PathBuf,
-    pub(super) args: Vec<String>,
-    pub(super) stderr: OwnedFd,
-    pub(super) inherit: Vec<OwnedFd>,
-    pub(super) confinement: Confinement,
-    /// The memory's and the state's names, as the VMM is to say them.
+    /// Whom the files belong to, where that is not the runner's user: it is jailed.
+    pub(super) owner: Option<u32>,
+}
+
+/// How the VMM is to name the files of a memory that is not its own alone.
+#[derive(Debug, Default)]
+pub(super) struct Names {
     pub(super) memory: Option<String>,
     pub(super) state: Option<String>,
     /// Where the VMM asks for its memory page by page, if it does.
     pub(super) faults: Option<UnixListener>,
-    /// Whom the files belong to, where that is not the runner's user.
-    pub(super) owner: Option<u32>,
 }
 
 /// How a child names a descriptor that it inherits, where a path is asked for.
@@ -72,27 +55,7 @@ fn descriptor(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", process::number(fd))
 }
 
-/// Makes the place. With a jailer, and a jail that has a user for it, the VMM is jailed.
-pub(super) fn make(
-    program: &Utf8Path,
-    jailer: Option<&Utf8Path>,
-    launch: &Launch,
-) -> Result<Place, LaunchError> {
-    let vmlinux = launch.vmlinux.as_deref().ok_or(LaunchError::NoVmlinux)?;
-    let jail = launch.jail.as_deref();
-    match (jailer, jail.and_then(Jail::uid), jail) {
-        (Some(jailer), Some(uid), Some(jail)) => {
-            let made = jailed(program, jailer, jail, uid, launch, vmlinux);
-            made.map_err(LaunchError::prepare("make the VMM's jail"))
-        }
-        (_, _, jail) => {
-            let made = unjailed(program, jail, launch, vmlinux);
-            made.map_err(LaunchError::prepare("make the VMM's directory"))
-        }
-    }
-}
-
-fn vmm_args(log: &str) -> Vec<String> {
+pub(super) fn vmm_args(log: &str) -> Vec<String> {
     // The log from the first line on: what is said before the API could say where to would go to the serial line.
     [
         "--api-sock",
@@ -107,13 +70,13 @@ fn vmm_args(log: &str) -> Vec<String> {
     .into()
 }
 
-fn directory(path: &Utf8Path) -> io::Result<()> {
+pub(super) fn directory(path: &Utf8Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// What both have: no stale socket, which would end the VMM with "Address already in use" (Firecracker fact 9), and a file for
 /// metrics, which must be there before 1.14 (Firecracker fact 5).
-fn common(directory: &Utf8Path) -> io::Result<Utf8PathBuf> {
+pub(super) fn common(directory: &Utf8Path) -> io::Result<Utf8PathBuf> {
     for socket in [API_SOCKET, request::VSOCK, FAULTS] {
         unlink(&directory.join(socket))?;
     }
@@ -123,25 +86,54 @@ fn common(directory: &Utf8Path) -> io::Result<Utf8PathBuf> {
 }
 
 /// An empty file.
-fn made(path: &Utf8Path) -> io::Result<()> {
+pub(super) fn made(path: &Utf8Path) -> io::Result<()> {
     let mut options = File::options();
     let options = options.write(true).create(true).truncate(true).mode(0o600);
     options.open(path).map(drop)
 }
 
-/// Takes the jail's directories from the VMM: what it has made by now is all that there will be. Called before a guest runs, so
-/// that none of it was made by one; with the longest that a file may be, it bounds what a VM can fill of the host's disk.
-pub(super) fn seal(root: &Utf8Path) -> io::Result<()> {
-    chown(root, Some(0), Some(0))?;
-    std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755))?;
-    for entry in root.read_dir_utf8()? {
-        let entry = entry?;
-        // The mount over this one is the VMM's alone, and as small as what is in it.
-        if entry.file_type()?.is_dir() && entry.file_name() != PRIVATE {
-            seal(entry.path())?;
-        }
+/// Gives the serial line's pipe room.
+pub(super) fn widen(serial: &OwnedFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(serial, SERIAL_BUFFER);
+}
+
+/// Starts the VMM as it is, with links to its VM's files.
+///
+/// # Errors
+/// When the place is not made or the program not started.
+pub(super) async fn begin(
+    program: &Utf8Path,
+    launch: &Launch,
+    vmlinux: &Utf8Path,
+) -> Result<(Vmm, Names), LaunchError> {
+    let made = unjailed(program, launch.jail.as_deref(), launch, vmlinux);
+    let (program, names) = made.map_err(LaunchError::prepare("make the VMM's directory"))?;
+    Ok((Vmm::spawn(program, None).await?, names))
+}
+
+impl Vmm {
+    pub(super) async fn spawn(program: Program, owner: Option<u32>) -> Result<Self, LaunchError> {
+        let first = std::iter::once(program.path.to_string());
+        Ok(Self {
+            command_line: first.chain(program.args.iter().cloned()).collect(),
+            directory: program.directory.clone(),
+            owner,
+            child: program.spawn().await?,
+        })
     }
-    Ok(())
+
+    /// The VMM itself: jailed, it is the one child of the process that was started (proc_tid_children(5)).
+    pub(super) fn pid(&self) -> u32 {
+        let pid = self.child.pid();
+        if self.owner.is_none() {
+            return pid;
+        }
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let first = children
+            .ok()
+            .and_then(|text| text.split_whitespace().next()?.parse().ok());
+        first.unwrap_or(pid)
+    }
 }
 
 fn unjailed(
@@ -149,7 +141,7 @@ fn unjailed(
     jail: Option<&Jail>,
     launch: &Launch,
     vmlinux: &Utf8Path,
-) -> io::Result<Place> {
+) -> io::Result<(Program, Names)> {
     let place = launch.vm_dir.join(DIRECTORY);
     directory(&place)?;
     common(&place)?;
@@ -204,157 +196,21 @@ fn unjailed(
     };
     let mut args = vec!["--id".to_owned(), launch.machine_id.to_string()];
     args.extend(vmm_args("/proc/self/fd/2"));
-    Ok(Place {
-        directory: place,
-        program: program.to_owned(),
+    let serial = piped("console", launch.console.clone())?;
+    widen(&serial);
+    let program = Program {
+        path: program.to_owned(),
         args,
+        directory: place,
+        stdout: Some(serial),
         stderr: piped("vmm log", launch.vmm_log.clone())?,
         inherit,
         confinement,
+    };
+    let names = Names {
         memory,
         state,
         faults,
-        owner: None,
-    })
-}
-
-fn c(path: &Utf8Path) -> io::Result<CString> {
-    CString::new(path.as_str()).map_err(io::Error::other)
-}
-
-fn jailed(
-    program: &Utf8Path,
-    jailer: &Utf8Path,
-    jail: &Jail,
-    uid: u32,
-    launch: &Launch,
-    vmlinux: &Utf8Path,
-) -> io::Result<Place> {
-    let base = launch.vm_dir.join(JAIL);
-    // The jailer's own way to name it (Firecracker fact 23).
-    let root = base
-        .join(program.file_name().unwrap_or_default())
-        .join(launch.machine_id.to_string())
-        .join("root");
-    directory(&root.join(PRIVATE))?;
-    let own = |path: &Utf8Path| chown(path, Some(uid), Some(uid));
-    own(&common(&root)?)?;
-    unlink(&root.join(request::CONFIG))?;
-    symlink(format!("{PRIVATE}/config"), root.join(request::CONFIG))?;
-    let mut binds = Vec::new();
-    let mut bind = |from: &str, name: &str, writable: bool| -> io::Result<()> {
-        let to = root.join(name);
-        if !writable {
-            readable(from.into())?;
-        }
-        File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&to)?;
-        binds.push(Bind {
-            from: c(from.into())?,
-            to: c(&to)?,
-            writable,
-        });
-        Ok(())
     };
-    bind(vmlinux.as_str(), request::KERNEL, false)?;
-    bind(launch.initrd.as_str(), request::INITRD, false)?;
-    bind(launch.root.as_str(), request::ROOT, false)?;
-    let mut faults = None;
-    let mut longest = FILE_LIMIT;
-    let (memory, state) = match &launch.memory {
-        Memory::Own => (None, None),
-        Memory::Shared(path) => {
-            bind(path.as_str(), MEMORY, true)?;
-            own(path)?;
-            longest = longest.max(u64::from(launch.memory_mib) << 20);
-            let state = root.join(request::STATE);
-            made(&state)?;
-            own(&state)?;
-            (Some(MEMORY.to_owned()), None)
-        }
-        Memory::Restored(restored) => {
-            let state = restored
-                .memory
-                .with_file_name(vestibule_api::snapshot::STATE_FILE);
-            bind(state.as_str(), LOADED, false)?;
-            let memory = if restored.backend == MemoryBackend::Uffd {
-                faults = Some(crate::socket::listen(&root.join(FAULTS))?);
-                own(&root.join(FAULTS))?;
-                FAULTS
-            } else {
-                bind(restored.memory.as_str(), MEMORY, false)?;
-                MEMORY
-            };
-            (Some(memory.to_owned()), Some(LOADED.to_owned()))
-        }
-    };
-    let mounts = Mounts {
-        binds,
-        private: c(&root.join(PRIVATE))?,
-        config: c(&root.join(PRIVATE).join("config"))?,
-        content: launch.config.0.try_clone()?,
-    };
-    let stderr = fifo(&root.join(LOG), launch)?;
-    own(&root.join(LOG))?;
-    let mut args: Vec<_> = [
-        "--id",
-        &launch.machine_id.to_string(),
-        "--exec-file",
-        program.as_str(),
-        "--uid",
-        &uid.to_string(),
-        "--gid",
-        &uid.to_string(),
-        "--chroot-base-dir",
-        base.as_str(),
-        "--resource-limit",
-        &format!("fsize={longest}"),
-        "--",
-    ]
-    .map(str::to_owned)
-    .into();
-    args.extend(vmm_args(LOG));
-    Ok(Place {
-        directory: root,
-        program: jailer.to_owned(),
-        args,
-        stderr,
-        inherit: Vec::new(),
-        confinement: jail.around_jailer(mounts)?,
-        memory,
-        state,
-        faults,
-        owner: Some(uid),
-    })
-}
-
-/// A snapshot's directory is its owner's alone; in it a file may be read by whoever it is bound for. Snapshots of before there were
-/// jails have it otherwise.
-fn readable(path: &Utf8Path) -> io::Result<()> {
-    let mode = std::fs::metadata(path)?.permissions().mode();
-    if mode & 0o004 == 0 {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode | 0o044))?;
-    }
-    Ok(())
-}
-
-/// A FIFO that the runner reads into the VMM's log, and its other end. Opened for both at first: a reader without a writer reads
-/// its end, and a writer without a reader is refused (fifo(7)).
-fn fifo(path: &Utf8Path, launch: &Launch) -> io::Result<OwnedFd> {
-    unlink(path)?;
-    rustix::fs::mkfifoat(
-        rustix::fs::CWD,
-        path.as_std_path(),
-        Mode::from_raw_mode(0o600),
-    )?;
-    let open = |flags| rustix::fs::open(path.as_std_path(), flags | OFlags::CLOEXEC, Mode::empty());
-    let both = open(OFlags::RDWR)?;
-    let read = open(OFlags::RDONLY)?;
-    let write = open(OFlags::WRONLY)?;
-    drop(both);
-    pump("vmm log", File::from(read), launch.vmm_log.clone())?;
-    Ok(write)
+    Ok((program, names))
 }

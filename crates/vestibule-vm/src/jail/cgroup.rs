@@ -153,16 +153,27 @@ impl Cgroup {
         create(&parent)?;
         write(&parent.join("cgroup.subtree_control"), &enable)?;
         let group = Self::claim(parent.join(name))?;
-        let cpu = (limits.vcpus + 1).saturating_mul(PERIOD);
-        let set = |file: &str, value: String| write(&group.path.join(file), &value);
-        set("memory.max", format!("{}M", limits.memory_mib))?;
-        set("pids.max", (THREADS + limits.vcpus).to_string())?;
-        set("cpu.max", format!("{cpu} {PERIOD}"))?;
+        group.limit(limits)?;
         // A guest's memory on a swap device would outlive the VM. Kernels without swap have no such file.
-        if let Err(err) = set("memory.swap.max", String::from("0")) {
+        if let Err(err) = group.set("memory.swap.max", "0") {
             tracing::debug!(error = %err, "swapping of the VM's memory is not refused");
         }
         Ok(group)
+    }
+
+    /// Sets limits in the place of those that it has.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub(crate) fn limit(&self, limits: Limits) -> io::Result<()> {
+        let cpu = (limits.vcpus + 1).saturating_mul(PERIOD);
+        self.set("memory.max", &format!("{}M", limits.memory_mib))?;
+        self.set("pids.max", &(THREADS + limits.vcpus).to_string())?;
+        self.set("cpu.max", &format!("{cpu} {PERIOD}"))
+    }
+
+    fn set(&self, file: &str, value: &str) -> io::Result<()> {
+        write(&self.path.join(file), value)
     }
 
     /// Makes the group's directory, new and locked. One that is there and that nobody has locked is an orphan: its processes

@@ -3,14 +3,13 @@
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
-    mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
     thread::{
         CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities, set_no_new_privs,
         unshare_unsafe,
     },
 };
 use std::{
-    ffi::CString,
     io,
     os::fd::{AsRawFd as _, OwnedFd},
 };
@@ -23,24 +22,6 @@ pub(crate) const LAST_SIGNAL: i32 = 19;
 /// clone(2); libc's constant is too narrow for it.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// A file of the host's at a place of the jail's.
-#[derive(Debug)]
-pub struct Bind {
-    pub from: CString,
-    pub to: CString,
-    pub writable: bool,
-}
-
-/// Mounts that only the child sees.
-#[derive(Debug)]
-pub struct Mounts {
-    pub binds: Vec<Bind>,
-    /// A directory in memory, and a file in it that is made of what can be read from the descriptor.
-    pub private: CString,
-    pub config: CString,
-    pub content: OwnedFd,
-}
-
 /// See the module. The default is nothing.
 #[derive(Debug, Default)]
 pub struct Confinement {
@@ -48,7 +29,6 @@ pub struct Confinement {
     pub cgroup: Option<OwnedFd>,
     /// Namespaces of its own: mounts, network, System V IPC, host name; and of processes, which whoever forks must have asked for.
     pub namespaces: bool,
-    pub mounts: Option<Mounts>,
     /// Where what is started changes its user, the kernel forgets that it is to die with its runner (prctl(2),
     /// `PR_SET_PDEATHSIG`). So the child stays as the first process of its pid namespace, without whom there is no other, and a
     /// child of its own goes on.
@@ -68,9 +48,6 @@ impl Confinement {
         }
         if self.namespaces {
             unshare(UnshareFlags::empty())?;
-        }
-        if let Some(mounts) = &self.mounts {
-            mounts.make()?;
         }
         if self.init {
             init(self.cgroup.as_ref())?;
@@ -145,14 +122,22 @@ fn unshare(more: UnshareFlags) -> io::Result<()> {
     Ok(mount_change(c"/", flags)?)
 }
 
-/// Whether a VMM can be given namespaces here, and mounts in them: tried by a thread that ends with them. Root in a container may
+/// Whether a VMM can be given namespaces here, and mounts in them from outside: tried by a thread that ends with them. Root in a container may
 /// have the name alone, without CAP_SYS_ADMIN, or be kept from mounting by the host's security module.
 ///
 /// # Errors
 /// What the kernel says to it.
 pub(crate) fn try_namespaces() -> io::Result<()> {
     let attempt = || {
+        let tree = super::mounts::cloned("/".into())?;
         unshare(UnshareFlags::NEWPID)?;
+        let own = rustix::fs::open(
+            c"/proc/thread-self/ns/mnt",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        super::mounts::enter(&own)?;
+        super::mounts::attach(&tree, "/".into())?;
         Ok(mount(
             c"tmpfs",
             c"/",
@@ -164,45 +149,6 @@ pub(crate) fn try_namespaces() -> io::Result<()> {
     let thread = std::thread::Builder::new().name(String::from("namespace probe"));
     let ended = thread.spawn(attempt)?.join();
     ended.unwrap_or_else(|_| Err(io::Error::other("the probe of namespaces panicked")))
-}
-
-impl Mounts {
-    fn make(&self) -> io::Result<()> {
-        let none = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount(
-            c"tmpfs",
-            &self.private,
-            c"tmpfs",
-            none,
-            c"size=64k,mode=755",
-        )?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&self.config, flags, Mode::from_raw_mode(0o444))?;
-        // The umask was narrowed before.
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444))?;
-        let (mut page, mut at) = ([0; 4096], 0);
-        loop {
-            let read = rustix::io::pread(&self.content, &mut page, at)?;
-            if read == 0 {
-                break;
-            }
-            let mut rest = &page[..read];
-            while !rest.is_empty() {
-                rest = &rest[rustix::io::write(&file, rest)?..];
-            }
-            at += read as u64;
-        }
-        for bind in &self.binds {
-            mount_bind(&bind.from, &bind.to)?;
-            let access = if bind.writable {
-                MountFlags::empty()
-            } else {
-                MountFlags::RDONLY
-            };
-            mount_remount(&bind.to, MountFlags::BIND | none | access, c"")?;
-        }
-        Ok(())
-    }
 }
 
 /// landlock_restrict_self(2).
@@ -280,7 +226,7 @@ mod tests {
             };
             set_capabilities(None, none).unwrap();
             let err = try_namespaces().unwrap_err();
-            assert_eq!(err.raw_os_error(), Some(libc::EPERM), "{err}");
+            assert_eq!(err.kind(), io::ErrorKind::PermissionDenied, "{err}");
         })
         .join()
         .unwrap();

@@ -286,6 +286,7 @@ mod tests {
             memory,
             spawned: Default::default(),
             jail: None,
+            standing: None,
             console: log("console"),
             vmm_log: log("vmm"),
         };

@@ -11,6 +11,7 @@
 use super::{
     findings::{self, Progress},
     finish, link,
+    prepare::Prepared,
     save::{self, Unfinished},
     shared::{Answer, ClaimError, Input, Refused, Shared},
     start::{self, NotStarted, Started},
@@ -113,21 +114,21 @@ impl Life {
     }
 
     /// Lives one VM's life, from *creating* to *gone*.
-    pub(super) async fn live(mut self) -> Exit {
+    pub(super) async fn live(mut self, prepared: Prepared) -> Exit {
         self.publish(RunnerEventKind::State {
             state: MachineState::Creating,
             generation: 1,
         });
-        let end = match self.create().await {
+        let end = match self.create(prepared).await {
             Ok(machine) => self.watch(&machine).await,
             Err(end) => end,
         };
         finish::finish(self, end).await
     }
 
-    async fn create(&mut self) -> Result<Arc<dyn Machine>, End> {
+    async fn create(&mut self, prepared: Prepared) -> Result<Arc<dyn Machine>, End> {
         let shared = Arc::clone(&self.shared);
-        let starting = start::start(&shared);
+        let starting = start::start(&shared, prepared);
         tokio::pin!(starting);
         let started = loop {
             tokio::select! {

@@ -1,9 +1,9 @@
 //! From a specification to a running VMM: hold the image, choose a driver, make the key, launch.
-use super::{findings, save::Unfinished, shared::Shared};
+use super::{findings, prepare::Prepared, save::Unfinished, shared::Shared};
 use crate::{
     config_drive,
     driver::{Capabilities, Driver, Launch, LaunchError, Machine, Memory, ProbeError, Restored},
-    firecracker::{FirecrackerDriver, request},
+    firecracker::{FirecrackerDriver, Standing, request},
     image::{Image, VMLINUX},
     jail::Jail,
     qemu::QemuDriver,
@@ -102,14 +102,16 @@ fn files(spec: &VmSpec) -> Result<Files, Box<Finding>> {
     Ok(files)
 }
 
-pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
+pub(super) async fn start(shared: &Shared, prepared: Prepared) -> Result<Started, NotStarted> {
     let spec = shared.spec.clone();
     let files = tokio::task::spawn_blocking(move || files(&spec));
     let chosen = async {
         let (driver, capabilities) = choose(&shared.spec).await?;
-        let jail = make_jail(shared, &capabilities).await.map_err(Box::new)?;
+        let standing = prepared.take_up(&shared.spec, &capabilities).await;
+        let jail = make_jail(shared, &capabilities, standing.as_ref());
+        let jail = jail.await.map_err(Box::new)?;
         tracing::debug!("the driver is found, and the jail made");
-        Ok::<_, Box<Finding>>((driver, capabilities, jail))
+        Ok::<_, Box<Finding>>((driver, capabilities, standing, jail))
     };
     let (files, chosen) = tokio::join!(files, chosen);
     let Files {
@@ -120,7 +122,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
     } = files
         .map_err(|err| findings::host(&err))?
         .map_err(|finding| *finding)?;
-    let (driver, capabilities, jail) = chosen.map_err(|finding| *finding)?;
+    let (driver, capabilities, standing, jail) = chosen.map_err(|finding| *finding)?;
     if !matches!(memory, Memory::Own) && !capabilities.snapshot {
         let words = format!("{} {}", capabilities.driver, capabilities.version);
         return Err(findings::no_snapshots(&words).into());
@@ -144,6 +146,7 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
         agent_build: image.manifest.agent_build.clone(),
         memory,
         jail: Some(jail),
+        standing,
         spawned: shared.spawned.clone(),
         console: Arc::clone(&shared.console),
         vmm_log: Arc::clone(&shared.vmm_log),
@@ -172,7 +175,12 @@ pub(super) async fn start(shared: &Shared) -> Result<Started, NotStarted> {
 /// MiB that a VMM needs besides its guest's: Firecracker little, QEMU more, and its translation most.
 const OVERHEAD: [(&str, u32); 3] = [("firecracker", 128), ("qemu/kvm", 512), ("qemu/tcg", 1536)];
 
-async fn make_jail(shared: &Shared, capabilities: &Capabilities) -> Result<Arc<Jail>, Finding> {
+/// The jail of the VMM that stands by, or a new one.
+async fn make_jail(
+    shared: &Shared,
+    capabilities: &Capabilities,
+    standing: Option<&Standing>,
+) -> Result<Arc<Jail>, Finding> {
     let spec = &shared.spec;
     let overhead = OVERHEAD
         .iter()
@@ -181,9 +189,16 @@ async fn make_jail(shared: &Shared, capabilities: &Capabilities) -> Result<Arc<J
         .memory_mib
         .saturating_add(overhead.map_or(0, |(_, mib)| *mib));
     let (jail, vcpus) = (spec.jail, spec.vcpus);
-    let made = tokio::task::spawn_blocking(move || Jail::make(jail, memory, vcpus)).await;
-    let made = made.map_err(|err| findings::host(&err))?;
-    let made = Arc::new(made.map_err(|err| findings::host(&err))?);
+    let made = if let Some(standing) = standing {
+        let jail = Arc::clone(standing.jail());
+        jail.limit(memory, vcpus)
+            .map_err(|err| findings::host(&err))?;
+        jail
+    } else {
+        let made = tokio::task::spawn_blocking(move || Jail::make(jail, memory, vcpus)).await;
+        let made = made.map_err(|err| findings::host(&err))?;
+        Arc::new(made.map_err(|err| findings::host(&err))?)
+    };
     // One VM has one.
     let _ = shared.jail.set(Arc::clone(&made));
     made.leave_mark(Utf8Path::new(&spec.vm_dir))

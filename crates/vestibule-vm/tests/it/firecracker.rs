@@ -103,6 +103,7 @@ impl Place {
             initrd: self.home.path().join("initrd"),
             spawned: Default::default(),
             jail: None,
+            standing: None,
             cmdline: String::from("quiet"),
             config: config_drive::make(machine_id, 1, &StreamKey::generate()).unwrap(),
             image_digest: "0".repeat(64).parse().unwrap(),

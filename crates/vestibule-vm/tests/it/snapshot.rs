@@ -191,6 +191,7 @@ async fn other_key(from: &RestoreSpec) {
         initrd: image.join("initrd"),
         spawned: Default::default(),
         jail: None,
+        standing: None,
         cmdline: manifest(&image).cmdline,
         config: config_drive::make(place.spec.machine_id, 1, &key).unwrap(),
         image_digest: binding.image_digest.clone(),

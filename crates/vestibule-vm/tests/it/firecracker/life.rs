@@ -10,9 +10,12 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use vestibule_api::machine::{JailSpec, MemoryBackend, RestoreSpec};
+use vestibule_api::{
+    machine::{DriverChoice, JailSpec, MemoryBackend, RestoreSpec},
+    standby::Preparation,
+};
 use vestibule_vm::{
-    driver::{Capabilities, Driver as _, Machine, Memory},
+    driver::{Capabilities, Driver as _, Launch, Machine, Memory},
     firecracker::FirecrackerDriver,
     jail::{self, Jail},
     snapshot::{self, Snapshot},
@@ -69,6 +72,8 @@ async fn the_same_in_jails() {
         return;
     }
     life(&driver, &capabilities, Apart::Jailer).await;
+    println!("by VMMs that stood by:");
+    life(&driver, &capabilities, Apart::Standing).await;
 }
 
 /// As the package installs it, and wherever there is no jailer.
@@ -86,6 +91,8 @@ enum Apart {
     Nothing,
     Landlock,
     Jailer,
+    /// The same, and VMMs that were started before there was a VM for them.
+    Standing,
 }
 
 impl Apart {
@@ -98,8 +105,33 @@ impl Apart {
         match self {
             Self::Nothing => {}
             Self::Landlock => assert_confined(launched),
-            Self::Jailer => assert_jailed(launched, others),
+            Self::Jailer | Self::Standing => assert_jailed(launched, others),
         }
+    }
+
+    /// What a copy has of it.
+    async fn of_copy(
+        self,
+        driver: &FirecrackerDriver,
+        capabilities: &Capabilities,
+        launch: &mut Launch,
+    ) {
+        if self != Self::Standing {
+            launch.jail = self.jail();
+            return;
+        }
+        let preparation = Preparation {
+            directory: launch.vm_dir.with_file_name("standby").into_string(),
+            driver: DriverChoice::Firecracker,
+            jail: JailSpec::default(),
+            cache_dir: None,
+        };
+        let standing = driver.stand_by(capabilities, &preparation).await.unwrap();
+        let mut standing = standing.unwrap();
+        standing.move_to(&launch.vm_dir).unwrap();
+        launch.jail = Some(Arc::clone(standing.jail()));
+        standing.jail().limit(MEMORY_MIB + 128, 1).unwrap();
+        launch.standing = Some(standing);
     }
 }
 
@@ -231,7 +263,7 @@ async fn life(driver: &FirecrackerDriver, capabilities: &Capabilities, apart: Ap
         MemoryBackend::Uffd,
     ] {
         let mut launch = place.launch(restored(&spec, backend));
-        launch.jail = apart.jail();
+        apart.of_copy(driver, capabilities, &mut launch).await;
         let held = launch.jail.clone();
         let uid = launch.jail.as_ref().and_then(|jail| jail.uid());
         let console = Arc::clone(&launch.console);
