@@ -355,10 +355,10 @@ pub enum Phase {
     KernelOutput,
     /// Guest and host have authenticated each other.
     StreamUp,
-    /// The guest has its own identity and entropy and the host's time (restored VMs only).
-    Identity,
     /// The agent answered `GET /health` with the build that the image declares.
     AgentUp,
+    /// The guest has its own identity and entropy and the host's time (restored VMs only).
+    Identity,
     /// The screen is painted and the browser's window is there (images with a browser only).
     Painted,
     Ready,

@@ -117,6 +117,7 @@ async fn run_in(directory: &Utf8Path, spec: VmSpec, prepared: Prepared) -> Resul
             .with_graceful_shutdown(over.cancelled_owned())
             .await
     });
+    tracing::debug!("the runner listens");
     let exit = Life::new(shared, inbox).live(prepared).await;
     quiet.cancel();
     // Whoever does not read the last events by then does not get them.

@@ -3,7 +3,7 @@
 use crate::kept;
 use camino::Utf8Path;
 use rustix::time::{ClockId, clock_gettime};
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 /// Two readings are so far apart: with their error of a microsecond this gives 50 parts in a million.
 const SPAN: Duration = Duration::from_millis(20);
@@ -14,9 +14,21 @@ const ATTEMPTS: u32 = 200;
 /// In the directory for what was found out.
 const KEPT: &str = "tsc.json";
 
+/// What [`prepare`] found, in a process that waits for its VM.
+static FOUND: OnceLock<u64> = OnceLock::new();
+
+/// Finds out what the counter ticks, for the VM that this process will have. Blocks as [`khz`] does.
+pub(crate) fn prepare(cache_dir: Option<&Utf8Path>) {
+    FOUND.get_or_init(|| found(cache_dir));
+}
+
 /// What the counter ticks, as it was measured before since this host was booted and is kept in `cache_dir`, or else is measured
 /// now: a kernel measures it once, too. Blocks for about 20 ms then.
 pub fn khz(cache_dir: Option<&Utf8Path>) -> u64 {
+    FOUND.get().copied().unwrap_or_else(|| found(cache_dir))
+}
+
+fn found(cache_dir: Option<&Utf8Path>) -> u64 {
     let boot = kept::boot_id().ok();
     kept::find(cache_dir, KEPT, boot.as_ref(), measure).unwrap_or_else(|rough| rough)
 }

@@ -94,6 +94,7 @@ pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
     if !args.standby {
         crate::serve::init_logging();
     }
+    tracing::debug!(machine.id = %spec.machine_id, "the VM's specification is here");
     vestibule_vm::run(spec, prepared).await?;
     Ok(ExitCode::SUCCESS)
 }

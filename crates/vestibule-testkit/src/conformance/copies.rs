@@ -383,7 +383,7 @@ async fn stopped(vm: Result<Vm>, running: Running) -> Result<()> {
         }
     }
     let expected = [
-        VmmStarted, Restored, Resumed, StreamUp, Identity, AgentUp, Ready,
+        VmmStarted, Restored, Resumed, StreamUp, AgentUp, Identity, Ready,
     ];
     ensure!(phases.starts_with(&expected), "{phases:?}");
     Ok(())

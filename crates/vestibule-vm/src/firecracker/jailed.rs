@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! vms/<id>/jail/<program's name>/<id>/root/          the VMM's root. The image's files are bound to empty ones, and `private` is in
-//!   vmlinux initrd root memory loaded                memory; only the VMM sees either
+//!   vmlinux initrd | memory loaded, root             memory; only the VMM sees either
 //!   config ─▶ private/config
 //!   log                                              a FIFO, whose reader is the runner
 //! ```
@@ -154,8 +154,10 @@ pub(super) fn fill(vmm: &Vmm, uid: u32, launch: &Launch, vmlinux: &Utf8Path) -> 
         });
         Ok(())
     };
-    bind(vmlinux, request::KERNEL, false)?;
-    bind(&launch.initrd, request::INITRD, false)?;
+    if !matches!(launch.memory, Memory::Restored(_)) {
+        bind(vmlinux, request::KERNEL, false)?;
+        bind(&launch.initrd, request::INITRD, false)?;
+    }
     bind(&launch.root, request::ROOT, false)?;
     let mut names = Names::default();
     match &launch.memory {

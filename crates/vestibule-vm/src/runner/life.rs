@@ -156,10 +156,6 @@ impl Life {
             view.driver.clone_from(&capabilities.driver);
             view.vmm_pid = Some(machine.pid());
         });
-        super::name_processes(
-            self.shared.spec.vm_dir.as_str().into(),
-            Some(machine.group()),
-        );
         self.command_line = machine.command_line().to_vec();
         self.kernel_cmdline = Some(machine.kernel_cmdline().to_owned());
         self.unfinished = unfinished;
@@ -177,6 +173,11 @@ impl Life {
                 .map_err(|err| End::failed(findings::host(&err)))?;
             self.phase(Phase::Resumed);
         }
+        // A VMM ends with its runner, marked or not, so the guest need not wait for the mark.
+        super::name_processes(
+            self.shared.spec.vm_dir.as_str().into(),
+            Some(machine.group()),
+        );
         let link = link::Link::new(
             Arc::clone(&self.shared),
             Arc::clone(&machine),
@@ -236,9 +237,10 @@ impl Life {
             Input::Snapshot(reply) => self.save(reply),
             Input::SaveEnded(result) => return Some(self.save_ended(*result)),
             Input::Identity => {
-                if self.snapshot.is_some() && !std::mem::replace(&mut self.identity, true) {
+                if !std::mem::replace(&mut self.identity, true) && self.snapshot.is_some() {
                     self.phase(Phase::Identity);
                 }
+                self.ready_if_all_is();
             }
             Input::StreamUp => {
                 self.progress.stream_up = true;
@@ -429,7 +431,6 @@ impl Life {
         self.progress.agent_ready |= health.status == HealthStatus::Ready;
         self.shared.update(|view| view.health = Some(health));
         self.phase(Phase::AgentUp);
-        self.ready_if_all_is();
     }
 
     fn agent_says(&mut self, event: &AgentEvent) {
@@ -452,10 +453,12 @@ impl Life {
         }
     }
 
-    /// *Ready* is an agent of the right build that says so and, where the image has a screen, a painted frame.
+    /// *Ready* is an agent of the right build that says so, in a guest that is itself and has the host's time, and, where the image has a
+    /// screen, a painted frame.
     fn ready_if_all_is(&mut self) {
         let display = self.image.as_ref().is_some_and(Image::has_display);
         let ready = self.progress.agent_up
+            && self.identity
             && self.progress.agent_ready
             && (self.progress.painted || !display);
         if ready && self.state() == MachineState::Booting {

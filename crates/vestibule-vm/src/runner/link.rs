@@ -157,29 +157,41 @@ impl Link {
 
     /// Checks the agent, then passes its events on; returns why it stopped.
     async fn converse(&mut self, mux: &Mux) -> String {
-        // Both at once: on an emulated processor each costs its whole way there and back.
-        let (set, health) = tokio::join!(
-            tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux)),
-            tokio::time::timeout(HEALTH_TIMEOUT, health(mux)),
-        );
-        // Before the agent is told anything: what the guest does from now on, it does at the right time.
-        match set {
-            Ok(Ok(())) => {}
-            Ok(Err(err)) => return Chain(&err).to_string(),
-            Err(_) => return format!("`POST /clock` was not answered within {CLOCK_TIMEOUT:?}"),
-        }
-        self.tell(Input::Identity).await;
-        let health = match health {
-            Ok(Ok(health)) => health,
-            Ok(Err(err)) => return Chain(&err).to_string(),
-            Err(_) => return format!("`GET /health` was not answered within {HEALTH_TIMEOUT:?}"),
+        let answers = async {
+            match tokio::time::timeout(HEALTH_TIMEOUT, health(mux)).await {
+                Ok(Ok(health)) => match findings::agent_mismatch(&health, &self.agent_build) {
+                    None => self.tell(Input::AgentUp(Box::new(health))).await,
+                    Some(finding) => {
+                        self.tell(Input::AgentRefused(Box::new(finding))).await;
+                        return std::future::pending().await;
+                    }
+                },
+                Ok(Err(err)) => return Err(Chain(&err).to_string()),
+                Err(_) => {
+                    return Err(format!(
+                        "`GET /health` was not answered within {HEALTH_TIMEOUT:?}"
+                    ));
+                }
+            }
+            Ok(())
         };
-        if let Some(finding) = findings::agent_mismatch(&health, &self.agent_build) {
-            self.tell(Input::AgentRefused(Box::new(finding))).await;
-            return std::future::pending().await;
+        let is_set = async {
+            match tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux)).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(err)) => Err(Chain(&err).to_string()),
+                Err(_) => Err(format!(
+                    "`POST /clock` was not answered within {CLOCK_TIMEOUT:?}"
+                )),
+            }
+        };
+        // Both at once: on an emulated processor each costs its whole way there and back. A copy that is told the time begins to become
+        // another machine beside its answers, so that question is the second.
+        if let Err(words) = tokio::try_join!(answers, is_set) {
+            return words;
         }
+        // Nobody else speaks with the agent before: what the guest does from now on, it does at the right time.
         self.shared.mux.send_replace(Some(mux.clone()));
-        self.tell(Input::AgentUp(Box::new(health))).await;
+        self.tell(Input::Identity).await;
         let events = async {
             loop {
                 let ended = self.read_events(mux).await;

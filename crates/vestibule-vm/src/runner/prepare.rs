@@ -19,8 +19,10 @@ pub struct Prepared {
 
 /// Does what needs no VM yet. What fails here fails again where somebody is told.
 pub async fn prepare(preparation: &Preparation) -> Prepared {
-    let look = tokio::task::spawn_blocking(|| {
+    let cache_dir = preparation.cache_dir.clone();
+    let look = tokio::task::spawn_blocking(move || {
         crate::cpu::read();
+        crate::tsc::prepare(cache_dir.as_deref().map(Utf8Path::new));
     });
     let attempt = tokio::task::spawn_blocking(crate::jail::prepare);
     // Both at once, for two threads.

@@ -40,7 +40,7 @@ pub(super) enum Input {
     },
     /// Guest and host have authenticated each other.
     StreamUp,
-    /// The agent answered with the right build and API.
+    /// The agent answered with the right build and API. It may not have the host's time yet.
     AgentUp(Box<Health>),
     Agent(Box<AgentEventLine>),
     /// Stop the CPUs, or let them run again.
