@@ -59,6 +59,8 @@ pub(super) struct Link {
     patience: Duration,
     /// The last event of the agent's that was passed on: when, and its number.
     last: Option<(Timestamp, u64)>,
+    /// Whether the guest has had the host's time from an agent before this one.
+    on_time: bool,
 }
 
 impl Link {
@@ -79,6 +81,7 @@ impl Link {
             agent_build,
             patience,
             last: None,
+            on_time: false,
         }
     }
 
@@ -160,7 +163,12 @@ impl Link {
         let answers = async {
             match tokio::time::timeout(HEALTH_TIMEOUT, health(mux)).await {
                 Ok(Ok(health)) => match findings::agent_mismatch(&health, &self.agent_build) {
-                    None => self.tell(Input::AgentUp(Box::new(health))).await,
+                    None => {
+                        if self.on_time {
+                            self.shared.mux.send_replace(Some(mux.clone()));
+                        }
+                        self.tell(Input::AgentUp(Box::new(health))).await;
+                    }
                     Some(finding) => {
                         self.tell(Input::AgentRefused(Box::new(finding))).await;
                         return std::future::pending().await;
@@ -189,7 +197,8 @@ impl Link {
         if let Err(words) = tokio::try_join!(answers, is_set) {
             return words;
         }
-        // Nobody else speaks with the agent before: what the guest does from now on, it does at the right time.
+        // Nobody else speaks with the first agent before: what the guest does from now on, it does at the right time.
+        self.on_time = true;
         self.shared.mux.send_replace(Some(mux.clone()));
         self.tell(Input::Identity).await;
         let events = async {

@@ -1201,7 +1201,7 @@ export interface components {
          * @description Milestones of a start, in order.
          * @enum {string}
          */
-        Phase: "vmm-started" | "restored" | "resumed" | "kernel-output" | "stream-up" | "identity" | "agent-up" | "painted" | "ready";
+        Phase: "vmm-started" | "restored" | "resumed" | "kernel-output" | "stream-up" | "agent-up" | "identity" | "painted" | "ready";
         /**
          * @description How whoever asks has shown who they are.
          * @enum {string}
