@@ -416,6 +416,23 @@ mod tests {
         wait("the runner ends", || !local.alive(spec.machine_id)).await;
     }
 
+    #[test]
+    fn what_a_killed_runner_left_that_stood_by_is_removed() {
+        let home = camino_tempfile::tempdir().unwrap();
+        let jail = home.path().join(STANDBY).join("one/jail");
+        std::fs::create_dir_all(&jail).unwrap();
+        for _ in 0..2 {
+            let local = Local::new(home.path().to_owned(), Vec::new());
+            local.with_standby(Preparation {
+                directory: home.path().join(STANDBY).into_string(),
+                driver: DriverChoice::Auto,
+                jail: JailSpec::default(),
+                cache_dir: None,
+            });
+            assert!(!jail.exists());
+        }
+    }
+
     #[tokio::test]
     async fn a_runner_that_can_not_be_started_is_named() {
         let home = camino_tempfile::tempdir().unwrap();

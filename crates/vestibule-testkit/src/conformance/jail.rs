@@ -387,7 +387,7 @@ async fn inside(
     let up = "../".repeat(20);
     let script = format!(
         "echo \"user $(/busybox id -u) $(/busybox id -g)\"
-         /busybox cat /vmlinux >/dev/null && echo 'read its own kernel'
+         /busybox head -c 4096 /root >/dev/null && echo 'read its own disk'
          kill -0 {own} && echo 'signalled its own VMM'
          {}
          for path in /etc/passwd {up}etc/passwd /dev/mem /dev/vda; do
@@ -416,7 +416,7 @@ async fn inside(
     };
     ensure!(*user == format!("user {uid} {uid}"), "{inside}");
     ensure!(
-        own == ["read its own kernel", "signalled its own VMM"],
+        own == ["read its own disk", "signalled its own VMM"],
         "{own:?}"
     );
     ensure!(

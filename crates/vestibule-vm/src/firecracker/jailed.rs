@@ -138,9 +138,11 @@ impl Begin<'_> {
 /// Gives a VMM whose API is up, and that has no guest, the files of its VM.
 ///
 /// # Errors
-/// When one is not there, or is not mounted.
-pub(super) fn fill(vmm: &Vmm, uid: u32, launch: &Launch, vmlinux: &Utf8Path) -> io::Result<Names> {
+/// When one is not there, or is not mounted, or the VMM has no jail.
+pub(super) fn fill(vmm: &Vmm, launch: &Launch, vmlinux: &Utf8Path) -> io::Result<Names> {
     let root = &vmm.directory;
+    let no_jail = || io::Error::other("the VMM has no user of its own");
+    let uid = vmm.owner.ok_or_else(no_jail)?;
     let mut binds = Vec::new();
     let mut bind = |from: &Utf8Path, name: &str, writable: bool| -> io::Result<()> {
         if !writable {

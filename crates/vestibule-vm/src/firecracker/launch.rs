@@ -110,11 +110,11 @@ async fn begin(
         let kept = said.keep(launch.console.clone(), launch.vmm_log.clone());
         kept.map_err(LaunchError::prepare("keep what the VMM says"))
     };
-    let (vmm, version, uid) = if let Some(standing) = launch.standing.take() {
-        let (vmm, said, version, uid) = standing.into_parts();
+    let (vmm, version) = if let Some(standing) = launch.standing.take() {
+        let (vmm, said, version) = standing.into_parts();
         launch.spawned.is(&vmm.child);
         keep(said, launch)?;
-        (vmm, version, uid)
+        (vmm, version)
     } else if let Some((jailer, jail, uid)) = jailed(driver, launch) {
         let begun = jailed::begin(Begin {
             program: driver.program(),
@@ -132,14 +132,14 @@ async fn begin(
         launch.spawned.is(&vmm.child);
         keep(said, launch)?;
         let version = greeted(&vmm, capabilities).await?;
-        (vmm, version, uid)
+        (vmm, version)
     } else {
         let (vmm, names) = place::begin(driver.program(), launch, &vmlinux).await?;
         launch.spawned.is(&vmm.child);
         let version = greeted(&vmm, capabilities).await?;
         return Ok((vmm, version, names));
     };
-    let names = jailed::fill(&vmm, uid, launch, &vmlinux)
+    let names = jailed::fill(&vmm, launch, &vmlinux)
         .map_err(LaunchError::prepare("give the VMM its VM's files"))?;
     Ok((vmm, version, names))
 }

@@ -32,7 +32,6 @@ pub struct Standing {
     said: Said,
     version: Version,
     jail: Arc<Jail>,
-    uid: u32,
     of: JailSpec,
     /// Below it is the jail, until there is a VM.
     place: Removed,
@@ -90,7 +89,6 @@ impl FirecrackerDriver {
             said,
             version,
             jail: Arc::new(jail),
-            uid,
             of,
             place,
         }))
@@ -130,9 +128,9 @@ impl Standing {
         Ok(())
     }
 
-    /// The process, what it says, its version and its user, for a VM that has its jail.
-    pub(super) fn into_parts(self) -> (Vmm, Said, Version, u32) {
-        (self.vmm, self.said, self.version, self.uid)
+    /// The process, what it says and its version, for a VM that has its jail.
+    pub(super) fn into_parts(self) -> (Vmm, Said, Version) {
+        (self.vmm, self.said, self.version)
     }
 
     pub fn jail(&self) -> &Arc<Jail> {
