@@ -9,7 +9,11 @@ use rustix::{
     mount::{
         MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_remount, move_mount, open_tree,
     },
-    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
+    process::{Gid, Uid, dumpable_behavior, getegid, geteuid, set_dumpable_behavior},
+    thread::{
+        LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_thread_res_gid,
+        set_thread_res_uid, unshare_unsafe,
+    },
 };
 use std::{
     fs::File,
@@ -148,19 +152,17 @@ fn namespace(pid: u32, uid: u32) -> io::Result<OwnedFd> {
         let words = format!("process {pid} is not the user {uid}'s, but {owner}'s");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, words));
     }
-    let as_user = |uid, gid| {
-        // SAFETY: numbers alone; of this thread (setfsuid(2), "C library/kernel differences").
-        #[expect(unsafe_code, reason = "rustix has neither")]
-        unsafe {
-            libc::setfsgid(gid);
-            libc::setfsuid(uid);
-        }
-    };
-    let (own, group) = (rustix::process::geteuid(), rustix::process::getegid());
-    as_user(uid, uid);
+    let dumpable = dumpable_behavior()?;
+    let (own, group) = (geteuid(), getegid());
+    set_thread_res_gid(None, Gid::from_raw(uid), None)?;
+    set_thread_res_uid(None, Uid::from_raw(uid), None)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(&process, c"ns/mnt", flags, Mode::empty());
-    as_user(own.as_raw(), group.as_raw());
+    set_thread_res_uid(None, own, None)?;
+    set_thread_res_gid(None, group, None)?;
+    // A process of which a thread has changed its user is one that others of its user may not look at (prctl(2), PR_SET_DUMPABLE): the
+    // controller does.
+    set_dumpable_behavior(dumpable)?;
     let named = |err: io::Error| {
         let words = format!("look at the mounts of process {pid}: {err}");
         io::Error::new(err.kind(), words)
@@ -266,7 +268,9 @@ mod tests {
                 mounts.make(pid, NOBODY)
             }
         });
+        let before = dumpable_behavior().unwrap();
         made.join().unwrap().unwrap();
+        assert_eq!(dumpable_behavior().unwrap(), before);
         let seen = |name: &str| Utf8PathBuf::from(format!("/proc/{pid}/root{}", path(name)));
         let text = |path: Utf8PathBuf| std::fs::read_to_string(path).unwrap();
         assert_eq!(text(seen("read")), "from-read");
