@@ -233,18 +233,15 @@ async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result
         None => vm.start().await?,
     };
     let answered = running.event(|event| {
-        let over = matches!(event, RunnerEventKind::Failed { .. });
-        let up = matches!(
-            event,
-            RunnerEventKind::Phase {
-                phase: Phase::AgentUp
-            }
-        );
-        (over || up).then_some(up)
+        if let RunnerEventKind::Failed { finding } = event {
+            return Some(Err(anyhow::anyhow!("the VM failed: {finding:?}")));
+        }
+        let phase = Phase::AgentUp;
+        matches!(event, RunnerEventKind::Phase { phase: passed } if *passed == phase)
+            .then_some(Ok(()))
     });
-    let up = tokio::time::timeout(PHASE, answered).await??;
+    tokio::time::timeout(PHASE, answered).await???;
     let answered = begun.elapsed().as_secs_f64();
-    ensure!(up, "the VM failed");
     running.stop().await?;
     running.ended().await?;
     let events = vm.events()?;

@@ -19,14 +19,16 @@ pub struct Prepared {
 
 /// Does what needs no VM yet. What fails here fails again where somebody is told.
 pub async fn prepare(preparation: &Preparation) -> Prepared {
-    let cache_dir = preparation.cache_dir.clone();
-    let look = tokio::task::spawn_blocking(move || {
+    let look = tokio::task::spawn_blocking(|| {
         crate::cpu::read();
-        crate::tsc::prepare(cache_dir.as_deref().map(Utf8Path::new));
     });
     let attempt = tokio::task::spawn_blocking(crate::jail::prepare);
     // Both at once, for two threads.
     let _ = tokio::join!(look, attempt);
+    // Alone: whoever takes the processor meanwhile makes it less exact.
+    let cache_dir = preparation.cache_dir.clone();
+    let measure = move || crate::tsc::prepare(cache_dir.as_deref().map(Utf8Path::new));
+    let _ = tokio::task::spawn_blocking(measure).await;
     Prepared {
         vmm: stand_by(preparation).await,
     }
