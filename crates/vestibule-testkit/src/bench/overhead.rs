@@ -7,7 +7,7 @@ use crate::{
     conformance::{
         Setup,
         copies::Saving,
-        vm::{Standing, Vm},
+        vm::{Standing, Vm, failed},
     },
     nested::{Nested, OnImage},
     stage::{binary, image_home},
@@ -233,12 +233,11 @@ async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result
         None => vm.start().await?,
     };
     let answered = running.event(|event| {
-        if let RunnerEventKind::Failed { finding } = event {
+        if let Some(finding) = failed(event) {
             return Some(Err(anyhow::anyhow!("the VM failed: {finding:?}")));
         }
         let phase = Phase::AgentUp;
-        matches!(event, RunnerEventKind::Phase { phase: passed } if *passed == phase)
-            .then_some(Ok(()))
+        (*event == RunnerEventKind::Phase { phase }).then_some(Ok(()))
     });
     tokio::time::timeout(PHASE, answered).await???;
     let answered = begun.elapsed().as_secs_f64();

@@ -297,7 +297,7 @@ pub(crate) struct Running {
     pub(crate) process: Child,
 }
 
-pub(super) fn failed(event: &RunnerEventKind) -> Option<Finding> {
+pub(crate) fn failed(event: &RunnerEventKind) -> Option<Finding> {
     if let RunnerEventKind::Failed { finding } = event {
         Some(finding.clone())
     } else {
