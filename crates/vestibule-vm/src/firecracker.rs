@@ -135,6 +135,18 @@ impl FirecrackerDriver {
         self
     }
 
+    /// The one that is found, and what it can do; what is found out is kept in `cache_dir`.
+    ///
+    /// # Errors
+    /// As [`Self::find`] and [`Driver::probe`].
+    pub(crate) async fn probed(
+        cache_dir: Option<&str>,
+    ) -> Result<(Self, Capabilities), ProbeError> {
+        let driver = Self::find()?.keeping(cache_dir.map(Into::into));
+        let capabilities = driver.probe().await?;
+        Ok((driver, capabilities))
+    }
+
     /// Has VMs go without Firecracker's jailer, as on a host that has none.
     #[must_use]
     pub fn without_jailer(mut self) -> Self {

@@ -71,21 +71,19 @@ pub(crate) enum VmCommand {
 /// The role `run-vm`: gets the specification and owns the VM until it ends.
 pub(crate) async fn run_vm(args: RunVmArgs) -> anyhow::Result<ExitCode> {
     vestibule_vm::memory::limit(RUNNER_BYTES).context("limit the runner's memory")?;
-    let (text, prepared) = match &args.spec {
-        Some(path) => (
-            std::fs::read_to_string(path)
-                .with_context(|| format!("read the VM's specification `{path}`"))?,
-            Prepared::default(),
-        ),
-        None if args.standby => match stand_by().await? {
+    let (text, prepared) = if args.standby {
+        match stand_by().await? {
             Some(given) => given,
             None => return Ok(ExitCode::SUCCESS),
-        },
-        None => (
-            std::io::read_to_string(std::io::stdin())
+        }
+    } else {
+        let text = match &args.spec {
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("read the VM's specification `{path}`"))?,
+            None => std::io::read_to_string(std::io::stdin())
                 .context("read the VM's specification from standard input")?,
-            Prepared::default(),
-        ),
+        };
+        (text, Prepared::default())
     };
     let spec: VmSpec = serde_json::from_str(&text).context("understand the VM's specification")?;
     if args.spec.is_some() {

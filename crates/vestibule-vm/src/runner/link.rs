@@ -161,37 +161,18 @@ impl Link {
     /// Checks the agent, then passes its events on; returns why it stopped.
     async fn converse(&mut self, mux: &Mux) -> String {
         let answers = async {
-            match tokio::time::timeout(HEALTH_TIMEOUT, health(mux)).await {
-                Ok(Ok(health)) => match findings::agent_mismatch(&health, &self.agent_build) {
-                    None => {
-                        if self.on_time {
-                            self.shared.mux.send_replace(Some(mux.clone()));
-                        }
-                        self.tell(Input::AgentUp(Box::new(health))).await;
-                    }
-                    Some(finding) => {
-                        self.tell(Input::AgentRefused(Box::new(finding))).await;
-                        return std::future::pending().await;
-                    }
-                },
-                Ok(Err(err)) => return Err(Chain(&err).to_string()),
-                Err(_) => {
-                    return Err(format!(
-                        "`GET /health` was not answered within {HEALTH_TIMEOUT:?}"
-                    ));
-                }
+            let health = within(HEALTH_TIMEOUT, "GET /health", health(mux)).await?;
+            if let Some(finding) = findings::agent_mismatch(&health, &self.agent_build) {
+                self.tell(Input::AgentRefused(Box::new(finding))).await;
+                return std::future::pending().await;
             }
+            if self.on_time {
+                self.shared.mux.send_replace(Some(mux.clone()));
+            }
+            self.tell(Input::AgentUp(Box::new(health))).await;
             Ok(())
         };
-        let is_set = async {
-            match tokio::time::timeout(CLOCK_TIMEOUT, set_clock(mux)).await {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(err)) => Err(Chain(&err).to_string()),
-                Err(_) => Err(format!(
-                    "`POST /clock` was not answered within {CLOCK_TIMEOUT:?}"
-                )),
-            }
-        };
+        let is_set = within(CLOCK_TIMEOUT, "POST /clock", set_clock(mux));
         // Both at once: on an emulated processor each costs its whole way there and back. A copy that is told the time begins to become
         // another machine beside its answers, so that question is the second.
         if let Err(words) = tokio::try_join!(answers, is_set) {
@@ -249,6 +230,18 @@ impl Link {
             self.last = Some(stamp);
             self.tell(Input::Agent(Box::new(line))).await;
         }
+    }
+}
+
+/// What a call to the agent gives, or in words why it gave nothing.
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = Result<T, AgentCallError>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer.map_err(|err| Chain(&err).to_string()),
+        Err(_) => Err(format!("`{what}` was not answered within {limit:?}")),
     }
 }
 

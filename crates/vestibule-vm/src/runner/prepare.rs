@@ -1,7 +1,7 @@
 //! What a runner does before it knows its VM: threads for what blocks at a start, which stay for as long as the runtime keeps idle
 //! ones; what this host is, which is looked at once; and a VMM that waits, where one can.
 use crate::{
-    driver::{Capabilities, Driver as _},
+    driver::Capabilities,
     firecracker::{FirecrackerDriver, Standing},
 };
 use camino::Utf8Path;
@@ -38,9 +38,8 @@ async fn stand_by(preparation: &Preparation) -> Option<Standing> {
     if preparation.driver == DriverChoice::Qemu {
         return None;
     }
-    let cache_dir = preparation.cache_dir.clone().map(Into::into);
-    let driver = FirecrackerDriver::find().ok()?.keeping(cache_dir);
-    let capabilities = driver.probe().await.ok()?;
+    let probed = FirecrackerDriver::probed(preparation.cache_dir.as_deref()).await;
+    let (driver, capabilities) = probed.ok()?;
     let standing = driver.stand_by(&capabilities, preparation).await;
     standing.unwrap_or_else(|err| {
         tracing::warn!(error = %Chain(&err), "no VMM stands by");

@@ -227,24 +227,21 @@ async fn choose(spec: &VmSpec) -> Result<Chosen, Box<Finding>> {
             qemu(spec).await
         }
         (DriverChoice::Firecracker, _) | (DriverChoice::Auto, Some(DriverChoice::Firecracker)) => {
-            firecracker(spec)
-                .await
-                .map_err(|err| Box::new(findings::no_firecracker(&err)))
+            match FirecrackerDriver::probed(spec.cache_dir.as_deref()).await {
+                Ok((driver, capabilities)) => Ok((Box::new(driver), capabilities)),
+                Err(err) => Err(Box::new(findings::no_firecracker(&err))),
+            }
         }
         (DriverChoice::Auto, Some(DriverChoice::Auto) | None) => {
             let has_kernel = Utf8Path::new(&spec.image_dir).join(VMLINUX).is_file();
-            match firecracker(spec).await {
-                Ok(chosen) if chosen.1.pause && has_kernel => Ok(chosen),
+            match FirecrackerDriver::probed(spec.cache_dir.as_deref()).await {
+                Ok((driver, capabilities)) if capabilities.pause && has_kernel => {
+                    Ok((Box::new(driver), capabilities))
+                }
                 Ok(_) | Err(_) => qemu(spec).await,
             }
         }
     }
-}
-
-async fn firecracker(spec: &VmSpec) -> Result<Chosen, ProbeError> {
-    let driver = FirecrackerDriver::find()?.keeping(spec.cache_dir.clone().map(Into::into));
-    let capabilities = driver.probe().await?;
-    Ok((Box::new(driver), capabilities))
 }
 
 async fn qemu(spec: &VmSpec) -> Result<Chosen, Box<Finding>> {
