@@ -2,7 +2,11 @@
 //! by hand (`firecracker-by-hand`, an example of vestibule-vm) and as people get them (`vestibule run-vm`: one that stands by, as the
 //! controller has it, and one that is started for the VM). It needs a KVM that runs Linux, so all of it is done in the nested machine,
 //! whose processor is an emulated one.
-use super::{Report, report::Required, stats::median};
+use super::{
+    Report,
+    report::Required,
+    stats::{median, ratio_range},
+};
 use crate::{
     conformance::{
         Setup,
@@ -37,6 +41,8 @@ struct Way {
     asked: Vec<f64>,
     stream: Vec<f64>,
     answered: Vec<f64>,
+    /// Huge pages that were given out meanwhile, nearly all of them to the guest.
+    huge_pages: Vec<f64>,
 }
 
 impl Way {
@@ -119,6 +125,11 @@ pub async fn run() -> Result<Report> {
             line("to the VMM's last answer", &way.asked);
             line("to the stream's handshake", &way.stream);
             line("to the agent's first answer", &way.answered);
+            report.median(
+                format!("{what}: {how}, huge pages"),
+                "pages",
+                &way.huge_pages,
+            );
         }
         let ours = median(&series.ours.answered);
         let jailed = ours / median(&series.jailed.answered);
@@ -139,6 +150,8 @@ pub async fn run() -> Result<Report> {
         let ratio = ours / by_hand;
         report.figure(format!("{what}: run-vm ÷ by hand"), "x", ratio, &[]);
         report.require(Required::AtMost(1.1));
+        let (low, high) = ratio_range(&series.ours.answered, &series.by_hand.answered);
+        report.note(format!("{what}: run-vm ÷ by hand is {low:.2} to {high:.2} in 90 of 100 draws from these samples"));
     }
     report.note(format!("image `tiny`, {TURNS} turns, nested under QEMU's TCG; run-vm has a jail and evidence, by hand there is neither"));
     Ok(report)
@@ -177,21 +190,47 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
                     How::Ours => Some(vm.stand_by()?),
                     How::ByHand | How::Jailed | How::Started => None,
                 };
-                tokio::time::sleep(SETTLE).await;
-                match how {
-                    How::ByHand => series.by_hand.push(by_hand(&setup.image, dir, &[]).await?),
+                settle().await?;
+                let before = huge_pages().await?;
+                let way = match how {
+                    How::ByHand => {
+                        series.by_hand.push(by_hand(&setup.image, dir, &[]).await?);
+                        &mut series.by_hand
+                    }
                     How::Jailed => {
                         let jailed = by_hand(&setup.image, dir, &["--jailer"]).await?;
                         series.jailed.push(jailed);
+                        &mut series.jailed
                     }
                     How::Ours | How::Started => ours(vm, standing, series).await?,
-                }
+                };
+                way.huge_pages.push(huge_pages().await? - before);
             }
         }
         println!("turn {turn}: {}", serde_json::to_string(&samples)?);
     }
     println!("{SAYS}{}", serde_json::to_string(&samples)?);
     Ok(())
+}
+
+/// Lets the machine become what it was before the last VM. Its memory is in pieces: the next guest would get as many huge pages as
+/// chance leaves whole, and boots the slower the fewer they are.
+async fn settle() -> Result<()> {
+    const COMPACT: &str = "/proc/sys/vm/compact_memory";
+    tokio::time::sleep(SETTLE).await;
+    let compacted = tokio::fs::write(COMPACT, "1").await;
+    compacted.with_context(|| format!("write to `{COMPACT}`"))
+}
+
+/// How many huge pages were given out at a fault since L1's start (Linux, admin-guide/mm/transhuge, *Monitoring usage*).
+async fn huge_pages() -> Result<f64> {
+    const STATISTICS: &str = "/proc/vmstat";
+    let text = tokio::fs::read_to_string(STATISTICS).await?;
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("thp_fault_alloc "));
+    let count = count.with_context(|| format!("no huge pages in `{STATISTICS}`"))?;
+    Ok(count.parse()?)
 }
 
 async fn saved(setup: &Setup) -> Result<RestoreSpec> {
@@ -225,7 +264,7 @@ fn vm(setup: &Setup, snapshot: Option<&RestoreSpec>) -> Result<Vm> {
     Ok(vm)
 }
 
-async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result<()> {
+async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result<&mut Way> {
     let stood_by = standing.is_some();
     let (begun, began) = (Instant::now(), Timestamp::now());
     let running = match standing {
@@ -266,5 +305,5 @@ async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result
         after(&phase(Phase::StreamUp))?,
         answered,
     ]);
-    Ok(())
+    Ok(way)
 }

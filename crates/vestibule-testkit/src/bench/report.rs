@@ -105,6 +105,9 @@ impl Report {
     }
 }
 
+/// More samples than these are in the JSON only.
+const SHOWN: usize = 12;
+
 /// Three significant digits: no bench is more exact.
 fn short(value: f64) -> String {
     let digits = match value.abs() {
@@ -140,7 +143,7 @@ impl std::fmt::Display for Report {
                     if met { "met" } else { "MISSED" }
                 )?;
             }
-            if figure.samples.len() > 1 && figure.samples.len() <= 8 {
+            if figure.samples.len() > 1 && figure.samples.len() <= SHOWN {
                 let samples: Vec<_> = figure.samples.iter().map(|sample| short(*sample)).collect();
                 write!(f, "  ({})", samples.join(", "))?;
             }
