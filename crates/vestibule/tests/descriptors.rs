@@ -22,7 +22,9 @@ const SPARE: u64 = 24;
 /// People who are connected before there are none left.
 const PEOPLE: usize = 6;
 
-const CONFIG: &str = "runner = ['/bin/false']\n[limits]\nwaiting = 100\nlive_per_user = 0\nstarts_per_minute = 0\n[pool]\nbrowser = 0\n\
+/// More VMs than are ever asked for: what a start that failed half-way has made is removed when there are descriptors again, and is a
+/// VM until then.
+const CONFIG: &str = "runner = ['/bin/false']\n[limits]\nvms = 100\nwaiting = 100\nlive_per_user = 0\nstarts_per_minute = 0\n[pool]\nbrowser = 0\n\
                       [providers.oidc]\nparameters = { issuer = 'https://idp.test', client_id = 'vestibule' }\n";
 
 /// A controller; killed with the test.
