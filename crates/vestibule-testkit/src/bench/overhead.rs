@@ -213,8 +213,8 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// Lets the machine become what it was before the last VM. Its memory is in pieces: the next guest would get as many huge pages as
-/// chance leaves whole, and boots the slower the fewer they are.
+/// Lets the machine become what it was before the last VM. Its memory is in pieces then; made whole, it gives every guest as many huge
+/// pages, so that a difference between two boots is none of theirs.
 async fn settle() -> Result<()> {
     const COMPACT: &str = "/proc/sys/vm/compact_memory";
     tokio::time::sleep(SETTLE).await;
