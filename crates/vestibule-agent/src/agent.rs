@@ -57,8 +57,8 @@ pub(crate) struct Agent {
     /// The session that this VM belongs to; once set it stays.
     pub(crate) session: OnceLock<SessionId>,
     pub(crate) clock: Clock,
-    /// Whether the host has set the clock.
-    pub(crate) clock_set: watch::Sender<bool>,
+    /// Whether the host follows the events. By then it has set the clock and has its answers.
+    pub(crate) followed: watch::Sender<bool>,
     /// Whether the guest is ready to be saved; then the agent begins anew when the stream ends.
     pub(crate) prepared: watch::Sender<bool>,
     build: String,
@@ -76,7 +76,7 @@ impl Agent {
             display: watch::Sender::new(None),
             session: OnceLock::new(),
             clock: Clock::default(),
-            clock_set: watch::Sender::new(false),
+            followed: watch::Sender::new(false),
             prepared: watch::Sender::new(false),
             build,
         })

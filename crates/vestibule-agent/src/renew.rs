@@ -2,9 +2,10 @@
 //!
 //! The agent of a snapshot waits for a host. When one comes, the config drive is read again; another machine id or
 //! generation in it means that this is a copy. Before the host's hello is answered, clock, kernel generator, machine-id,
-//! host name and boot id are this VM's own ([`renew`]), and the browser's processes that drew from the old ones are gone or draw from the new one. Afterwards, when the
-//! host has set the clock to the millisecond, the rest gets its own ([`Agent::wake`]): journal, X authority, the browser's ids. Last
-//! the start page is loaded again, by a renderer of this VM; until it is painted this VM is not ready.
+//! host name and boot id are this VM's own ([`renew`]), and the browser's processes that drew from the old ones are gone
+//! or draw from the new one. Afterwards, when the host has its answers and has set the clock to the millisecond, the rest
+//! gets its own ([`Agent::wake`]): journal, X authority, the browser's ids. Last the start page is loaded again, by a
+//! renderer of this VM; until it is painted this VM is not ready.
 //! The agent itself was started anew before the save and has drawn nothing since: the generator of `rand` seeds itself at
 //! its first use.
 use crate::{
@@ -43,8 +44,8 @@ const JOURNALS: &str = "/run/log/journal";
 const JOURNAL_WAIT: Duration = Duration::from_secs(60);
 const JOURNAL_LOOK: Duration = Duration::from_millis(100);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// The host sets the clock first thing; where it does not, the drive's time has to do.
-const CLOCK_WAIT: Duration = Duration::from_secs(10);
+/// The host follows the events as soon as it has set the clock; where it does not, the drive's time has to do.
+const HOST_WAIT: Duration = Duration::from_secs(10);
 /// The start page is loaded and painted within this, or the key is pressed again; so often.
 const PAINT_WAIT: Duration = Duration::from_secs(30);
 const RELOADS: u32 = 3;
@@ -139,12 +140,13 @@ fn new_boot_id(run: &Path) -> Result<(), RenewError> {
 impl Agent {
     /// Makes what is running another VM's, and starts what was stopped before the save.
     pub(crate) async fn wake(self: Arc<Self>, hostname: String) {
-        let mut clock = self.clock_set.subscribe();
-        if tokio::time::timeout(CLOCK_WAIT, clock.wait_for(|set| *set))
+        // With one processor, what begins here holds up every answer that the host waits for.
+        let mut followed = self.followed.subscribe();
+        if tokio::time::timeout(HOST_WAIT, followed.wait_for(|is| *is))
             .await
             .is_err()
         {
-            warn!("the host has not set the clock; the desktop goes on all the same");
+            warn!("the host does not follow the events; the desktop goes on all the same");
         }
         if let Err(err) = self.start_units().await {
             warn!(error = %Chain(&err), "what was stopped was not started");

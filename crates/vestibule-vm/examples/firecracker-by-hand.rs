@@ -214,9 +214,7 @@ async fn run(image: &Utf8Path, snapshot: Option<&Utf8PathBuf>, jailed: bool) -> 
                     backend_path: MEMORY_FILE.into(),
                 },
             };
-            let mut requests = request::restore(features, &restore);
-            requests.push(request::resume());
-            requests
+            vec![request::restore(features, &restore), request::resume()]
         }
     };
     let api = Api::new(at(API));
@@ -225,6 +223,7 @@ async fn run(image: &Utf8Path, snapshot: Option<&Utf8PathBuf>, jailed: bool) -> 
         ensure!(alive && matches!(err, ApiError::Connect { .. }), "{err}");
         tokio::time::sleep(POLL).await;
     }
+    api.send(&request::metrics()).await?;
     for one in &requests {
         api.send(one).await?;
     }

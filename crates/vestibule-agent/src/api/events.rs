@@ -19,6 +19,7 @@ pub(super) struct After {
 }
 
 pub(super) async fn follow(State(agent): Shared, Query(After { after }): Query<After>) -> Response {
+    agent.followed.send_replace(true);
     let lines = Arc::clone(&agent.events)
         .follow(after)
         .map(|batch| Ok::<_, Infallible>(encode(&batch)));

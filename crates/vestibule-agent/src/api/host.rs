@@ -20,7 +20,6 @@ pub(super) async fn clock(
         .clock
         .ask(request, identity::set_clock)
         .map_err(|err| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, Chain(&err).to_string()))?;
-    agent.clock_set.send_replace(true);
     Ok(Json(reply))
 }
 

@@ -61,8 +61,12 @@ async fn a_tool_without_a_way_out_is_told_so() {
     assert_eq!(found.cause, Cause::NameNotFound, "{found:?}");
     assert!(found.evidence[0].text.contains("api.vendor.test:443"));
     assert_eq!(verdict.also[0].cause, Cause::ToolFailed);
-    let failure = api.session(id).await.failure.unwrap();
-    assert_eq!(failure.finding.unwrap().cause, Cause::NameNotFound);
+    // The evidence has it first.
+    wait_for("the session's own verdict", || async {
+        let told = api.session(id).await.failure?.finding?;
+        (told.cause == Cause::NameNotFound).then_some(())
+    })
+    .await;
     controller.stop().await;
 }
 

@@ -26,7 +26,9 @@ use vestibule_api::{
     time::Timestamp,
 };
 
-const TURNS: usize = 10;
+const TURNS: usize = 6;
+/// In each turn, for one start: a load is short, and chance makes as much of it.
+const LOADS: usize = 4;
 const LIMIT: Duration = Duration::from_secs(3600);
 const PHASE: Duration = Duration::from_secs(400);
 /// Before each start: what the kernel still clears up of one VM (namespaces, mounts, after grace periods of RCU) holds the next one
@@ -43,13 +45,24 @@ struct Way {
     answered: Vec<f64>,
     /// Huge pages that were given out meanwhile, nearly all of them to the guest.
     huge_pages: Vec<f64>,
+    /// When each began, in seconds since the epoch: this machine may have been faster at one time than at another.
+    began: Vec<f64>,
+    /// Of VMs that did not come to an answer: why.
+    failed: Vec<String>,
 }
 
 impl Way {
-    fn push(&mut self, [asked, stream, answered]: [f64; 3]) {
-        self.asked.push(asked);
-        self.stream.push(stream);
-        self.answered.push(answered);
+    fn push(&mut self, began: Timestamp, vm: Result<[f64; 3]>, huge_pages: f64) {
+        match vm {
+            Ok([asked, stream, answered]) => {
+                self.began.push(began.as_micros() as f64 / 1e6);
+                self.asked.push(asked);
+                self.stream.push(stream);
+                self.answered.push(answered);
+                self.huge_pages.push(huge_pages);
+            }
+            Err(err) => self.failed.push(format!("{err:#}")),
+        }
     }
 }
 
@@ -130,6 +143,14 @@ pub async fn run() -> Result<Report> {
                 "pages",
                 &way.huge_pages,
             );
+            let failed = way.failed.len() as f64;
+            report.figure(format!("{what}: {how}, failed"), "VMs", failed, &[]);
+            if how.starts_with("run-vm") {
+                report.require(Required::AtMost(0.0));
+            }
+            for failed in &way.failed {
+                report.note(format!("{what}: {how}: {failed}"));
+            }
         }
         let ours = median(&series.ours.answered);
         let jailed = ours / median(&series.jailed.answered);
@@ -153,7 +174,7 @@ pub async fn run() -> Result<Report> {
         let (low, high) = ratio_range(&series.ours.answered, &series.by_hand.answered);
         report.note(format!("{what}: run-vm ÷ by hand is {low:.2} to {high:.2} in 90 of 100 draws from these samples"));
     }
-    report.note(format!("image `tiny`, {TURNS} turns, nested under QEMU's TCG; run-vm has a jail and evidence, by hand there is neither"));
+    report.note(format!("image `tiny`, {TURNS} turns of a start and {LOADS} loads, nested under QEMU's TCG; run-vm has a jail and evidence, by hand there is neither"));
     Ok(report)
 }
 
@@ -173,43 +194,53 @@ pub async fn samples(image: Utf8PathBuf, home: Utf8PathBuf) -> Result<()> {
     let mut samples = Samples::default();
     let snapshot = saved(&setup).await?;
     for turn in 1..=TURNS {
-        for (snapshot, series) in [
-            (None, &mut samples.start),
-            (Some(&snapshot), &mut samples.load),
-        ] {
-            let dir = snapshot.map(|snapshot| snapshot.dir.as_str());
-            let order = [How::ByHand, How::Jailed, How::Ours, How::Started];
-            for how in order
-                .into_iter()
-                .cycle()
-                .skip(turn % order.len())
-                .take(order.len())
-            {
-                let vm = vm(&setup, snapshot)?;
-                let standing = match how {
-                    How::Ours => Some(vm.stand_by()?),
-                    How::ByHand | How::Jailed | How::Started => None,
-                };
-                settle().await?;
-                let before = huge_pages().await?;
-                let way = match how {
-                    How::ByHand => {
-                        series.by_hand.push(by_hand(&setup.image, dir, &[]).await?);
-                        &mut series.by_hand
-                    }
-                    How::Jailed => {
-                        let jailed = by_hand(&setup.image, dir, &["--jailer"]).await?;
-                        series.jailed.push(jailed);
-                        &mut series.jailed
-                    }
-                    How::Ours | How::Started => ours(vm, standing, series).await?,
-                };
-                way.huge_pages.push(huge_pages().await? - before);
-            }
+        each_way(&setup, None, turn, &mut samples.start).await?;
+        for load in 0..LOADS {
+            each_way(&setup, Some(&snapshot), turn + load, &mut samples.load).await?;
         }
         println!("turn {turn}: {}", serde_json::to_string(&samples)?);
     }
     println!("{SAYS}{}", serde_json::to_string(&samples)?);
+    Ok(())
+}
+
+/// One VM in each way, each time another one first.
+async fn each_way(
+    setup: &Setup,
+    snapshot: Option<&RestoreSpec>,
+    turn: usize,
+    series: &mut Series,
+) -> Result<()> {
+    let dir = snapshot.map(|snapshot| snapshot.dir.as_str());
+    let mut order = [How::ByHand, How::Jailed, How::Ours, How::Started];
+    let first = turn % order.len();
+    order.rotate_left(first);
+    for how in order {
+        let vm = vm(setup, snapshot)?;
+        let standing = match how {
+            How::Ours => Some(vm.stand_by()?),
+            How::ByHand | How::Jailed | How::Started => None,
+        };
+        settle().await?;
+        let (before, began) = (huge_pages().await?, Timestamp::now());
+        let (way, points) = match how {
+            How::ByHand => (&mut series.by_hand, by_hand(&setup.image, dir, &[]).await),
+            How::Jailed => (
+                &mut series.jailed,
+                by_hand(&setup.image, dir, &["--jailer"]).await,
+            ),
+            How::Ours => (
+                &mut series.ours,
+                ours(&vm, standing).await.map(|ran| ran.points),
+            ),
+            How::Started => {
+                let ran = ours(&vm, standing).await;
+                series.runner.extend(ran.as_ref().map(|ran| ran.runner));
+                (&mut series.started, ran.map(|ran| ran.points))
+            }
+        };
+        way.push(began, points, huge_pages().await? - before);
+    }
     Ok(())
 }
 
@@ -264,8 +295,15 @@ fn vm(setup: &Setup, snapshot: Option<&RestoreSpec>) -> Result<Vm> {
     Ok(vm)
 }
 
-async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result<&mut Way> {
-    let stood_by = standing.is_some();
+/// A VM of `run-vm`'s.
+struct Ran {
+    /// Seconds to each point of a [`Way`].
+    points: [f64; 3],
+    /// Seconds to its first event.
+    runner: f64,
+}
+
+async fn ours(vm: &Vm, standing: Option<Standing>) -> Result<Ran> {
     let (begun, began) = (Instant::now(), Timestamp::now());
     let running = match standing {
         Some(standing) => vm.start_by(standing).await?,
@@ -278,10 +316,13 @@ async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result
         let phase = Phase::AgentUp;
         (*event == RunnerEventKind::Phase { phase }).then_some(Ok(()))
     });
-    tokio::time::timeout(PHASE, answered).await???;
+    let came = tokio::time::timeout(PHASE, answered).await??;
     let answered = begun.elapsed().as_secs_f64();
-    running.stop().await?;
-    running.ended().await?;
+    let (stopped, ended) = (running.stop().await, running.ended().await);
+    // Of a VM that failed, its finding says most.
+    came?;
+    stopped?;
+    ended?;
     let events = vm.events()?;
     let after = |wanted: &dyn Fn(&RunnerEventKind) -> bool| {
         let event = events.iter().find(|event| wanted(&event.event));
@@ -294,16 +335,12 @@ async fn ours(vm: Vm, standing: Option<Standing>, series: &mut Series) -> Result
         Phase::VmmStarted
     };
     let phase = |wanted| move |event: &RunnerEventKind| matches!(event, RunnerEventKind::Phase { phase } if *phase == wanted);
-    let way = if stood_by {
-        &mut series.ours
-    } else {
-        series.runner.push(after(&|_| true)?);
-        &mut series.started
-    };
-    way.push([
-        after(&phase(asked))?,
-        after(&phase(Phase::StreamUp))?,
-        answered,
-    ]);
-    Ok(way)
+    Ok(Ran {
+        points: [
+            after(&phase(asked))?,
+            after(&phase(Phase::StreamUp))?,
+            answered,
+        ],
+        runner: after(&|_| true)?,
+    })
 }

@@ -38,7 +38,11 @@ async fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
     let command = words.next().unwrap_or_default();
     if matches!(command.as_str(), "bench" | "pour") {
-        return vestibule_testkit::bench::cli::main(&command, words).await;
+        // Whoever ends a bench ends what it started with it: a machine that nobody waits for makes the next figures wrong.
+        return tokio::select! {
+            done = vestibule_testkit::bench::cli::main(&command, words) => done,
+            stopped = ended() => stopped.and_then(|()| anyhow::bail!("stopped by a signal")),
+        };
     }
     let options: std::collections::BTreeMap<String, String> = pairs(words)?;
     let option = |name: &str| options.get(name).cloned();

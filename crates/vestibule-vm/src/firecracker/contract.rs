@@ -107,11 +107,12 @@ fn close(value: &mut Value) {
 
 /// Every request that the driver sends to this version, with every choice that changes one.
 fn all(version: Version) -> Vec<Request> {
-    let mut requests = request::boot(&Boot {
+    let mut requests = vec![request::metrics()];
+    requests.extend(request::boot(&Boot {
         vcpus: 2,
         memory_mib: 512,
         cmdline: String::from("console=ttyS0"),
-    });
+    }));
     for backend_type in [BackendType::File, BackendType::Uffd] {
         let restore = Restore {
             state: String::from("/proc/self/fd/7"),
@@ -120,7 +121,7 @@ fn all(version: Version) -> Vec<Request> {
                 backend_path: String::from("/memory"),
             },
         };
-        requests.extend(request::restore(version.features(), &restore));
+        requests.push(request::restore(version.features(), &restore));
     }
     requests.extend(request::save("/memory"));
     requests.extend([request::resume(), request::flush_metrics()]);

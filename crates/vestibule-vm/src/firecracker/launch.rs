@@ -74,7 +74,7 @@ pub(super) async fn start(
     };
     let requests = match &restore {
         None => request::boot(&boot_of(&launch)),
-        Some(restore) => request::restore(version.features(), restore),
+        Some(restore) => vec![request::restore(version.features(), restore)],
     };
     let api = Api::new(vmm.directory.join(API_SOCKET));
     if let Err(failed) = ask(&api, &vmm, &requests).await {
@@ -153,7 +153,7 @@ fn jailed<'a>(
     Some((driver.jailer()?, jail, jail.uid()?))
 }
 
-/// Makes the VM of a VMM that has none.
+/// Has the VMM do so much, until it has its VM.
 async fn ask(api: &Api, vmm: &Vmm, requests: &[Request]) -> Result<(), Failed> {
     let seal = || match vmm.owner {
         Some(_) => jailed::seal(&vmm.directory).map_err(Failed::Seal),
@@ -253,17 +253,22 @@ impl Failed {
     }
 }
 
-/// Waits until the VMM answers, as the version that it was.
+/// Waits until the VMM answers, as the version that it was, and has its metrics kept.
 ///
 /// # Errors
-/// When it ends, or is another one.
+/// When it ends, is another one, or refuses.
 pub(super) async fn greeted(
     vmm: &Vmm,
     capabilities: &Capabilities,
 ) -> Result<Version, LaunchError> {
     let api = Api::new(vmm.directory.join(API_SOCKET));
     let failed = match greet(&api, &vmm.child).await {
-        Ok(version) if version.to_string() == capabilities.version => return Ok(version),
+        Ok(version) if version.to_string() == capabilities.version => {
+            match ask(&api, vmm, &[request::metrics()]).await {
+                Ok(()) => return Ok(version),
+                Err(failed) => failed,
+            }
+        }
         Ok(version) => Failed::Changed(version),
         Err(failed) => failed,
     };

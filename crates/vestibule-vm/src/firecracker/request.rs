@@ -183,21 +183,23 @@ pub struct Boot {
 }
 
 /// What a VM that is restored begins from. Dirty pages are not tracked, since it is not saved again (Firecracker fact 15), and its
-/// kvm-clock is left to the agent, which is told the time before anything else, whatever the version (Firecracker fact 16).
+/// kvm-clock is left to the agent, which is told the time first thing, whatever the version (Firecracker fact 16).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
     pub state: String,
     pub memory: MemoryBackend,
 }
 
-fn metrics() -> Request {
+/// How a process that was just started is to observe itself. Of all that may be said before a load, this alone is needed, and no
+/// snapshot keeps it (Firecracker facts 5 and 12); a VMM needs no VM for it.
+pub fn metrics() -> Request {
     Request::Metrics(Metrics {
         metrics_path: METRICS.to_owned(),
     })
 }
 
-/// From a fresh process to a VM that runs, in the only order that Firecracker takes: how it observes itself, the machine,
-/// what it boots, its devices; the start, once (Firecracker fact 1).
+/// From a process that has its [`metrics`] to a VM that runs, in the only order that Firecracker takes: the machine, what it boots,
+/// its devices; the start, once (Firecracker fact 1).
 pub fn boot(boot: &Boot) -> Vec<Request> {
     let drive = |name| {
         Request::Drive(Drive {
@@ -208,7 +210,6 @@ pub fn boot(boot: &Boot) -> Vec<Request> {
         })
     };
     vec![
-        metrics(),
         Request::MachineConfig(MachineConfig {
             vcpu_count: boot.vcpus,
             mem_size_mib: boot.memory_mib,
@@ -233,9 +234,8 @@ pub fn boot(boot: &Boot) -> Vec<Request> {
     ]
 }
 
-/// From a fresh process to a VM whose CPUs wait for [`resume`]. Nothing but metrics may be said before the load, and they are
-/// not kept in a snapshot (Firecracker facts 5 and 12).
-pub fn restore(features: Features, restore: &Restore) -> Vec<Request> {
+/// From a process that has its [`metrics`], and was told nothing else, to a VM whose CPUs wait for [`resume`] (Firecracker fact 12).
+pub fn restore(features: Features, restore: &Restore) -> Request {
     let load = LoadSnapshot {
         snapshot_path: restore.state.clone(),
         mem_backend: restore.memory.clone(),
@@ -244,7 +244,7 @@ pub fn restore(features: Features, restore: &Restore) -> Vec<Request> {
             uds_path: VSOCK.to_owned(),
         }),
     };
-    vec![metrics(), Request::LoadSnapshot(load)]
+    Request::LoadSnapshot(load)
 }
 
 /// Stops the CPUs.

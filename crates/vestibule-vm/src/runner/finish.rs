@@ -11,7 +11,6 @@ use rustix::process::{Pid, test_kill_process_group};
 use std::{os::unix::fs::FileTypeExt as _, sync::Arc, time::Duration};
 use vestibule_api::{
     crash,
-    error::Chain,
     machine::{Disposal, DisposedItem, Disposer, Exit, MachineState, RunnerEventKind},
     time::Timestamp,
 };
@@ -138,12 +137,8 @@ async fn report(shared: &Shared) -> Result<bytes::Bytes, String> {
     let Some(mux) = shared.mux.borrow().clone() else {
         return Err(String::from("there was no stream to the agent"));
     };
-    match tokio::time::timeout(REPORT_TIMEOUT, link::get(&mux, "/report")).await {
-        Ok(report) => report.map_err(|err| Chain(&err).to_string()),
-        Err(_) => Err(format!(
-            "the agent did not answer within {REPORT_TIMEOUT:?}"
-        )),
-    }
+    let report = link::get(&mux, "/report");
+    link::within(REPORT_TIMEOUT, "GET /report", report).await
 }
 
 /// Removes what the VM had on the host and looks whether it is gone; writes the rest of the bundle; publishes the end.

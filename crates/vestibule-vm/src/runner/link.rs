@@ -160,28 +160,27 @@ impl Link {
 
     /// Checks the agent, then passes its events on; returns why it stopped.
     async fn converse(&mut self, mux: &Mux) -> String {
-        let answers = async {
-            let health = within(HEALTH_TIMEOUT, "GET /health", health(mux)).await?;
-            if let Some(finding) = findings::agent_mismatch(&health, &self.agent_build) {
-                self.tell(Input::AgentRefused(Box::new(finding))).await;
-                return std::future::pending().await;
-            }
-            if self.on_time {
-                self.shared.mux.send_replace(Some(mux.clone()));
-            }
-            self.tell(Input::AgentUp(Box::new(health))).await;
-            Ok(())
+        let health = match within(HEALTH_TIMEOUT, "GET /health", health(mux)).await {
+            Ok(health) => health,
+            Err(words) => return words,
         };
-        let is_set = within(CLOCK_TIMEOUT, "POST /clock", set_clock(mux));
-        // Both at once: on an emulated processor each costs its whole way there and back. A copy that is told the time begins to become
-        // another machine beside its answers, so that question is the second.
-        if let Err(words) = tokio::try_join!(answers, is_set) {
+        if let Some(finding) = findings::agent_mismatch(&health, &self.agent_build) {
+            self.tell(Input::AgentRefused(Box::new(finding))).await;
+            return std::future::pending().await;
+        }
+        if self.on_time {
+            self.shared.mux.send_replace(Some(mux.clone()));
+        }
+        self.tell(Input::AgentUp(Box::new(health))).await;
+        // Not beside the first question, whose answer it would hold up in a guest with one processor.
+        if let Err(words) = within(CLOCK_TIMEOUT, "POST /clock", set_clock(mux)).await {
             return words;
         }
         // Nobody else speaks with the first agent before: what the guest does from now on, it does at the right time.
         self.on_time = true;
         self.shared.mux.send_replace(Some(mux.clone()));
         self.tell(Input::Identity).await;
+        // A copy takes this question for the sign to become another machine with all that is in it.
         let events = async {
             loop {
                 let ended = self.read_events(mux).await;
@@ -234,7 +233,7 @@ impl Link {
 }
 
 /// What a call to the agent gives, or in words why it gave nothing.
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Duration,
     what: &str,
     call: impl Future<Output = Result<T, AgentCallError>>,

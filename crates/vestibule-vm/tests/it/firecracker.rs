@@ -380,19 +380,14 @@ async fn a_field_that_a_version_does_not_know_is_refused_by_it() {
             backend_path: "memory".into(),
         },
     };
-    let requests = request::restore(newest.features(), &restore);
-    let err = api.send(requests.last().unwrap()).await.unwrap_err();
+    let load = request::restore(newest.features(), &restore);
+    let err = api.send(&load).await.unwrap_err();
     assert!(
         matches!(&err, ApiError::Refused { fault, .. } if fault.contains("vsock_override")),
         "{err}"
     );
     // Firecracker fact 5: before 1.14 a file for metrics that is not there is an error, so the driver makes it.
-    let metrics = request::boot(&request::Boot {
-        vcpus: 1,
-        memory_mib: MEMORY_MIB,
-        cmdline: String::new(),
-    })
-    .remove(0);
+    let metrics = request::metrics();
     let made = dir.path().join(request::METRICS);
     if api.version().await.unwrap() < Version::new(1, 14, 0) {
         assert!(!made.exists() && api.send(&metrics).await.is_err());
