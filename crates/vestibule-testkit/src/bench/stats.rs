@@ -15,6 +15,11 @@ pub fn median(samples: &[f64]) -> f64 {
     }
 }
 
+/// `NaN` of none.
+pub fn mean(samples: &[f64]) -> f64 {
+    samples.iter().sum::<f64>() / samples.len() as f64
+}
+
 /// The smallest sample that at least `percent` of a hundred samples do not exceed (nearest rank). `NaN` of none.
 pub fn percentile(samples: &[f64], percent: usize) -> f64 {
     let sorted = sorted(samples);
@@ -49,6 +54,7 @@ mod tests {
     fn the_middle_and_the_ranks() {
         assert!((median(&[9.0, 1.0, 5.0]) - 5.0).abs() < f64::EPSILON);
         assert!((median(&[4.0, 1.0, 2.0, 9.0]) - 3.0).abs() < f64::EPSILON);
+        assert!((mean(&[9.0, 1.0, 5.0]) - 5.0).abs() < f64::EPSILON && mean(&[]).is_nan());
         assert!(median(&[]).is_nan() && percentile(&[], 95).is_nan());
         let twenty: Vec<f64> = (1..=20).rev().map(f64::from).collect();
         assert!((percentile(&twenty, 95) - 19.0).abs() < f64::EPSILON);
